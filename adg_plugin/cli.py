@@ -1,0 +1,110 @@
+"""The `adg` command. The result goes to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from adg_plugin import __version__
+from adg_plugin.config import load_config
+from adg_plugin.errors import ADGError
+
+app = typer.Typer(
+    help="Choose which instruction rows to train on, by asking the model that will be trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_console = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: budget=500, datasets.0.path=more.jsonl."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, warnings only.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"adg-plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def select(
+    config: Config,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Sample, score and select. The last line on stdout is the path of selected.jsonl.
+
+    An interrupted run goes on when the same command is given again; another budget, weight, score or bin count samples
+    nothing again.
+    """
+    settings = load_config(config, set_)
+    from adg_plugin.pipeline import select as run
+    from adg_plugin.summary import print_summary
+
+    folder = out or Path(settings.output_dir or Path("runs") / config.stem)
+    selection = run(config=settings, output_dir=folder, show_progress=not quiet)
+    if not quiet:
+        print_summary(selection.run_dir, _console)
+    print(selection.path)
+
+
+@app.command()
+def score(
+    config: Config,
+    answers: Annotated[Path, typer.Option(metavar="FILE", help="JSONL: a prompt, generated_answers, id.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL: id, dispersion, anisotropy, score.")],
+    set_: Set = None,
+) -> None:
+    """Score answers that somebody else generated. The last line on stdout is the path of the scores."""
+    settings = load_config(config, set_)
+    from adg_plugin.answers import score_answers
+
+    counts = score_answers(settings, answers, out)
+    note = f", {counts.rejected} rejected: see {counts.rejected_path}" if counts.rejected else ""
+    _console.print(f"{counts.scored} rows scored{note}", highlight=False, soft_wrap=True)
+    print(out)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _set_up_logging() -> None:
+    handler = RichHandler(console=_console, show_path=False, show_time=False, rich_tracebacks=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; errors of this package end it with a message and their exit code."""
+    _set_up_logging()
+    signal.signal(signal.SIGTERM, _interrupt)  # so that what is buffered is written
+    try:
+        app(arguments, prog_name="adg")
+    except ADGError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted: give the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)

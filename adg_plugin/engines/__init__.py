@@ -1,0 +1,1 @@
+"""Engines: what draws answers and turns them into vectors."""

@@ -1,0 +1,61 @@
+"""What goes into an engine and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FinishReason = Literal["eos", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered row: everything up to where the assistant's answer begins."""
+
+    id: str
+    token_ids: npt.NDArray[np.int32]  # (L,)
+    span: tuple[int, int]  # [start, end) of the instruction's own tokens
+    key: bytes = b""  # 16-byte hash of what produces the row's answers; b"" outside a run folder
+    instruction: str = ""  # the row's own words, for `pooling: reference`
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer. `token_ids` leave the end-of-answer token out."""
+
+    token_ids: npt.NDArray[np.int32]  # (T,)
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What an engine found out about one row. With a `reason`, the row is rejected and the arrays are None."""
+
+    id: str
+    key: bytes
+    answers: tuple[Answer, ...]
+    gram: npt.NDArray[np.float32] | None  # (K, K), inner products of the unit answer vectors
+    prompt_vector: npt.NDArray[np.float16] | None  # (H,), unit length
+    reason: str | None = None
+    vectors: npt.NDArray[np.float16] | None = None  # (K, H), only when asked for
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens, all answers together."""
+        return sum(len(answer.token_ids) for answer in self.answers)
+
+
+class Engine(Protocol):
+    """Draws K answers per prompt and embeds them."""
+
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
+        """Yield one result per prompt, in the order in which they finish."""
+        ...

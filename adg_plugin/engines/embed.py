@@ -1,0 +1,134 @@
+"""Vectors of token sequences that are already there, by plain batched forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from adg_plugin.engines.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.states import StateTap, last_layers, unit
+
+REFERENCE_LAYERS = (-4, -3, -2)  # three, not four: as the authors' code does
+REFERENCE_TOKENS = 1024
+_PLAIN = set(",.;:!?()[]{}\"'`~-_/\\")
+_MARKED = set("0123456789%℃°")
+_BATCH_TOKENS = {"cpu": 2048}
+_BATCH_TOKENS_ACCELERATOR = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A token sequence and how much each token's state counts in its mean."""
+
+    token_ids: npt.NDArray[np.int32]  # (L,)
+    weights: npt.NDArray[np.float32]  # (L,)
+
+
+def answer_sequence(prompt: npt.NDArray[np.int32], answer: npt.NDArray[np.int32]) -> Weighted:
+    """Return prompt + answer, with the answer's tokens counting alike (`pooling: answer`)."""
+    ids = np.concatenate((prompt, answer)).astype(np.int32)
+    return Weighted(ids, (np.arange(len(ids)) >= len(prompt)).astype(np.float32))
+
+
+def reference_sequence(tokenizer: PreTrainedTokenizerBase, instruction: str, answer: str) -> Weighted:
+    """Return instruction + " " + answer weighted as by the authors' released code (`pooling: reference`).
+
+    No template, no special tokens, at most 1,024 tokens. A token of white space and punctuation counts 0, one with a
+    digit or a sign of percent or degree 1.3, any other 1.
+    """
+    ids = tokenizer(f"{instruction} {answer}", add_special_tokens=False, verbose=False)["input_ids"][:REFERENCE_TOKENS]
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    return Weighted(np.array(ids, dtype=np.int32), np.array([_reference_weight(t) for t in texts], dtype=np.float32))
+
+
+def _reference_weight(token: str) -> float:
+    token = token.strip()
+    if all(c in _PLAIN or c.isspace() for c in token):
+        return 0.0
+    return 1.3 if any(c in _MARKED for c in token) else 1.0
+
+
+@torch.no_grad()
+def embed(model: PreTrainedModel, sequences: Sequence[Weighted], indices: tuple[int, ...]) -> Tensor:
+    """Return the unit vector of each sequence, (N, H) float32: the weighted mean of its tokens' states.
+
+    A sequence without weight gives NaN. Batches are sorted by length and halved when memory runs out.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        sequences: each at least one token long.
+        indices: which entries of HF's `hidden_states` are averaged.
+    """
+    tap = StateTap(indices)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].token_ids))
+    budget = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
+    pending = list(_batches(order, [len(s.token_ids) for s in sequences], budget))
+    vectors: dict[int, Tensor] = {}
+    with tap.on(model):
+        while pending:
+            batch = pending.pop()
+            try:
+                means = _means(model, tap, [sequences[i] for i in batch])
+            except (RuntimeError, MemoryError) as err:
+                if not is_out_of_memory(err) or len(batch) == 1:
+                    raise
+                tap.forget()
+                release_memory(model.device)
+                pending += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                continue
+            vectors.update(zip(batch, unit(means).cpu(), strict=True))
+    return torch.stack([vectors[i] for i in range(len(sequences))])
+
+
+def embed_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[npt.NDArray[np.int32]],
+    answers: Sequence[npt.NDArray[np.int32]],
+    layers: int,
+) -> Tensor:
+    """Return the unit vector of each answer (N, H) after its prompt, as the one-pass engine defines it."""
+    pairs = [answer_sequence(p, a) for p, a in zip(prompts, answers, strict=True)]
+    return embed(model, pairs, last_layers(layers))
+
+
+def embed_reference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, instruction: str, answers: Sequence[str]
+) -> Tensor:
+    """Return the unit vectors (K, H) of a row's answers under `pooling: reference`."""
+    return embed(model, [reference_sequence(tokenizer, instruction, a) for a in answers], REFERENCE_LAYERS)
+
+
+def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in order:  # ascending lengths: the newest is the longest
+        if batch and (len(batch) + 1) * lengths[i] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _means(model: PreTrainedModel, tap: StateTap, batch: Sequence[Weighted]) -> Tensor:
+    longest = max(len(s.token_ids) for s in batch)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    weights = torch.zeros((len(batch), longest))
+    for row, sequence in enumerate(batch):
+        length = len(sequence.token_ids)
+        ids[row, :length] = torch.from_numpy(sequence.token_ids)
+        weights[row, :length] = torch.from_numpy(sequence.weights)
+        attended[row, :length] = 1
+    device = model.device
+    # The head is not needed: one position, because none is not an option everywhere.
+    model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False, logits_to_keep=1)
+    states, weights = tap.take(), weights.to(device)
+    # A token without weight may have an infinite state (padding): it must not turn the mean into NaN.
+    states = states.masked_fill(weights[..., None] == 0, 0)
+    return torch.einsum("nl,nlh->nh", weights, states) / weights.sum(1, keepdim=True)

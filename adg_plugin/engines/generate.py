@@ -1,0 +1,107 @@
+"""The fallback for models that cannot be run in one pass: `generate`, then a second forward for the vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines.base import Answer, Prompt, RowResult
+from adg_plugin.engines.embed import Weighted, answer_sequence, embed
+from adg_plugin.engines.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection, row_result
+from adg_plugin.engines.sampling import stream_keys
+from adg_plugin.engines.states import last_layers
+
+
+class GenerateEngine:
+    """Samples a row's K answers with the model's own `generate` and re-encodes them; slow, but works everywhere.
+
+    Each row is drawn alone from a seed of its own, so that its answers do not depend on the other rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ADGConfig,
+        eos_ids: Sequence[int],
+    ) -> None:
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._eos = sorted(eos_ids)
+
+    @torch.no_grad()
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
+        """Yield one result per prompt, in their order."""
+        with _generation_config(self.model, self._settings()):
+            for prompt in prompts:
+                try:
+                    yield self._row(prompt)
+                except (RuntimeError, MemoryError) as err:
+                    if not is_out_of_memory(err):
+                        raise
+                    release_memory(self.model.device)
+                    yield rejection(prompt, OUT_OF_MEMORY)
+
+    def _settings(self) -> GenerationConfig:
+        return GenerationConfig(
+            do_sample=True,
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=0,
+            max_new_tokens=self.config.max_new_tokens,
+            eos_token_id=self._eos,
+            pad_token_id=self._eos[0],
+        )
+
+    def _row(self, prompt: Prompt) -> RowResult:
+        samples = self.config.num_samples
+        answers: list[Answer] = []
+        for attempt, key in enumerate(stream_keys(self.config.seed, prompt.token_ids, 1 + REDRAWS)):
+            missing = samples - len(answers)
+            if missing:
+                answers += self._draw(prompt, missing, int(key) % 2**63 + attempt)
+        kept = tuple(answers)
+        if len(kept) < MIN_ANSWERS:
+            return rejection(prompt, EMPTY, kept)
+        ids = prompt.token_ids
+        span = np.zeros(len(ids), dtype=np.float32)
+        span[slice(*prompt.span)] = 1
+        sequences = [*(answer_sequence(ids, a.token_ids) for a in kept), Weighted(ids, span)]
+        vectors = embed(self.model, sequences, last_layers(self.config.layers))
+        answer_vectors = vectors[:-1]
+        gram = (answer_vectors @ answer_vectors.T).numpy()
+        return row_result(prompt, kept, gram, vectors[-1], answer_vectors if self.config.keep_vectors else None)
+
+    def _draw(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
+        """Return up to `count` answers; those that end at once are left out."""
+        ids = torch.from_numpy(prompt.token_ids).to(self.model.device, torch.long)[None]
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            output = self.model.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=torch.ones_like(ids), num_return_sequences=count
+            )
+        answers = []
+        for row in output[:, ids.shape[1] :].cpu().numpy().astype(np.int32):
+            ends = np.flatnonzero(np.isin(row, self._eos))
+            tokens = row[: ends[0]] if len(ends) else row
+            if len(tokens):
+                text = str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+                answers.append(Answer(tokens, text, "eos" if len(ends) else "length"))
+        return answers
+
+
+@contextmanager
+def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Put `settings` in the place of the model's own, from which `generate` would fill in what they leave open."""
+    before = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = before

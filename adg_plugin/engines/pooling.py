@@ -1,0 +1,42 @@
+"""`pooling: reference`: the answers of any engine, with vectors made as the authors' released code makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from adg_plugin.engines.base import Engine, Prompt, RowResult
+from adg_plugin.engines.embed import embed_reference
+from adg_plugin.engines.results import NON_FINITE
+
+
+class ReferencePooling:
+    """Embeds each row's answers again, in a second forward pass; the prompt's vector stays the engine's."""
+
+    def __init__(self, engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._engine, self._model, self._tokenizer = engine, model, tokenizer
+
+    def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
+        """Yield one result per prompt, in the order in which they finish."""
+        instructions: dict[str, str] = {}  # of the rows in flight
+
+        def remembered() -> Iterator[Prompt]:
+            for prompt in prompts:
+                instructions[prompt.id] = prompt.instruction
+                yield prompt
+
+        for result in self._engine.run(remembered()):
+            yield self._pooled(result, instructions.pop(result.id))
+
+    def _pooled(self, result: RowResult, instruction: str) -> RowResult:
+        if result.gram is None:
+            return result
+        vectors = embed_reference(self._model, self._tokenizer, instruction, [a.text for a in result.answers])
+        gram = (vectors @ vectors.T).numpy()
+        if not np.isfinite(gram).all():
+            return replace(result, gram=None, prompt_vector=None, vectors=None, reason=NON_FINITE)
+        kept = None if result.vectors is None else vectors.numpy().astype(np.float16)
+        return replace(result, gram=gram, vectors=kept)

@@ -1,0 +1,81 @@
+"""Hidden states of the last layers, taken while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def last_layers(count: int) -> tuple[int, ...]:
+    """Return the indices of the last `count` entries of HF's `hidden_states`."""
+    return tuple(range(-count, 0))
+
+
+class StateTap:
+    """Collects the mean of some entries of HF's `hidden_states` from each forward pass.
+
+    The last entry is the base model's output, after the final norm; the ones before it are the outputs of blocks.
+
+    Args:
+        indices: negative positions in `hidden_states`, ascending.
+    """
+
+    def __init__(self, indices: tuple[int, ...]) -> None:
+        self.indices = indices
+        self._states: list[Tensor] = []
+
+    @contextmanager
+    def on(self, model: PreTrainedModel) -> Iterator[None]:
+        """Listen to `model` inside the block."""
+        blocks = decoder_blocks(model)
+        handles = [blocks[i].register_forward_hook(self._keep) for i in self.indices if i < -1]
+        if -1 in self.indices:
+            handles.append(model.base_model.register_forward_hook(self._keep))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.forget()
+
+    def _keep(self, module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, tuple):
+            output = output[0]
+        state = getattr(output, "last_hidden_state", output)
+        assert isinstance(state, Tensor)
+        self._states.append(state)
+
+    def take(self) -> Tensor:
+        """Return the mean state of each token of the last forward pass, (batch, N, H) float32, and forget it."""
+        total = self._states[0].float()
+        for state in self._states[1:]:
+            total = total + state  # float32 + bfloat16 stays float32
+        self.forget()
+        return total / len(self.indices)
+
+    def forget(self) -> None:
+        """Drop what an interrupted forward pass left."""
+        self._states.clear()
+
+
+def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the list of the model's decoder blocks.
+
+    Raises:
+        LookupError: there is no single list with one module per hidden layer.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(lists) != 1:
+        raise LookupError(f"found {len(lists)} lists of {count} modules where one list of decoder blocks was expected")
+    return lists[0]
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Return the vectors (..., H) scaled to unit length, float32; a zero vector becomes NaN, never a direction."""
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / lengths

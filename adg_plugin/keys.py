@@ -1,0 +1,58 @@
+"""What identifies a row's answers: a hash of all that produced them, so that nothing stale is ever reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.config import ADGConfig
+
+# Raise it when the same settings come to give other answers or vectors.
+SAMPLING_VERSION = 1
+
+# The settings that touch answers or vectors; all others reuse what is stored.
+_SETTINGS = (
+    "engine",
+    "num_samples",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+    "pooling",
+    "layers",
+    "dtype",
+    "load_in_4bit",
+)
+_FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+
+
+def answer_recipe(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Return all that the answers of a prompt depend on beside the prompt itself.
+
+    Args:
+        model: what tells the weights from all others.
+        eos_ids: tokens that end an answer.
+    """
+    names = _SETTINGS + (_FOUR_BIT if config.load_in_4bit else ())
+    recipe: dict[str, Any] = {name: getattr(config, name) for name in names}
+    if config.keep_vectors:  # rows stored without vectors will not do
+        recipe["keep_vectors"] = True
+    return {**recipe, "model": model, "eos_ids": list(eos_ids), "version": SAMPLING_VERSION}
+
+
+def digest(settings: Mapping[str, Any]) -> bytes:
+    """Return 16 bytes that stand for JSON-like settings, whatever the order of their keys."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def row_key(recipe: bytes, token_ids: npt.NDArray[np.int32], span: tuple[int, int]) -> bytes:
+    """Return the 16-byte key of a prompt's answers under a recipe's digest."""
+    hashed = hashlib.blake2b(recipe, digest_size=16)
+    hashed.update(np.array(span, dtype="<i4").tobytes())
+    hashed.update(np.ascontiguousarray(token_ids, dtype="<i4").tobytes())
+    return hashed.digest()

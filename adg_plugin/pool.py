@@ -1,0 +1,101 @@
+"""Records -> the staged pool of a run folder: prompts with their keys, and rejected rows with their reasons."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Any
+
+from adg_plugin import keys
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines.base import Prompt
+from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.rows import Rejection, Row, row_json, unique_rows
+from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
+from adg_plugin.store import Rejection as StoredRejection
+from adg_plugin.store import RunFolder, StagedRow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Where rows come from. `fingerprint` is None where a change cannot be noticed without reading."""
+
+    records: Iterable[Record]
+    fingerprint: str | None
+
+    @classmethod
+    def of(cls, config: ADGConfig, dataset: Iterable[Mapping[str, Any]] | None = None) -> Pool:
+        """Return the pool in memory, or the one that the config's `datasets` name.
+
+        Raises:
+            DataError: a file that is missing or of unknown format.
+        """
+        if dataset is None:
+            return cls(iter_records(config.datasets), pool_fingerprint(config.datasets))
+        return cls(iter_memory(dataset), getattr(dataset, "_fingerprint", None))
+
+
+def stage_pool(run: RunFolder, pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any]) -> None:
+    """Render the pool into the run folder, unless what is there came of the same pool and settings.
+
+    Raises:
+        DataError: the pool cannot be read.
+        ConfigError, ModelError: the template does not exist or does not fit the tokenizer.
+        StoreError: the run folder cannot be written.
+    """
+    digest = _staging_digest(pool, config, tokenizer, recipe)
+    if pool.fingerprint is not None and run.staged_digest() == digest:
+        logger.info("the pool is staged already")
+        return
+    renderer = PromptRenderer(tokenizer, config.template, config.max_prompt_tokens, config.truncate)
+    run.stage_prompts(_staged(pool.records, renderer, keys.digest(recipe)), digest=digest)
+
+
+def _staging_digest(pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any]) -> str:
+    template = Path(config.template)
+    settings = {
+        "pool": pool.fingerprint,
+        "recipe": dict(recipe),
+        "template": template.read_text(encoding="utf-8") if template.is_file() else config.template,
+        "chat_template": tokenizer.chat_template,
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "truncate": config.truncate,
+    }
+    return keys.digest(settings).hex()
+
+
+def _staged(
+    records: Iterable[Record], renderer: PromptRenderer, recipe: bytes
+) -> Iterator[StagedRow | StoredRejection]:
+    """Yield every record once, as a prompt or as a rejection; order is kept among the prompts."""
+    rejected: list[Rejection] = []
+    rows, rendered_of = tee(_usable(unique_rows(records), rejected))
+    for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
+        yield from (_stored(r) for r in rejected)
+        rejected.clear()
+        yield _stored(rendered) if isinstance(rendered, Rejection) else _staged_row(row, rendered, recipe)
+    yield from (_stored(r) for r in rejected)
+
+
+def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection]) -> Iterator[Row]:
+    for row in rows:
+        if isinstance(row, Rejection):
+            rejected.append(row)
+        else:
+            yield row
+
+
+def _staged_row(row: Row, rendered: Rendered, recipe: bytes) -> StagedRow:
+    key = keys.row_key(recipe, rendered.token_ids, rendered.span)
+    instruction = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, instruction)
+    return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where)
+
+
+def _stored(rejection: Rejection) -> StoredRejection:
+    return StoredRejection(rejection.id, rejection.reason.value, rejection.detail, rejection.where)

@@ -1,0 +1,95 @@
+"""Progress of a long stage on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 15.0
+
+
+class SamplingProgress:
+    """Counts rows and sampled tokens.
+
+    Args:
+        total: rows of the whole pool.
+        done: rows that were there already.
+        show: False says nothing.
+    """
+
+    def __init__(self, total: int, done: int = 0, *, show: bool = True) -> None:
+        self.total, self.done, self._first = total, done, done
+        self.tokens = self.rejected = 0
+        self._began = self._said = time.monotonic()
+        self._console = Console(stderr=True)
+        self._show = show
+        self._bar: Progress | None = None
+        if show and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("sampling"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("rows · {task.fields[speed]} ·"),
+                TimeElapsedColumn(),
+                TextColumn("· left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=total, completed=done, speed="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self._show:
+            self._say()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._began
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Sampled tokens per second, so far."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def add(self, tokens: int, *, rejected: bool) -> None:
+        """Count one more row."""
+        self.done += 1
+        self.tokens += tokens
+        self.rejected += rejected
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, speed=f"{self.tokens_per_s:,.0f} tokens/s")
+        elif self._show and time.monotonic() - self._said >= _LINE_EVERY_S:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        fresh = self.done - self._first
+        left = self.seconds / fresh * (self.total - self.done) if fresh else float("nan")
+        rejected = f", {self.rejected} rejected" if self.rejected else ""
+        self._console.print(
+            f"sampling: {self.done}/{self.total} rows{rejected}, {self.tokens_per_s:,.0f} tokens/s, "
+            f"{_clock(self.seconds)} passed, {_clock(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    if seconds != seconds:
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

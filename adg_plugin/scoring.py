@@ -1,0 +1,86 @@
+"""Stored geometry -> scores, bins, the choice and their table. Never touches a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from adg_plugin.bins import assign_bins
+from adg_plugin.config import ADGConfig
+from adg_plugin.geometry import Balance, balance, combine, parts
+from adg_plugin.selection import Choice, choose, resolve_budget
+from adg_plugin.store import Geometry
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The choice over all eligible rows, in the order of their ids."""
+
+    ids: npt.NDArray[np.object_]  # (N,)
+    dispersion: Floats
+    anisotropy: Floats
+    scores: Floats
+    bins: npt.NDArray[np.int32]
+    choice: Choice
+    num_answers: npt.NDArray[np.int32]
+    answer_tokens: npt.NDArray[np.int32]
+    balance: Balance
+    warnings: tuple[str, ...]
+
+    def chosen_ids(self) -> list[str]:
+        """Return the chosen ids, best score first, ties by id."""
+        rows = np.flatnonzero(self.choice.chosen)
+        return [str(i) for i in self.ids[rows[np.argsort(-self.scores[rows], kind="stable")]]]
+
+    def table(self) -> pa.Table:
+        """Return what scores.parquet holds."""
+        return pa.table(
+            {
+                "id": pa.array(self.ids, pa.string()),
+                "dispersion": self.dispersion,
+                "anisotropy": self.anisotropy,
+                "score": self.scores,
+                "bin": self.bins,
+                "rank_in_bin": self.choice.rank.astype(np.int32),
+                "bin_quota": self.choice.quota.astype(np.int32),
+                "chosen": self.choice.chosen,
+                "reason": pa.array(self.choice.reason, pa.string()),
+                "num_answers": self.num_answers,
+                "answer_tokens": self.answer_tokens,
+            }
+        )
+
+
+def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, Floats]:
+    """Return dispersion, anisotropy and score of each row, (N,) each."""
+    dispersion, anisotropy = np.empty(len(geometry)), np.empty(len(geometry))
+    for group in geometry.grams:
+        found = parts(group.grams)
+        dispersion[group.rows], anisotropy[group.rows] = found.dispersion, found.anisotropy
+    return dispersion, anisotropy, combine(dispersion, anisotropy, config.score, config.weight)
+
+
+def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int) -> Scored:
+    """Return the choice among the rows of `geometry`.
+
+    Args:
+        geometry: of the eligible rows, at least one.
+        pool_rows: rows of the pool after exact duplicates, for a budget that is a fraction.
+    """
+    dispersion, anisotropy, scores = score_rows(geometry, config)
+    budget, warning = resolve_budget(config.budget, pool_rows, len(geometry))
+    bins = assign_bins(geometry.prompt_vectors, config.bins, config.seed)
+    choice = choose(geometry.ids, scores, bins, budget, config.subset)
+    about = balance(dispersion, anisotropy, scores, config.score, config.weight)
+    num_answers = np.empty(len(geometry), dtype=np.int32)
+    for group in geometry.grams:
+        num_answers[group.rows] = group.grams.shape[1]
+    warnings = (*([warning] if warning else []), *about.warnings)
+    return Scored(
+        geometry.ids, dispersion, anisotropy, scores, bins, choice, num_answers, geometry.answer_tokens, about, warnings
+    )

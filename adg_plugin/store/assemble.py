@@ -1,0 +1,179 @@
+"""Parts in any order -> Gram matrices and prompt vectors of the current pool, ordered by row id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adg_plugin.store.parts import Part, digests, row_groups
+from adg_plugin.store.staging import Rejection, groups
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class GramGroup:
+    """The rows that have K answers."""
+
+    rows: Ints  # (M,), ascending positions in `Geometry.ids`
+    grams: npt.NDArray[np.float32]  # (M, K, K), inner products of unit answer vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """All that scoring and binning need of the N answered rows; the pool's order and the parts' leave no trace."""
+
+    ids: npt.NDArray[np.object_]  # (N,) str, ascending by code point
+    prompt_vectors: npt.NDArray[np.float16]  # (N, H), unit length
+    grams: tuple[GramGroup, ...]  # by ascending K; every row is in exactly one
+    answer_tokens: npt.NDArray[np.int32]  # (N,), sampled tokens, all answers together
+    rejections: tuple[Rejection, ...]  # by the engine, ascending by id
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The P prompts, searchable by digest. A position is a prompt's place in the pool."""
+
+    ids: pa.Array  # (P,)
+    sorted_digests: npt.NDArray[np.bytes_]  # (P,)
+    positions: Ints  # (P,), of the sorted digests
+
+    def find(self, wanted: list[bytes]) -> Ints:
+        """Return the position of each digest, -1 where the pool has no such row."""
+        if not len(self.sorted_digests):
+            return np.full(len(wanted), -1)
+        query = np.array(wanted, "S16")
+        slots = np.searchsorted(self.sorted_digests, query).clip(max=len(self.sorted_digests) - 1)
+        return np.where(self.sorted_digests[slots] == query, self.positions[slots], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Where the results that count are."""
+
+    positions: list[Ints]  # for each part, its rows' positions; -1: not in the pool, not the first, or rejected
+    num_answers: npt.NDArray[np.int16]  # (P,), 0 where there is nothing to score
+    reasons: dict[int, str]  # position -> why the engine rejected it
+
+
+def assemble(prompts: Path, parts: Sequence[Part]) -> Geometry:
+    """Return the geometry of the current prompts that have a result.
+
+    Two passes over the parts: the first finds each row's place, the second writes straight into it. So memory is
+    ids, one matrix of prompt vectors and the Gram matrices, plus one row group.
+
+    Args:
+        prompts: prompts.parquet.
+        parts: by sequence; of two results for one row the first counts.
+
+    Raises:
+        StoreError: a file is missing or damaged.
+    """
+    pool = _read_pool(prompts)
+    found = _find_results(pool, parts)
+    by_id = pc.sort_indices(pool.ids).to_numpy()
+    chosen = by_id[found.num_answers[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
+    places = np.full(len(pool.ids), -1)
+    places[chosen] = np.arange(len(chosen))
+    grams, vectors, answer_tokens = _place(parts, found, places, found.num_answers[chosen])
+    return Geometry(
+        ids=pool.ids.take(pa.array(chosen)).to_numpy(zero_copy_only=False),
+        prompt_vectors=vectors,
+        grams=grams,
+        answer_tokens=answer_tokens,
+        rejections=_rejections(prompts, pool, found.reasons),
+    )
+
+
+def _read_pool(prompts: Path) -> _Pool:
+    ids: list[pa.Array] = []
+    joined = bytearray()
+    for table in groups(prompts, ["id", "key"]):
+        ids.extend(table["id"].chunks)
+        joined += b"".join(digests(table))
+    unsorted = np.frombuffer(joined, "S16")
+    positions = np.argsort(unsorted)
+    return _Pool(pa.chunked_array(ids, pa.string()).combine_chunks(), unsorted[positions], positions)
+
+
+def _find_results(pool: _Pool, parts: Sequence[Part]) -> _Found:
+    is_seen = np.zeros(len(pool.ids), bool)
+    num_answers = np.zeros(len(pool.ids), np.int16)
+    reasons: dict[int, str] = {}
+    positions: list[Ints] = []
+    for part in parts:
+        of_part = [np.empty(0, np.int64)]
+        for table in row_groups(part, ["id", "key", "reason", "gram"]):
+            here = pool.find(digests(table))
+            counts = here >= 0
+            counts[counts] = ~is_seen[here[counts]]
+            is_seen[here[counts]] = True
+            is_rejected = pc.is_valid(table["reason"]).to_numpy()
+            for row in np.flatnonzero(counts & is_rejected):
+                reasons[int(here[row])] = table["reason"][int(row)].as_py()
+            counts &= ~is_rejected
+            entries = pc.fill_null(pc.list_value_length(table["gram"]), 0).to_numpy()
+            num_answers[here[counts]] = np.sqrt(entries[counts])
+            of_part.append(np.where(counts, here, -1))
+        positions.append(np.concatenate(of_part))
+    return _Found(positions, num_answers, reasons)
+
+
+def _place(
+    parts: Sequence[Part], found: _Found, places: Ints, num_answers: npt.NDArray[np.int16]
+) -> tuple[tuple[GramGroup, ...], npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+    groups_by_k: dict[int, GramGroup] = {}
+    slots = np.empty(len(num_answers), np.int64)  # (N,), each row's index within its group
+    for k in np.unique(num_answers).tolist():
+        rows = np.flatnonzero(num_answers == k)
+        slots[rows] = np.arange(len(rows))
+        groups_by_k[k] = GramGroup(rows, np.empty((len(rows), k, k), np.float32))
+    answer_tokens = np.empty(len(num_answers), np.int32)
+    vectors: npt.NDArray[np.float16] | None = None
+    for part, positions in zip(parts, found.positions, strict=True):
+        start = 0
+        for table in row_groups(part, ["gram", "prompt_vector", "num_tokens"]):
+            here = positions[start : start + table.num_rows]
+            start += table.num_rows
+            counts = here >= 0
+            if not counts.any():
+                continue
+            table = table.filter(pa.array(counts))
+            to = places[here[counts]]
+            block = _flat(table["prompt_vector"]).reshape(len(to), -1)
+            if vectors is None:
+                vectors = np.empty((len(num_answers), block.shape[1]), np.float16)
+            vectors[to] = block
+            answer_tokens[to] = table["num_tokens"].to_numpy()
+            for k in np.unique(num_answers[to]).tolist():
+                is_k = num_answers[to] == k
+                flat = _flat(table["gram"].filter(pa.array(is_k)))
+                groups_by_k[k].grams[slots[to[is_k]]] = flat.reshape(-1, k, k)
+    empty = np.empty((0, 0), np.float16)
+    return tuple(groups_by_k.values()), empty if vectors is None else vectors, answer_tokens
+
+
+def _flat(lists: pa.ChunkedArray) -> npt.NDArray[np.floating]:
+    values: npt.NDArray[np.floating] = lists.combine_chunks().flatten().to_numpy()
+    return values
+
+
+def _rejections(prompts: Path, pool: _Pool, reasons: dict[int, str]) -> tuple[Rejection, ...]:
+    if not reasons:
+        return ()
+    reason_of = {pool.ids[position].as_py(): reason for position, reason in reasons.items()}
+    wanted = pa.array(list(reason_of), pa.string())
+    rejected = []
+    for table in groups(prompts, ["id", "where"]):
+        for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
+            rejected.append(Rejection(row["id"], reason_of[row["id"]], where=row["where"]))
+    return tuple(sorted(rejected, key=lambda rejection: rejection.id))

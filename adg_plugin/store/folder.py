@@ -1,0 +1,253 @@
+"""RunFolder: the one writer of a run folder. Whatever it has said is written survives a crash."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adg_plugin.engines.base import RowResult
+from adg_plugin.errors import StoreError
+from adg_plugin.store import staging
+from adg_plugin.store.assemble import Geometry
+from adg_plugin.store.files import TEMPORARY, digest_file, remove_leftovers, replacing, write_json, writing
+from adg_plugin.store.lock import HOLDER, LOCK, hold, let_go
+from adg_plugin.store.parts import merge_small, take_stock, to_table, write_part
+from adg_plugin.store.reader import (
+    ANSWERS,
+    CONFIG,
+    MANIFEST,
+    MARKER,
+    PROMPTS,
+    REJECTED,
+    SCORES,
+    SELECTED,
+    VERSION,
+    RunReader,
+    check_is_run_folder,
+)
+from adg_plugin.store.selected import write_chosen
+from adg_plugin.store.staging import Rejection, StagedRow, row_digest
+
+SMALL_PARTS = 64  # more than these, and closing merges them
+
+
+class RunFolder(RunReader):
+    """A run folder held by this process alone. Use it in a `with` statement: leaving it writes what is buffered."""
+
+    def __init__(self, path: Path, *, wait_s: float, rows_per_part: int, flush_s: float) -> None:
+        super().__init__(path)
+        self._rows_per_part = rows_per_part
+        self._flush_s = flush_s
+        self._buffer: list[RowResult] = []
+        self._lock = hold(path, wait_s=wait_s)
+        try:
+            self._begin()
+        except BaseException:
+            let_go(path, self._lock)
+            raise
+        self._flushed_at = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        create: bool = True,
+        wait_s: float = 0.0,
+        rows_per_part: int = 256,
+        flush_s: float = 20.0,
+    ) -> Self:
+        """Return the run folder, locked, its parts verified and cleared of what a killed process left.
+
+        Args:
+            path: a run folder, or a new or empty folder.
+            create: make the folder where there is none.
+            wait_s: how long to wait for another process that has it; 0 not at all, below 0 for ever.
+            rows_per_part: results are written when so many are buffered,
+            flush_s: or when so many seconds have passed since the last time.
+
+        Raises:
+            StoreError: in use by another process, not a run folder, missing, or unwritable.
+        """
+        path = Path(path)
+        if create:
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
+        elif not path.is_dir():
+            raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
+        with writing(path):
+            is_new = all(_is_ours(entry) for entry in path.iterdir())
+        if not is_new:
+            check_is_run_folder(path)
+        return cls(path, wait_s=wait_s, rows_per_part=rows_per_part, flush_s=flush_s)
+
+    @staticmethod
+    def read(path: str | Path) -> RunReader:
+        """Return the run folder for reading, without a lock, also while another process writes it.
+
+        Raises:
+            StoreError: not a run folder.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
+        check_is_run_folder(path)
+        return RunReader(path)
+
+    def _begin(self) -> None:
+        remove_leftovers(self.path)
+        if not (self.path / CONFIG).exists():
+            write_json(self.path / CONFIG, {MARKER: VERSION})
+        answers = self.path / ANSWERS
+        with writing(answers):
+            answers.mkdir(exist_ok=True)
+        self._stock = take_stock(answers, repair=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+            if error is None:
+                self.compact(more_than=SMALL_PARTS)
+        except StoreError:
+            if error is None:
+                raise  # otherwise the first error is the one to see
+        finally:
+            let_go(self.path, self._lock)
+
+    def close(self) -> None:
+        """Write what is buffered, merge small parts where there are many, and release the lock."""
+        self.__exit__(None, None, None)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json, whole or not at all."""
+        write_json(self.path / CONFIG, {MARKER: VERSION, **config})
+
+    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
+        """Write prompts.parquet from a stream of rows and return the number of prompts.
+
+        Args:
+            rows: in any order, prompts and rejected rows mixed; ids must be unique among the prompts.
+            digest: of all that staging depends on; `staged_digest` gives it back.
+
+        Raises:
+            StoreError: it cannot be written; the pool staged before is still there.
+        """
+        self._drop_manifest()
+        return staging.stage(self.path / PROMPTS, rows, digest=digest)
+
+    def append(self, result: RowResult) -> None:
+        """Take one result, and write the buffered ones when there are enough of them or it is time.
+
+        A row that already has a result keeps that one.
+
+        Raises:
+            StoreError: a part cannot be written. The buffered results stay in memory; `flush` tries again.
+            ValueError: neither rejected nor complete.
+        """
+        if result.reason is None and (result.gram is None or result.prompt_vector is None):
+            raise ValueError(f"row {result.id!r} has neither a reason nor both a Gram matrix and a prompt vector")
+        digest = row_digest(result.id, result.key)
+        if digest in self.stock.completed:
+            return
+        self._drop_manifest()
+        self.stock.completed.add(digest)
+        self._buffer.append(result)
+        if len(self._buffer) >= self._rows_per_part or time.monotonic() - self._flushed_at >= self._flush_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered results as one part. When it returns, they survive a power cut.
+
+        Raises:
+            StoreError: the part cannot be written; the results stay buffered.
+        """
+        if self._buffer:
+            part = write_part(self.path / ANSWERS, self.stock.next_sequence, to_table(self._buffer))
+            self.stock.parts.append(part)
+            self._buffer.clear()
+        self._flushed_at = time.monotonic()
+
+    def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
+        """Yield the results of the current prompts, after writing what is buffered; see `RunReader.results`."""
+        self.flush()
+        return super().results(ids)
+
+    def geometry(self) -> Geometry:
+        """Return the geometry of the current prompts, after writing what is buffered; see `RunReader.geometry`."""
+        self.flush()
+        return super().geometry()
+
+    def compact(self, *, more_than: int = 1) -> int:
+        """Merge neighbouring small parts if there are more than so many, and return how many fewer there are now.
+
+        Raises:
+            StoreError: a part cannot be written. No result is lost.
+        """
+        if sum(part.rows < self._rows_per_part for part in self.stock.parts) <= more_than:
+            return 0
+        return merge_small(self.stock, self.path / ANSWERS, small_rows=self._rows_per_part)
+
+    def write_scores(self, table: pa.Table) -> None:
+        """Write scores.parquet, whole or not at all."""
+        self._drop_manifest()
+        with replacing(self.path / SCORES) as sink:
+            pq.write_table(table, sink, compression="zstd")
+
+    def write_selected(self, ids: Sequence[str]) -> Path:
+        """Write the chosen rows to selected.jsonl in the order of `ids`, and return its path.
+
+        Each line is the original row, byte for byte; a row without a field `id` gets one in front.
+
+        Raises:
+            StoreError: it cannot be written, or no pool is staged.
+            ValueError: an id is given twice, or is not among the prompts.
+        """
+        self._drop_manifest()
+        write_chosen(self.path / PROMPTS, self.selected_path, ids)
+        return self.selected_path
+
+    def write_rejected(self, rejections: Iterable[Rejection]) -> dict[str, int]:
+        """Write rejected.jsonl and return the number of rows for each reason, most frequent first."""
+        self._drop_manifest()
+        reasons: Counter[str] = Counter()
+        with replacing(self.path / REJECTED) as sink:
+            for rejection in rejections:
+                reasons[rejection.reason] += 1
+                sink.write((json.dumps(asdict(rejection), ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+        return dict(reasons.most_common())
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write manifest.json, which says that the run is complete. Call it last.
+
+        Raises:
+            StoreError: the scores or the selected rows have not been written.
+        """
+        files = {}
+        for name in (SELECTED, SCORES):
+            path = self.path / name
+            if not path.is_file():
+                raise StoreError(f"{path} does not exist: write it before {MANIFEST}, which says that all is there")
+            files[name] = {"blake2b": digest_file(path), "bytes": path.stat().st_size}
+        write_json(self.path / MANIFEST, {**manifest, "files": files})
+
+    def _drop_manifest(self) -> None:
+        with writing(self.path / MANIFEST):
+            (self.path / MANIFEST).unlink(missing_ok=True)
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name in (LOCK, HOLDER) or entry.name.endswith(TEMPORARY)

@@ -1,0 +1,184 @@
+"""What a run folder can be asked. Reading takes no lock and changes nothing on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adg_plugin.engines.base import Prompt, RowResult
+from adg_plugin.errors import StoreError
+from adg_plugin.store import staging
+from adg_plugin.store.assemble import Geometry, assemble
+from adg_plugin.store.files import digest_file, read_json, reading
+from adg_plugin.store.parts import Inventory, digests, results_of, take_stock
+from adg_plugin.store.staging import Rejection, StagedRow, row_digest
+
+CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
+SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
+MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How far a run is, in rows."""
+
+    prompts: int  # to be sampled, done or not
+    completed: int  # of these, with a result (an engine's rejection is one)
+    rejected: int  # while staging
+
+    @property
+    def pending(self) -> int:
+        """Prompts without a result."""
+        return self.prompts - self.completed
+
+
+def check_is_run_folder(path: Path) -> None:
+    """Do nothing where config.json is a run folder's.
+
+    Raises:
+        StoreError: it is missing, unreadable, something else's, or of a later version of this package.
+    """
+    fix = "give another --out"
+    config = read_json(path / CONFIG, fix=fix)
+    if config is None or MARKER not in config:
+        raise StoreError(f"{path} exists and is not a run folder (no `{MARKER}` in its {CONFIG}): {fix}")
+    if config[MARKER] != VERSION:
+        raise StoreError(
+            f"{path} is a run folder of version {config[MARKER]}, not {VERSION}: {fix}, or upgrade adg-plugin"
+        )
+
+
+class RunReader:
+    """A run folder as it is. Damaged parts are left out and named in `damage`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stock: Inventory | None = None
+
+    @property
+    def stock(self) -> Inventory:
+        """The verified parts; the first use reads every byte of them."""
+        if self._stock is None:
+            self._stock = take_stock(self.path / ANSWERS, repair=False)
+        return self._stock
+
+    @property
+    def damage(self) -> list[str]:
+        """Sentences, each naming a file that cannot be used and what is lost with it."""
+        return self.stock.damage
+
+    @property
+    def selected_path(self) -> Path:
+        """Where the chosen rows are, once the run is complete."""
+        return self.path / SELECTED
+
+    def read_config(self) -> dict[str, Any]:
+        """Return what `write_config` was given; empty before that."""
+        config = read_json(self.path / CONFIG, fix="give another --out") or {}
+        return {key: value for key, value in config.items() if key != MARKER}
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Return what `write_manifest` was given, with digests under `files`, or None for an incomplete run.
+
+        A run whose selected rows or scores were altered or removed since is not complete.
+        """
+        manifest = read_json(self.path / MANIFEST, fix="delete it and run the same command again")
+        if manifest is None:
+            return None
+        for name, entry in manifest["files"].items():
+            path = self.path / name
+            if not path.is_file() or digest_file(path) != entry["blake2b"]:
+                return None
+        return manifest
+
+    def staged_digest(self) -> str | None:
+        """Return the digest that `stage_prompts` was given, or None where no usable pool is staged.
+
+        A pool that was altered is named in `damage`. Reads every byte of it.
+        """
+        path = self.path / PROMPTS
+        seal = staging.read_seal(path)
+        if seal is None:
+            return None
+        if not seal.is_whole:
+            self.damage.append(f"{path} is damaged (it does not match its checksum): the pool will be staged again")
+            return None
+        return seal.digest
+
+    def counts(self) -> Counts:
+        """Return how many rows are staged, completed and rejected. Reads the ids and keys of the pool."""
+        prompts = completed = 0
+        for table in staging.groups(self.path / PROMPTS, ["id", "key"]):
+            prompts += table.num_rows
+            completed += sum(digest in self.stock.completed for digest in digests(table))
+        rejected = sum(t.num_rows for t in staging.groups(self.path / PROMPTS, ["id"], rejected=True))
+        return Counts(prompts, completed, rejected)
+
+    def iter_windows(self, *, pending_only: bool = True) -> Iterator[list[Prompt]]:
+        """Yield the prompts, about 2,000 at a time, in the pool's order.
+
+        Args:
+            pending_only: leave out those that have a result when their window is reached.
+
+        Raises:
+            StoreError: no pool is staged, or its file is damaged.
+        """
+        completed = self.stock.completed
+        return staging.windows(self.path / PROMPTS, lambda digest: not (pending_only and digest in completed))
+
+    def staged_rows(self, ids: Collection[str]) -> Iterator[StagedRow]:
+        """Yield the staged rows with these ids, in the pool's order."""
+        return staging.staged_rows(self.path / PROMPTS, set(ids))
+
+    def staged_rejections(self) -> Iterator[Rejection]:
+        """Yield the rows rejected while staging, in the pool's order."""
+        return staging.rejections(self.path / PROMPTS)
+
+    def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
+        """Yield the results of the current prompts, in the order in which they were stored.
+
+        Args:
+            ids: only these rows; None: all. Memory holds 16 bytes per row.
+        """
+        wanted = set()
+        for table in staging.groups(self.path / PROMPTS, ["id", "key"]):
+            for id, key in zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True):
+                if ids is None or id in ids:
+                    wanted.add(row_digest(id, key))
+        return results_of(self.stock.parts, wanted & self.stock.completed)
+
+    def geometry(self) -> Geometry:
+        """Return Gram matrices and prompt vectors of the current prompts that have a result, by ascending id.
+
+        Raises:
+            StoreError: no pool is staged, or a file is damaged.
+        """
+        return assemble(self.path / PROMPTS, self.stock.parts)
+
+    def scores(self) -> pa.Table:
+        """Return what `write_scores` was given.
+
+        Raises:
+            StoreError: there are no scores yet.
+        """
+        path = self.path / SCORES
+        with reading(path, fix="run the selection in this run folder first"):
+            return pq.read_table(path)
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Yield what `write_rejected` was given.
+
+        Raises:
+            StoreError: there is no such file yet.
+        """
+        path = self.path / REJECTED
+        with reading(path, fix="run the selection in this run folder first"), path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield Rejection(**json.loads(line))

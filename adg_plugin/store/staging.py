@@ -1,0 +1,214 @@
+"""prompts.parquet: every row of the pool, in order, rendered to a prompt or rejected with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adg_plugin.engines.base import Prompt
+from adg_plugin.errors import StoreError
+from adg_plugin.store.files import digest_file, read_json, reading, replacing, write_json
+
+ROWS_PER_GROUP = 2048
+BYTES_PER_GROUP = 32 << 20  # rows with long texts come in smaller groups, so memory stays bounded
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        ("key", pa.binary(16)),
+        ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        ("span_start", pa.int32()),
+        ("span_end", pa.int32()),
+        ("num_tokens", pa.int32()),
+        ("instruction", pa.string()),
+        ("text", pa.string()),
+        ("reference", pa.string()),
+        ("data", pa.string()),
+        pa.field("where", pa.string(), nullable=False),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRow:
+    """A row that will be sampled."""
+
+    prompt: Prompt  # with its 16-byte key
+    text: str  # the rendered prompt
+    reference: str  # the data set's own answer
+    data: str  # the original row, a JSON object as text
+    where: str  # file and line, for messages
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that cannot be selected, and why."""
+
+    id: str
+    reason: str
+    detail: str = ""
+    where: str = ""
+
+
+def row_digest(id: str, key: bytes) -> bytes:
+    """Return 16 bytes that stand for (id, key). The last one is never 0: numpy's `S16` would drop it."""
+    digest = hashlib.blake2b(key + id.encode(), digest_size=16).digest()
+    return digest[:15] + bytes([digest[15] | 1])
+
+
+def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
+    """Write the pool to `path`, a row group at a time, and return the number of prompts.
+
+    Args:
+        path: replaced when the last row is written, not before.
+        rows: consumed as they come; memory does not depend on their number.
+        digest: of all that staging depends on, kept beside the file with its checksum; see `read_seal`.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    num_prompts = 0
+    with replacing(path) as sink:
+        writer = pq.ParquetWriter(
+            sink,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=["where", "reason", "detail"],
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        with writer:
+            for group in _groups(rows):
+                num_prompts += sum(isinstance(row, StagedRow) for row in group)
+                writer.write_table(pa.Table.from_pylist([_record(row) for row in group], SCHEMA))
+    write_json(_seal(path), {"digest": digest, "blake2b": sink.digest})
+    return num_prompts
+
+
+def _groups(rows: Iterable[StagedRow | Rejection]) -> Iterator[list[StagedRow | Rejection]]:
+    group: list[StagedRow | Rejection] = []
+    size_bytes = 0
+    for row in rows:
+        group.append(row)
+        if isinstance(row, StagedRow):
+            size_bytes += len(row.text) + len(row.reference) + len(row.data) + 4 * len(row.prompt)
+        if len(group) >= ROWS_PER_GROUP or size_bytes >= BYTES_PER_GROUP:
+            yield group
+            group, size_bytes = [], 0
+    if group:
+        yield group
+
+
+def _record(row: StagedRow | Rejection) -> dict[str, Any]:
+    if isinstance(row, Rejection):
+        record = {"id": row.id, "where": row.where, "reason": row.reason, "detail": row.detail}
+        # Half of a surrogate pair has no UTF-8, and may be the very thing the row is rejected for.
+        return {name: text.encode(errors="backslashreplace").decode() for name, text in record.items()}
+    prompt = row.prompt
+    return {
+        "id": prompt.id,
+        "key": prompt.key,
+        "token_ids": np.asarray(prompt.token_ids, np.int32),
+        "span_start": prompt.span[0],
+        "span_end": prompt.span[1],
+        "num_tokens": len(prompt),
+        "instruction": prompt.instruction,
+        "text": row.text,
+        "reference": row.reference,
+        "data": row.data,
+        "where": row.where,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What stands beside a staged pool."""
+
+    digest: str  # as `stage` was given it
+    is_whole: bool  # the pool's bytes are those that were written
+
+
+def read_seal(path: Path) -> Seal | None:
+    """Return the seal of the staged pool, or None where there is no pool. Reads every byte of it.
+
+    Raises:
+        StoreError: the pool or its seal cannot be read.
+    """
+    fix = "delete it and run the same command again"
+    seal = read_json(_seal(path), fix=fix)
+    if seal is None or not path.exists():
+        return None
+    with reading(path, fix=fix):
+        return Seal(seal["digest"], digest_file(path) == seal["blake2b"])
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterator[pa.Table]:
+    """Yield the chosen columns of the prompts, or of the rejected rows, one row group at a time, in the pool's order.
+
+    Raises:
+        StoreError: no pool is staged, or its file is damaged.
+    """
+    if not path.exists():
+        raise StoreError(f"{path} does not exist: no pool has been staged in this run folder yet")
+    mend = reading(path, fix="delete it and run the same command again (the answers are kept)")
+    with mend, pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+        for index in range(file.num_row_groups):
+            table = file.read_row_group(index, columns=[*columns, "reason"], use_threads=False)
+            is_prompt = pc.is_null(table["reason"])
+            yield table.filter(pc.invert(is_prompt) if rejected else is_prompt).combine_chunks()
+
+
+def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Prompt]]:
+    """Yield the prompts whose `row_digest` is wanted, those of one row group together."""
+    for table in groups(path, ["id", "key", "token_ids", "span_start", "span_end", "instruction"]):
+        ids, keys = table["id"].to_pylist(), table["key"].to_pylist()
+        wanted = [row for row in range(len(ids)) if is_wanted(row_digest(ids[row], keys[row]))]
+        if not wanted:
+            continue
+        tokens = table["token_ids"].combine_chunks()
+        offsets = tokens.offsets.to_numpy()
+        values = tokens.values.to_numpy()
+        starts, ends = table["span_start"].to_pylist(), table["span_end"].to_pylist()
+        instructions = table["instruction"].to_pylist()
+        yield [
+            # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
+            Prompt(
+                ids[row],
+                values[offsets[row] : offsets[row + 1]].copy(),
+                (starts[row], ends[row]),
+                keys[row],
+                instructions[row],
+            )
+            for row in wanted
+        ]
+
+
+def staged_rows(path: Path, ids: set[str]) -> Iterator[StagedRow]:
+    """Yield the staged rows with these ids, in the pool's order."""
+    wanted = pa.array(sorted(ids), pa.string())
+    for table in groups(path, SCHEMA.names[:-2]):
+        for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
+            tokens = np.array(row["token_ids"], np.int32)
+            prompt = Prompt(row["id"], tokens, (row["span_start"], row["span_end"]), row["key"], row["instruction"])
+            yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"])
+
+
+def rejections(path: Path) -> Iterator[Rejection]:
+    """Yield the rows that were rejected while staging, in the pool's order."""
+    for table in groups(path, ["id", "where", "detail"], rejected=True):
+        for row in table.to_pylist():
+            yield Rejection(row["id"], row["reason"], row["detail"], row["where"])

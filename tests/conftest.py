@@ -1,0 +1,23 @@
+import os
+
+# Before anything imports transformers or datasets: no test may reach the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The cores may be shared with other work, so an example's time says nothing.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """Folder of the real demo model; tests that use it carry the marker `model`."""
+    from adg_plugin.demo import model_path
+
+    return model_path()
