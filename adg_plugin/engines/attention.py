@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 IMPLEMENTATION = "adg_shared_prefix"
-COLUMNS = 64  # prompts of a cohort are padded to a multiple of this
+COLUMNS = 128  # prompts of a cohort are padded to a multiple of this
 _GROWTH = 64  # columns added at once to the answers' cache
 
 
@@ -32,7 +32,7 @@ class UnsupportedAttention(Exception):
 
 @dataclass(slots=True)
 class _Layer:
-    """Keys and values of one layer, D wide: prompts (P, H, L, D), answers (P * W, H, T, D)."""
+    """Keys and values of one layer, D wide: prompts (P, H, L, D), answers (P, H, W, T, D)."""
 
     prompt_keys: Tensor
     prompt_values: Tensor
@@ -59,6 +59,7 @@ class Cohort:
     age: int = 0
     layers: dict[int, _Layer] = field(default_factory=dict)
     _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+    _row_of_place: Tensor | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> Cohort:
@@ -91,10 +92,9 @@ class Cohort:
         """Keep the keys and values (H, N, D) of consecutive prompts, the first of them number `first`."""
         if layer not in self.layers:
             heads, _, dim = keys.shape
-            shape = (len(self.lengths), heads, self.columns, dim)
-            answers = (self.places, heads, 0, dim)
-            new = [keys.new_zeros(s) for s in (shape, shape, answers, answers)]
-            self.layers[layer] = _Layer(*new)
+            prompts = (len(self.lengths), heads, self.columns, dim)
+            answers = (len(self.lengths), heads, self.width, 0, dim)
+            self.layers[layer] = _Layer(*(keys.new_zeros(shape) for shape in (prompts, prompts, answers, answers)))
         cache, start = self.layers[layer], 0
         for prompt, length in enumerate(lengths, first):
             cache.prompt_keys[prompt, :, :length] = keys[:, start : start + length]
@@ -102,20 +102,29 @@ class Cohort:
             start += length
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> _Layer:
-        """Write the live rows' keys and values (R, H, D) at column `age` and return the layer's cache."""
+        """Write keys and values (P, W, H, D) at column `age` and return the layer's cache."""
         cache = self.layers[layer]
-        if self.age == cache.keys.shape[2]:
-            places, heads, _, dim = cache.keys.shape
-            block = cache.keys.new_zeros((places, heads, _GROWTH, dim))
-            cache.keys = torch.cat((cache.keys, block), dim=2)
-            cache.values = torch.cat((cache.values, block), dim=2)
-        for cached, new in ((cache.keys, keys), (cache.values, values)):
-            column = cached[:, :, self.age]
-            if self.full:
-                column.copy_(new)
-            else:
-                column.index_copy_(0, self.live, new)
+        if self.age == cache.keys.shape[3]:
+            block = cache.keys.new_zeros((*cache.keys.shape[:3], _GROWTH, cache.keys.shape[4]))
+            cache.keys = torch.cat((cache.keys, block), dim=3)
+            cache.values = torch.cat((cache.values, block), dim=3)
+        cache.keys[:, :, :, self.age] = keys.transpose(1, 2)
+        cache.values[:, :, :, self.age] = values.transpose(1, 2)
         return cache
+
+    def to_grid(self, rows: Tensor) -> Tensor:
+        """Return the live rows' values (R, ...) as (P, W, ...); a place that is not live gets some row's."""
+        if not self.full:
+            if self._row_of_place is None:
+                self._row_of_place = torch.zeros(self.places, dtype=torch.long, device=rows.device)
+                self._row_of_place[self.live] = torch.arange(len(self.live), device=rows.device)
+            rows = rows[self._row_of_place]
+        return rows.unflatten(0, (len(self.lengths), self.width))
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Return the live rows' values (R, ...) of (P, W, ...)."""
+        rows = grid.flatten(0, 1)
+        return rows if self.full else rows[self.live]
 
     def step(self) -> None:
         """Count the column that every layer has just written."""
@@ -124,7 +133,7 @@ class Cohort:
 
     def keep(self, live: Tensor) -> None:
         """Go on with the places `live` only, and drop prompts that have none left once they take much room."""
-        self.live = live
+        self.live, self._row_of_place = live, None
         if len(live) == 0 or len(live) > 0.6 * self.places:
             return
         prompts, counts = torch.unique_consecutive(live // self.width, return_counts=True)
@@ -135,16 +144,18 @@ class Cohort:
         ends = torch.cumsum(counts, 0)
         within = torch.arange(len(live), device=live.device) - torch.repeat_interleave(ends - counts, counts)
         target = torch.repeat_interleave(torch.arange(len(prompts), device=live.device) * width, counts) + within
-        source = (prompts * self.width).repeat_interleave(width)
-        source[target] = live
+        source = torch.zeros(len(prompts) * width, dtype=torch.long, device=live.device)
+        source[target] = live % self.width
+        source = source.view(len(prompts), 1, width, 1, 1)
         for cache in self.layers.values():
             cache.prompt_keys = cache.prompt_keys[prompts]
             cache.prompt_values = cache.prompt_values[prompts]
-            cache.keys, cache.values = cache.keys[source], cache.values[source]
+            cache.keys = _kept(cache.keys, prompts, source)
+            cache.values = _kept(cache.values, prompts, source)
         self.lengths, self.width, self.live, self._masks = self.lengths[prompts], width, target, {}
 
     def prompt_mask(self, window: int | None) -> Tensor | None:
-        """Return an additive mask (P, 1, 1, L) over the prompts' columns, or None where all count."""
+        """Return an additive mask (P, 1, 1, 1, L) over the prompts' columns, or None where all count."""
         if window is not None and self.columns + self.age < window:
             window = None
         if window not in self._masks:
@@ -153,8 +164,14 @@ class Cohort:
             if window is not None:
                 hidden |= column <= self.lengths[:, None] + self.age - window
             mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self._masks[window] = mask[:, None, None] if bool(hidden.any()) else None
+            self._masks[window] = mask[:, None, None, None] if bool(hidden.any()) else None
         return self._masks[window]
+
+
+def _kept(answers: Tensor, prompts: Tensor, source: Tensor) -> Tensor:
+    """Return the cache (P', H, W', T, D) of these prompts, each with the places `source` (P', 1, W', 1, 1)."""
+    mine = answers[prompts]
+    return mine.gather(2, source.expand(-1, mine.shape[1], -1, *mine.shape[3:]))
 
 
 def padded(length: int) -> int:
@@ -240,12 +257,12 @@ class _Rule:
     sinks: Tensor | None  # (heads,)
 
     def softmax(self, scores: Tensor) -> Tensor:
-        """Return the weights of scores (..., kv heads, group, columns), already scaled and masked."""
+        """Return the weights of scores (..., kv heads, W, group, columns), already scaled and masked."""
         if self.sinks is None:
-            return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-        sink = self.sinks.view(*scores.shape[-3:-1], 1).to(scores.dtype).expand(*scores.shape[:-1], 1)
-        weights = torch.softmax(torch.cat((scores, sink), dim=-1), dim=-1, dtype=torch.float32)
-        return weights[..., :-1].to(scores.dtype)
+            return torch.softmax(scores, dim=-1)  # sums in float32 whatever the type
+        sink = self.sinks.view(scores.shape[-4], 1, scores.shape[-2], 1).to(scores.dtype)
+        scores = torch.cat((scores, sink.expand(*scores.shape[:-1], 1)), dim=-1)
+        return torch.softmax(scores, dim=-1)[..., :-1]
 
     def scale(self, scores: Tensor) -> Tensor:
         scores = scores.mul_(self.scaling)
@@ -279,8 +296,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: _Rule) 
     hidden = position[None] > position[:, None]
     if windowed:
         hidden |= position[None] <= position[:, None] - rule.window  # type: ignore[operator]
-    scores = scores.masked_fill(hidden, -torch.inf).movedim(2, 0)  # (L, kv heads, group, L)
-    return (rule.softmax(scores).movedim(0, 2) @ value[:, None]).flatten(0, 1)
+    scores = scores.masked_fill(hidden, -torch.inf).transpose(1, 2)  # (kv heads, L, group, L)
+    return (rule.softmax(scores).transpose(1, 2) @ value[:, None]).flatten(0, 1)
 
 
 def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
@@ -289,8 +306,8 @@ def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor
     outputs, start = [], 0
     for cohort in batch.cohorts:
         rows = slice(start, start + len(cohort.live))
-        cache = cohort.append(layer, key[rows], value[rows])
-        outputs.append(_attend(cohort, cache, query[rows], rule))
+        cache = cohort.append(layer, cohort.to_grid(key[rows]), cohort.to_grid(value[rows]))
+        outputs.append(cohort.from_grid(_attend(cohort, cache, cohort.to_grid(query[rows]), rule)))
         start = rows.stop
     if start < len(query):
         outputs.append(torch.zeros_like(query[start:]))
@@ -298,28 +315,27 @@ def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor
 
 
 def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: _Rule) -> Tensor:
-    """Return (R, heads, D): each live row over its prompt's columns and its own, under one softmax."""
-    prompts, heads, longest, dim = cache.prompt_keys.shape
-    width, group = cohort.width, query.shape[1] // heads
-    if not cohort.full:
-        query = query.new_zeros((cohort.places, *query.shape[1:])).index_copy_(0, cohort.live, query)
-    oldest = 0 if rule.window is None else max(0, cohort.age + 1 - rule.window)
-    own_keys = cache.keys[:, :, oldest : cohort.age + 1]
-    own_values = cache.values[:, :, oldest : cohort.age + 1]
+    """Return (P, W, heads, D): each row over its prompt's columns and its own, under one softmax.
 
-    folded = query.view(prompts, width, heads, group, dim)
-    shared = folded.transpose(1, 2).reshape(prompts, heads, width * group, dim) @ cache.prompt_keys.transpose(2, 3)
-    shared = shared.view(prompts, heads, width, group, longest).transpose(1, 2)
-    own = (folded.view(-1, heads, group, dim) @ own_keys.transpose(2, 3)).view(prompts, width, heads, group, -1)
-    scores = rule.scale(torch.cat((shared, own), dim=-1))
+    Throughout, the order is (P, H, W, group): prompts' products run over W * group queries at once, answers' over
+    P * H * W caches, and both are views of the same memory.
+    """
+    prompts, heads, columns, dim = cache.prompt_keys.shape
+    width, group = query.shape[1], query.shape[2] // heads
+    oldest = 0 if rule.window is None else max(0, cohort.age + 1 - rule.window)
+    own_keys = cache.keys[:, :, :, oldest : cohort.age + 1].flatten(0, 2)
+    own_values = cache.values[:, :, :, oldest : cohort.age + 1].flatten(0, 2)
+    of_prompt, of_row = (prompts * heads, width * group, -1), (prompts * heads * width, group, -1)
+
+    query = query.unflatten(2, (heads, group)).transpose(1, 2).contiguous()  # (P, H, W, group, D)
+    shared = torch.bmm(query.view(*of_prompt[:2], dim), cache.prompt_keys.flatten(0, 1).transpose(1, 2))
+    own = torch.bmm(query.view(*of_row[:2], dim), own_keys.transpose(1, 2))
+    grid = (prompts, heads, width, group, -1)
+    scores = rule.scale(torch.cat((shared.view(grid), own.view(grid)), dim=-1))
     mask = cohort.prompt_mask(rule.window)
     if mask is not None:
-        scores[..., :longest] += mask[:, None].to(scores.dtype)
+        scores[..., :columns] += mask.to(scores.dtype)
     weights = rule.softmax(scores)
-    of_prompt = weights[..., :longest].transpose(1, 2).reshape(prompts, heads, width * group, longest)
-    output = (of_prompt @ cache.prompt_values).view(prompts, heads, width, group, dim).transpose(1, 2)
-    output = output + (weights[..., longest:].reshape(-1, heads, group, own_keys.shape[2]) @ own_values).view(
-        prompts, width, heads, group, dim
-    )
-    output = output.reshape(cohort.places, heads * group, dim)
-    return output if cohort.full else output[cohort.live]
+    output = torch.bmm(weights[..., :columns].view(of_prompt), cache.prompt_values.flatten(0, 1))
+    output = torch.baddbmm(output.view(*of_row[:2], dim), weights[..., columns:].view(of_row), own_values)
+    return output.view(*grid[:4], dim).transpose(1, 2).flatten(2, 3)

@@ -108,7 +108,8 @@ class NucleusSampler:
 
     def _outside(self, probs: Tensor, threshold: Tensor) -> Tensor:
         """Return the rows whose token, of probability `threshold`, lies outside the nucleus."""
-        likelier = torch.where(probs > threshold[:, None, None], probs, 0).sum(-1).sum(-1)
+        # Written to a float buffer: several times faster on a CPU than `where` or a product with a mask.
+        likelier = torch.gt(probs, threshold[:, None, None], out=torch.empty_like(probs)).mul_(probs).sum(-1).sum(-1)
         return (likelier >= self.top_p).nonzero().squeeze(1)
 
     def _sorted_draw(self, probs: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
