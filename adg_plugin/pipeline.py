@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,7 @@ from adg_plugin.store import RunFolder
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from adg_plugin.engines.loading import Backbone
+    from adg_plugin.engines.loading import Source
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run_selection(
     config: ADGConfig,
     run_dir: Path,
     *,
-    load: Callable[[ADGConfig, Any], Backbone] | None = None,
+    source: Source | None = None,
     show_progress: bool = True,
 ) -> Selection:
     """Return the selection from `pool`; everything goes into `run_dir`, where an interrupted run goes on.
@@ -115,16 +115,16 @@ def run_selection(
     The backbone is loaded only if there are rows to sample.
 
     Args:
-        load: makes the backbone of a config and a tokenizer; default loads `config.model`.
+        source: where the model comes from; default is what the config names.
     """
-    from adg_plugin.engines.loading import end_tokens, fingerprint, load_backbone, load_tokenizer, make_engine
+    from adg_plugin.engines import loading
 
     began = time.monotonic()
-    tokenizer = load_tokenizer(config)
-    recipe = keys.answer_recipe(config, model=fingerprint(config), eos_ids=end_tokens(config, tokenizer))
+    source = source or loading.Source.configured(config)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run_dir) as run:
         run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": _versions()})
-        stage_pool(run, pool, config, tokenizer, recipe)
+        stage_pool(run, pool, config, source.tokenizer, recipe)
         for sentence in run.damage:
             logger.warning("%s", sentence)
         counts = run.counts()
@@ -132,11 +132,11 @@ def run_selection(
             raise DataError(f"none of the {counts.rejected} rows can be sampled: see {_write_rejected(run)}")
         sampling: dict[str, Any] = {"rows": counts.pending}
         if counts.pending:
-            backbone = (load or load_backbone)(config, tokenizer)
+            engine = loading.make_engine(source.load(), config)
             with SamplingProgress(counts.prompts, counts.completed, show=show_progress) as progress:
-                sample(run, make_engine(backbone, config), progress)
+                sample(run, engine, progress)
             sampling |= {"seconds": progress.seconds, "tokens": progress.tokens}
-            del backbone
+            del engine  # and the model with it, before the bins want memory
         return choose(run, config, recipe, {"sampling": sampling, "began": began})
 
 

@@ -119,7 +119,7 @@ class Cohort:
                 self._row_of_place = torch.zeros(self.places, dtype=torch.long, device=rows.device)
                 self._row_of_place[self.live] = torch.arange(len(self.live), device=rows.device)
             rows = rows[self._row_of_place]
-        return rows.unflatten(0, (len(self.lengths), self.width))
+        return rows.view(len(self.lengths), self.width, *rows.shape[1:])
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Return the live rows' values (R, ...) of (P, W, ...)."""
@@ -170,7 +170,7 @@ class Cohort:
 
 def _kept(answers: Tensor, prompts: Tensor, source: Tensor) -> Tensor:
     """Return the cache (P', H, W', T, D) of these prompts, each with the places `source` (P', 1, W', 1, 1)."""
-    mine = answers[prompts]
+    mine: Tensor = answers[prompts]
     return mine.gather(2, source.expand(-1, mine.shape[1], -1, *mine.shape[3:]))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None =
     """
     location = model_location(config)
     tokenizer = tokenizer or load_tokenizer(config)
-    eos_ids = end_tokens(config, tokenizer)
+    eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
     device = pick_device(config.device)
     options: dict[str, Any] = {"dtype": "auto" if config.dtype == "auto" else getattr(torch, config.dtype)}
     if config.load_in_4bit:
@@ -88,6 +88,49 @@ def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None =
     if not config.load_in_4bit:
         model.to(device)  # type: ignore[arg-type]  # a device, whatever the stub of the wrapped method says
     return Backbone(model.eval(), tokenizer, eos_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a selection gets its model from.
+
+    Attributes:
+        tokenizer: of the model.
+        eos_ids: tokens that end an answer.
+        identity: what tells the model's weights from all others.
+        load: returns the model; called only when there are rows to sample.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    identity: str
+    load: Callable[[], Backbone]
+
+    @classmethod
+    def configured(cls, config: ADGConfig) -> Source:
+        """Return the model that the config names, not loaded yet.
+
+        Raises:
+            ModelError: its tokenizer or weights cannot be found, or it names no end-of-answer token.
+        """
+        tokenizer = load_tokenizer(config)
+        eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
+        return cls(tokenizer, eos_ids, fingerprint(config), lambda: load_backbone(config, tokenizer))
+
+    @classmethod
+    def loaded(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig) -> Source:
+        """Return a model that is in memory already, such as a trainer's.
+
+        Args:
+            model: a causal language model of transformers; of a PEFT model, its base.
+            tokenizer: of the model.
+            config: for `eos_token`.
+
+        Raises:
+            ModelError: neither it nor its tokenizer names an end-of-answer token.
+        """
+        eos_ids = end_tokens(config, tokenizer, model.generation_config)
+        return cls(tokenizer, eos_ids, weights_digest(model), lambda: Backbone(model, tokenizer, eos_ids))
 
 
 def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
@@ -114,8 +157,11 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
     return ReferencePooling(engine, backbone.model, backbone.tokenizer) if config.pooling == "reference" else engine
 
 
-def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end an answer: the model's generation config's, the tokenizer's and `eos_token`.
+def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase, own: GenerationConfig | None) -> tuple[int, ...]:
+    """Return the ids that end an answer: those of the generation config, of the tokenizer, and `eos_token`.
+
+    Args:
+        own: the model's generation config, if it has one; nothing else is taken from it.
 
     Raises:
         ModelError: there is none, or `eos_token` is not one token.
@@ -128,16 +174,11 @@ def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[i
         found.add(ids[0])
     if tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
-    try:
-        named = GenerationConfig.from_pretrained(
-            model_location(config), revision=config.revision or "main"
-        ).eos_token_id
-    except OSError:  # the model has no generation config
-        named = None
+    named = None if own is None else own.eos_token_id
     found.update(named if isinstance(named, Sequence) else [] if named is None else [int(named)])
     if not found:
         raise ModelError(
-            f"{config.model} names no end-of-answer token: set eos_token, such as `</s>` or `<|endoftext|>`"
+            f"{config.model or 'the model'} names no end-of-answer token: set eos_token, such as `</s>`"
         )
     return tuple(sorted(found))
 
@@ -181,6 +222,28 @@ def fingerprint(config: ADGConfig) -> str:
         if path.is_file():
             _sample_file(digest, path)
     return digest.hexdigest()
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return a digest of a model in memory: names, types, shapes and samples of its weights, adapters left out."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
+        shape = name.replace(".base_layer", ""), str(weight.dtype), list(weight.shape)
+        digest.update(json.dumps(shape).encode())
+        digest.update(sample.tobytes())
+    return digest.hexdigest()
+
+
+def _own_generation_config(config: ADGConfig) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
+    except OSError:  # the model has none
+        return None
 
 
 def _sample_file(digest: hashlib.blake2b, path: Path) -> None:
