@@ -9,29 +9,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adg_plugin.adapters.axolotl import ADGPlugin as ADGPlugin
+    from adg_plugin.adapters.trl_callback import ADGSelectionCallback as ADGSelectionCallback
+    from adg_plugin.adapters.trl_trainer import ADGSFTTrainer as ADGSFTTrainer
     from adg_plugin.config import ADGConfig as ADGConfig
     from adg_plugin.config import load_config as load_config
     from adg_plugin.errors import ADGError as ADGError
+    from adg_plugin.in_memory import select_dataset as select_dataset
     from adg_plugin.pipeline import Selection as Selection
     from adg_plugin.pipeline import select as select
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ADGPlugin": "adg_plugin.adapters.axolotl",
+    "ADGSFTTrainer": "adg_plugin.adapters.trl_trainer",
+    "ADGSelectionCallback": "adg_plugin.adapters.trl_callback",
     "ADGConfig": "adg_plugin.config",
     "load_config": "adg_plugin.config",
     "ADGError": "adg_plugin.errors",
     "Selection": "adg_plugin.pipeline",
     "select": "adg_plugin.pipeline",
+    "select_dataset": "adg_plugin.in_memory",
 }
 
-__all__ = ["ADGConfig", "ADGError", "Selection", "load_config", "select"]
+__all__ = ["ADGConfig", "ADGError", "Selection", "load_config", "select", "select_dataset"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ADGPlugin":
+        return _axolotl_plugin()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _axolotl_plugin() -> Any:
+    """Return the plugin's class, or raise what stops Axolotl: after an ImportError it would train on every row."""
+    from adg_plugin.errors import ADGError, need
+
+    need("axolotl", extra="axolotl", why="ADGPlugin")
+    try:
+        return import_module(_HOMES["ADGPlugin"]).ADGPlugin
+    except ImportError as err:
+        raise ADGError(f"adg_plugin.ADGPlugin cannot be loaded, so nothing is trained: {err}") from err
 
 
 def __dir__() -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,12 @@ import numpy.typing as npt
 from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.errors import DataError
 from adg_plugin.geometry import combine, parts
+from adg_plugin.layouts import is_missing
+from adg_plugin.progress import ticking
 from adg_plugin.prompts import PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, Row, parse_row
 from adg_plugin.sources import Record, iter_records
+from adg_plugin.store.files import replacing, writing
 
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Backbone
@@ -49,8 +52,9 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
     that cannot be scored goes to `OUT.rejected.jsonl` with its reason.
 
     Raises:
-        DataError: the file is missing, is not JSONL, holds no rows, or a row has no list of answers.
+        DataError: the file is missing, is not JSONL, holds no rows, or a row has no list of answers; `out` is a folder.
         ModelError: the model cannot be used.
+        StoreError: `out` cannot be written.
     """
     from adg_plugin.engines.loading import load_backbone
 
@@ -58,38 +62,54 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
     records = iter_records([spec])
     first = next(records)
     _answers_of(first)  # before a model is loaded
-    backbone = load_backbone(config)
+    if out.is_dir():
+        raise DataError(f"{out} is a folder: give the path of a file as --out")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    rejected: list[dict[str, Any]] = []
+    with replacing(out) as sink:  # opened before the work, so that it is not done for nothing
+        scored = _scored(chain([first], records), config, load_backbone(config), rejected)
+        for line in scored:
+            sink.write(_line(line))
+    path = out.with_name(out.name + ".rejected.jsonl")
+    path.unlink(missing_ok=True)
+    if rejected:
+        with replacing(path) as sink:
+            for line in rejected:
+                sink.write(_line(line))
+    return Counts(len(scored), len(rejected), path if rejected else None)
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _scored(
+    records: Iterable[Record], config: ADGConfig, backbone: Backbone, rejected: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     renderer = PromptRenderer(backbone.tokenizer, config.template, config.max_prompt_tokens, config.truncate)
     ids: list[Any] = []
     dispersion, anisotropy = [np.empty(0)], [np.empty(0)]
-    rejected: list[dict[str, Any]] = []
-    for chunk in _chunks(_rows([first], records, rejected)):
+    for chunk in _chunks(ticking(_rows(records, rejected), "scoring")):
         for answered, gram in _grams(chunk, renderer, backbone, config, rejected):
             found = parts(gram[None])
             ids.append(answered.id)
             dispersion.append(found.dispersion)
             anisotropy.append(found.anisotropy)
     spread, directions = np.concatenate(dispersion), np.concatenate(anisotropy)
-    scores = combine(spread, directions, config.score, config.weight) if ids else spread
-    _write_lines(
-        out,
-        (
-            {"id": i, "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
-            for i, d, a, s in zip(ids, spread, directions, scores, strict=True)
-        ),
-    )
-    path = out.with_name(out.name + ".rejected.jsonl")
-    path.unlink(missing_ok=True)
-    if rejected:
-        _write_lines(path, iter(rejected))
-    return Counts(len(ids), len(rejected), path if rejected else None)
+    scores = combine(spread, directions, config.score, config.weight)
+    return [
+        {"id": i, "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
+        for i, d, a, s in zip(ids, spread, directions, scores, strict=True)
+    ]
 
 
-def _rows(first: Sequence[Record], rest: Iterator[Record], rejected: list[dict[str, Any]]) -> Iterator[_Answered]:
-    for record in (*first, *rest):
+def _rows(records: Iterable[Record], rejected: list[dict[str, Any]]) -> Iterator[_Answered]:
+    for record in records:
         answers = _answers_of(record)
         row = parse_row(record)
-        id_ = record.data.get(record.spec.field_id, row.id)
+        own = record.data.get(record.spec.field_id)
+        id_ = row.id if is_missing(own) else own
         if isinstance(row, Rejection):
             rejected.append(_rejected(id_, row))
         else:
@@ -133,8 +153,10 @@ def _grams(
             detail = f"{len(kept)} of {len(tokens)} answers are not empty, {MIN_ANSWERS} are needed"
             rejected.append({"id": answered.id, "reason": "too_few_answers", "detail": detail})
             continue
-        owners.append((answered, len(kept)))
-        for text, ids in kept:
+        # Equal answers have one vector; rounding noise between their copies would count as directions.
+        distinct = dict(kept)
+        owners.append((answered, [list(distinct).index(text) for text, _ in kept], len(distinct)))
+        for text, ids in distinct.items():
             if config.pooling == "reference":
                 sequences.append(reference_sequence(tokenizer, _instruction(answered.row, prompt), text))
             else:
@@ -144,11 +166,11 @@ def _grams(
     indices = REFERENCE_LAYERS if config.pooling == "reference" else last_layers(config.layers)
     vectors = embed(backbone.model, sequences, indices).numpy()
     start = 0
-    for answered, count in owners:
+    for answered, places, count in owners:
         mine = vectors[start : start + count]
         start += count
         if np.isfinite(mine).all():
-            yield answered, mine @ mine.T
+            yield answered, (mine @ mine.T)[np.ix_(places, places)]
         else:
             rejected.append({"id": answered.id, "reason": "non_finite_states", "detail": "a vector has no direction"})
 
@@ -159,12 +181,3 @@ def _instruction(row: Row, prompt: Rendered) -> str:
 
 def _rejected(id_: Any, rejection: Rejection) -> dict[str, Any]:
     return {"id": id_, "reason": rejection.reason.value, "detail": rejection.detail, "where": rejection.where}
-
-
-def _write_lines(path: Path, lines: Iterator[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    except OSError as err:
-        raise DataError(f"{path} cannot be written ({err.strerror}): give another --out") from err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import __version__
+from adg_plugin import __version__, cli_train
 from adg_plugin.config import load_config
 from adg_plugin.errors import ADGError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _console = Console(stderr=True)
+_INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
 Set = Annotated[
@@ -87,11 +89,24 @@ def score(
     print(out)
 
 
+@app.command()
+def settings() -> None:
+    """Print every setting with its default, as a page of Markdown."""
+    from adg_plugin.settings import settings_page
+
+    print(settings_page(), end="")
+
+
+cli_train.register(app)
+
+
 def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
 def _set_up_logging() -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log is no place for bars
     handler = RichHandler(console=_console, show_path=False, show_time=False, rich_tracebacks=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
@@ -105,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ADGError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(err.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted: give the same command again to go on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as err:
+        if err.code == _INTERRUPTED:  # which Typer makes of a KeyboardInterrupt, without a word
+            print("interrupted: give the same command again, `adg select` goes on from here", file=sys.stderr)
+        raise

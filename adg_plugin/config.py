@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from adg_plugin.config_file import load_yaml, override
 from adg_plugin.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -27,6 +37,17 @@ _TYPE_NAMES = {
     "conversations": "sharegpt",
     "prompt-completion": "prompt_completion",
     "input_output": "prompt_completion",
+}
+_FIXES = {  # by pydantic's name of the error, for settings that bring no fix of their own
+    "string_type": "use text; in YAML, with quotes around it",
+    "string_too_short": "use text of at least one character, or leave it out",
+    "too_short": "use text of at least one character, or leave it out",
+    "bool_type": "use true or false",
+    "bool_parsing": "use true or false",
+    "tuple_type": "use a list of paths, or of mappings with `path`",
+    "model_type": "use a path, or a mapping with `path`",
+    "model_attributes_type": "use a path, or a mapping with `path`",
+    "dict_type": "use a mapping",
 }
 
 
@@ -50,9 +71,30 @@ def _canonical_type(value: Any) -> Any:
     return value
 
 
+def _path_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path_text)]
+
+
+def _file_names(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(name, str) for name in names):
+        raise PydanticCustomError("file_names", "use a file name, or a list of file names")
+    return value
+
+
+def _number(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
 def _budget(value: Any) -> Any:
     if isinstance(value, str):
-        value = yaml.safe_load(value)
+        value = _number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("budget", "use a number of rows (10000) or a fraction of the pool (0.2)")
     if isinstance(value, int) and value < 1:
@@ -72,7 +114,7 @@ class _Schema(BaseModel):
 class DatasetSpec(_Schema):
     """Where rows come from, and which columns hold what."""
 
-    path: str = Field(min_length=1, description="File, folder, Hugging Face data set name, or `demo`.")
+    path: PathText = Field(min_length=1, description="File, folder, Hugging Face data set name, or `demo`.")
     type: Annotated[RowType, BeforeValidator(_canonical_type)] = Field(
         "auto", description="Row layout; `auto` looks at the columns."
     )
@@ -82,7 +124,9 @@ class DatasetSpec(_Schema):
     name: str | None = Field(None, description="Configuration of a Hugging Face data set.")
     split: str = Field("train", description="Split of a Hugging Face data set.")
     revision: str | None = Field(None, description="Revision of a Hugging Face data set.")
-    data_files: str | list[str] | None = Field(None, description="Files within the data set.")
+    data_files: Annotated[str | list[str] | None, BeforeValidator(_file_names)] = Field(
+        None, description="Files within the data set."
+    )
     field_id: str = Field(
         "id", description="Column of the row's own id; without it (or with ''), a hash of the content."
     )
@@ -99,49 +143,67 @@ class DatasetSpec(_Schema):
     )
 
 
+def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with every data set as a mapping, also where it is a path or stands alone."""
+    entries = data.get("datasets")
+    if entries is None:
+        return dict(data)
+    entries = entries if isinstance(entries, list | tuple) else [entries]
+    return {**data, "datasets": [{"path": e} if isinstance(e, str | Path) else e for e in entries]}
+
+
 class ADGConfig(_Schema):
     """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
 
     budget: Annotated[int | float, BeforeValidator(_budget)] = Field(
         10_000, description="Rows to select, or a fraction of the pool (0.2)."
     )
-    model: str | None = Field(
-        None, description="Backbone: folder, hub name, or `demo`. It should be the model that will be trained."
+    model: PathText | None = Field(
+        None,
+        min_length=1,
+        description="Backbone: folder, hub name, or `demo`. It should be the model that will be trained.",
     )
     revision: str | None = Field(None, description="Revision of the backbone on the hub.")
     trust_remote_code: bool = Field(False, description="Let transformers run code that comes with the model.")
     datasets: tuple[DatasetSpec, ...] = Field((), description="The pool: a list of paths or of mappings with `path`.")
-    output_dir: str | None = Field(None, description="Run folder. Default: `runs/NAME-OF-THE-CONFIG`.")
+    budget_per_dataset: tuple[Annotated[int | float, BeforeValidator(_budget)], ...] | None = Field(
+        None,
+        description="In Axolotl: a budget for each entry of `datasets`, in their order; each is selected by itself.",
+        json_schema_extra={"fix": "use a list, a budget for each entry of Axolotl's datasets; elsewhere leave it out"},
+    )
+    output_dir: PathText | None = Field(
+        None, min_length=1, description="Run folder. Default: `runs/NAME-OF-THE-CONFIG`."
+    )
 
     num_samples: Int = Field(
         5,
         ge=3,
         le=64,
         description="K, answers drawn per row. More: steadier scores, linear cost.",
-        json_schema_extra={"fix": "use 3 to 64; two answers span a single direction"},
+        json_schema_extra={"fix": "use a whole number from 3 to 64; two answers span a single direction"},
     )
     temperature: Float = Field(
         1.4,
         gt=0,
         le=10,
         description="Sampling temperature.",
-        json_schema_extra={"fix": "use a number above 0, such as 1.4"},
+        json_schema_extra={"fix": "use a number above 0 and up to 10, such as 1.4"},
     )
     top_p: Float = Field(
         0.9, gt=0, le=1, description="Nucleus mass.", json_schema_extra={"fix": "use a number above 0 and up to 1"}
     )
     max_new_tokens: Int = Field(
-        256, ge=1, description="Token limit of each answer.", json_schema_extra={"fix": "use 1 or more"}
+        256, ge=1, description="Token limit of each answer.", json_schema_extra={"fix": "use a whole number, 1 or more"}
     )
     seed: Int = Field(
         0,
         ge=0,
         lt=2**63,
         description="Seed of every random choice.",
-        json_schema_extra={"fix": "use a whole number, 0 or more"},
+        json_schema_extra={"fix": "use a whole number from 0 to 2**63 - 1"},
     )
 
-    template: str = Field(
+    template: PathText = Field(
         "auto",
         min_length=1,
         description="`chat` (the tokenizer's), `alpaca`, `chatml`, `raw`, a `.jinja` file; `auto`: chat, else alpaca.",
@@ -150,7 +212,7 @@ class ADGConfig(_Schema):
         1024,
         ge=1,
         description="Longer prompts are rejected, never cut silently.",
-        json_schema_extra={"fix": "use 1 or more"},
+        json_schema_extra={"fix": "use a whole number, 1 or more"},
     )
     truncate: bool = Field(False, description="Cut the instruction of too long prompts instead of rejecting the row.")
     eos_token: str | None = Field(None, description="End-of-answer token, for a model that names none.")
@@ -162,14 +224,14 @@ class ADGConfig(_Schema):
         4,
         ge=1,
         description="How many of the last hidden states are averaged.",
-        json_schema_extra={"fix": "use 1 or more"},
+        json_schema_extra={"fix": "use a whole number, 1 or more"},
     )
     weight: Float = Field(
         0.4,
         ge=0,
         le=1,
         description="Weight of anisotropy; dispersion has the rest.",
-        json_schema_extra={"fix": "use 0 to 1"},
+        json_schema_extra={"fix": "use a number from 0 to 1"},
     )
     score: ScoreForm = Field(
         "raw",
@@ -179,7 +241,7 @@ class ADGConfig(_Schema):
         None,
         ge=1,
         description="Semantic bins. Default: one per ten rows, at most 1,000.",
-        json_schema_extra={"fix": "use 1 or more, or leave it out"},
+        json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
     )
     subset: Subset = Field(
         "top", description="Which end of each bin is taken; `middle` and `bottom` are for ablations."
@@ -207,19 +269,22 @@ class ADGConfig(_Schema):
         None,
         ge=1,
         description="Tokens held in the cache at once. Default: from free memory.",
-        json_schema_extra={"fix": "use 1 or more, or leave it out"},
+        json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
     )
     keep_vectors: bool = Field(False, description="Store each answer's vector (float16) beside the Gram matrix.")
+
+    @field_validator("budget_per_dataset")
+    @classmethod
+    def _only_in_axolotl(cls, value: Any, info: ValidationInfo) -> Any:
+        # Within Axolotl the pool is Axolotl's own, so a pool here means another command, which has one budget.
+        if value is not None and info.data.get("datasets"):
+            raise PydanticCustomError("only_axolotl", "only Axolotl selects from each by itself")
+        return value
 
     @model_validator(mode="before")
     @classmethod
     def _datasets_as_mappings(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("datasets") is not None:
-            entries = data["datasets"]
-            entries = entries if isinstance(entries, list | tuple) else [entries]
-            entries = [{"path": str(e)} if isinstance(e, str | Path) else e for e in entries]
-            return {**data, "datasets": tuple(entries)}
-        return data
+        return _with_dataset_mappings(data) if isinstance(data, Mapping) else data
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, source: str = "", prefix: str = "") -> ADGConfig:
@@ -236,7 +301,7 @@ class ADGConfig(_Schema):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as err:
-            problems = [_sentence(detail, data, prefix) for detail in err.errors()]
+            problems = [_sentence(detail, prefix) for detail in err.errors()]
             raise ConfigError(problems, source=source) from None
 
     def updated(self, **changes: Any) -> ADGConfig:
@@ -248,10 +313,10 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     return list((DatasetSpec if location and location[0] == "datasets" else ADGConfig).model_fields)
 
 
-def _sentence(error: ErrorDetails, data: Mapping[str, Any], prefix: str) -> str:
-    location = tuple(part for part in error["loc"] if not (isinstance(part, str) and part in ("int", "float")))
+def _sentence(error: ErrorDetails, prefix: str) -> str:
+    location = error["loc"]
     key = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         close = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
         hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(_known_keys(location[:-1]))}"
         return f"{key} is not a setting: {hint}"
@@ -261,7 +326,7 @@ def _sentence(error: ErrorDetails, data: Mapping[str, Any], prefix: str) -> str:
 
 
 def _fix(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
-    if len(location) == 1 and isinstance(location[0], str) and error["type"] not in ("budget",):
+    if len(location) == 1 and isinstance(location[0], str):
         extra = ADGConfig.model_fields[location[0]].json_schema_extra
         if isinstance(extra, dict) and "fix" in extra:
             return str(extra["fix"])
@@ -270,43 +335,8 @@ def _fix(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
         choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
         close = difflib.get_close_matches(str(error["input"]), choices, n=1)
         return f"use {expected}" + (f"; did you mean `{close[0]}`?" if close else "")
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return "use a path, or a mapping with `path`"
     message = error["msg"]
-    return message[0].lower() + message[1:]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key given twice, which plain YAML settles in silence for the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key_node.value}` is given twice: keep one", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        ConfigError: no such file, not YAML, not a mapping, or a key given twice.
-    """
-    path = Path(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            data = yaml.load(file, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError([f"no such file: give the path of a YAML file (in {Path.cwd()})"], source=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError([f"not valid YAML: {err}"], source=str(path)) from None
-    if not isinstance(data, dict):
-        raise ConfigError([f"holds {type(data).__name__}, not a mapping: write `key: value` lines"], source=str(path))
-    return data
+    return _FIXES.get(error["type"]) or message[0].lower() + message[1:]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, **extra: Any) -> ADGConfig:
@@ -321,32 +351,21 @@ def load_config(path: str | Path, overrides: list[str] | None = None, **extra: A
         ConfigError: with every problem found.
     """
     data = load_yaml(path)
-    nested = isinstance(data.get("adg"), dict)
-    block: dict[str, Any] = dict(data["adg"]) if nested else dict(data)
+    is_block = "adg" in data
+    found = (data["adg"] or {}) if is_block else data
+    if not isinstance(found, dict):
+        raise ConfigError([f"adg is {found!r}: write `key: value` lines under it"], source=str(path))
+    block = _with_dataset_mappings(found)
     problems = []
-    for override in overrides or []:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            problems.append(f"--set {override}: write key=value")
-            continue
-        parts = key.removeprefix("adg.").split(".")
+    for text in overrides or []:
         try:
-            _assign(block, parts, yaml.safe_load(text))
-        except (KeyError, IndexError, ValueError, TypeError, yaml.YAMLError) as err:
-            problems.append(f"--set {override}: no such place in the config ({err})")
+            block = override(block, text)
+        except ValueError as err:
+            problems.append(f"--set {text}: {err}")
+    try:
+        config = ADGConfig.parse({**block, **extra}, prefix="adg." if is_block else "")
+    except ConfigError as err:
+        problems += err.problems
     if problems:
-        raise ConfigError(problems)
-    block.update(extra)
-    return ADGConfig.parse(block, source=str(path), prefix="adg." if nested else "")
-
-
-def _assign(block: Any, parts: list[str], value: Any) -> None:
-    for part in parts[:-1]:
-        if isinstance(block, list):
-            block = block[int(part)]
-        else:
-            block = block.setdefault(part, {})
-    if isinstance(block, list):
-        block[int(parts[-1])] = value
-    else:
-        block[parts[-1]] = value
+        raise ConfigError(problems, source=str(path))
+    return config

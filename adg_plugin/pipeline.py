@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +19,16 @@ import numpy as np
 from adg_plugin import keys
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Engine, Prompt
-from adg_plugin.engines.results import NON_FINITE
-from adg_plugin.errors import ConfigError, DataError, NumericalError
+from adg_plugin.errors import ConfigError, DataError, StoreError
+from adg_plugin.finite import FiniteWatch
 from adg_plugin.pool import Pool, stage_pool
 from adg_plugin.progress import SamplingProgress
 from adg_plugin.rows import Reason
 from adg_plugin.scoring import Scored, choose_rows
-from adg_plugin.store import RunFolder
+from adg_plugin.sharing import Alone, Team, absorb, my_windows, open_share
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.reader import SELECTED
+from adg_plugin.training_rows import write_training_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
-_WATCHED_ROWS = 32  # the last results, among which non-finite ones are counted
-_ENOUGH_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +63,25 @@ class Selection:
                 yield json.loads(line)
 
     def dataset(self) -> Dataset:
-        """Return the chosen rows as a `datasets.Dataset`, best score first."""
+        """Return the chosen rows as a `datasets.Dataset` in memory, best score first; what a row lacks is None.
+
+        Raises:
+            DataError: a column holds values of different types, such as text and numbers.
+        """
         from datasets import Dataset
 
-        return Dataset.from_generator(self.rows)
+        rows = list(self.rows())
+        names = dict.fromkeys(name for row in rows for name in row)
+        try:
+            return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+        except (ValueError, TypeError) as err:  # pyarrow's
+            raise DataError(f"{self.path} cannot become one table ({err}): read its lines, or use `rows()`") from err
 
 
 def select(
     dataset: str | Path | Iterable[Mapping[str, Any]] | None = None,
     *,
-    model: str | None = None,
+    model: str | Path | None = None,
     config: ADGConfig | Mapping[str, Any] | None = None,
     output_dir: str | Path | None = None,
     show_progress: bool = True,
@@ -108,6 +118,8 @@ def run_selection(
     run_dir: Path,
     *,
     source: Source | None = None,
+    own: bool = False,
+    team: Team | None = None,
     show_progress: bool = True,
 ) -> Selection:
     """Return the selection from `pool`; everything goes into `run_dir`, where an interrupted run goes on.
@@ -116,56 +128,111 @@ def run_selection(
 
     Args:
         source: where the model comes from; default is what the config names.
+        own: refuse a run folder whose answers came of another model or other settings, instead of adding to it.
+        team: the processes that share the sampling; each calls this and gets the same selection.
     """
     from adg_plugin.engines import loading
 
     began = time.monotonic()
+    team = team or Alone()
     source = source or loading.Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
-    with RunFolder.open(run_dir) as run:
-        run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": _versions()})
-        stage_pool(run, pool, config, source.tokenizer, recipe)
-        for sentence in run.damage:
-            logger.warning("%s", sentence)
-        counts = run.counts()
-        if not counts.prompts:
-            raise DataError(f"none of the {counts.rejected} rows can be sampled: see {_write_rejected(run)}")
-        sampling: dict[str, Any] = {"rows": counts.pending}
-        if counts.pending:
-            engine = loading.make_engine(source.load(), config)
-            with SamplingProgress(counts.prompts, counts.completed, show=show_progress) as progress:
-                sample(run, engine, progress)
-            sampling |= {"seconds": progress.seconds, "tokens": progress.tokens}
-            del engine  # and the model with it, before the bins want memory
-        return choose(run, config, recipe, {"sampling": sampling, "began": began})
+    with ExitStack() as stack:
+        with team.step("preparing the pool"):
+            if team.rank == 0:
+                run = stack.enter_context(RunFolder.open(run_dir))
+                _prepare(run, pool, config, source, recipe, own=own)
+        with team.step("sampling"):
+            if team.rank == 0:
+                sampling = _sample_pending(run, run, config, source, team, show=show_progress)
+            else:
+                shared, mine = open_share(run_dir, team)
+                with mine:
+                    _sample_pending(shared, mine, config, source, team, show=False)
+        with team.step("choosing"):
+            if team.rank == 0:
+                absorb(run)
+                selection = choose(run, config, recipe, {"sampling": sampling, "began": began}, source.tokenizer)
+        found = team.share({"ids": selection.ids, "manifest": selection.manifest} if team.rank == 0 else None)
+    return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
 
 
-def sample(run: RunFolder, engine: Engine, progress: SamplingProgress) -> None:
-    """Draw and embed answers for every row that has none yet; each result is stored as it comes.
+def _prepare(
+    run: RunFolder, pool: Pool, config: ADGConfig, source: Source, recipe: Mapping[str, Any], *, own: bool
+) -> None:
+    if own:
+        _refuse_other_answers(run, config, recipe)
+    run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": _versions()})
+    absorb(run)
+    stage_pool(run, pool, config, source.tokenizer, recipe)
+    for sentence in run.damage:
+        logger.warning("%s", sentence)
+    counts = run.counts()
+    if not counts.prompts:
+        raise DataError(f"none of the {counts.rejected} rows can be sampled: see {_write_rejected(run)}")
+
+
+def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
+    stored = run.read_config()
+    before: dict[str, Any] = stored.get("recipe", recipe)
+    differing = [name for name in sorted({*before, *recipe}) if before.get(name) != recipe.get(name)]
+    if not differing:
+        return
+    told = [f"{name} {before.get(name)!r} (now {recipe.get(name)!r})" for name in differing if name != "model"]
+    if "model" in differing:
+        told.insert(0, f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)")
+    raise StoreError(
+        f"run folder {run.path} was made with {', '.join(told)}: "
+        "go back to that, give another folder, or delete this one"
+    )
+
+
+def _sample_pending(
+    pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, show: bool
+) -> dict[str, Any]:
+    """Sample this process's share of the rows of `pool` that have no result into `to`, and return what it took."""
+    from adg_plugin.engines import loading
+
+    counts = pool.counts()
+    pending = counts.pending if team.size == 1 else sum(map(len, my_windows(pool, team)))
+    sampling: dict[str, Any] = {"rows": counts.pending, **({"ranks": team.size} if team.size > 1 else {})}
+    if pending:
+        engine = loading.make_engine(source.load(), config)
+        total = counts.prompts if team.size == 1 else counts.completed + pending
+        with SamplingProgress(total, counts.completed, show=show) as progress:
+            sample(to, engine, progress, my_windows(pool, team))
+        sampling |= {"seconds": progress.seconds, "tokens": progress.tokens}
+        # The engine, and the model with it, goes with this frame: the bins want the memory.
+    return sampling
+
+
+def sample(run: RunFolder, engine: Engine, progress: SamplingProgress, windows: Iterable[list[Prompt]]) -> None:
+    """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
 
     Raises:
-        NumericalError: most rows give NaN or infinity.
+        NumericalError: most rows of a batch give NaN or infinity.
     """
-    recent: deque[bool] = deque(maxlen=_WATCHED_ROWS)
-    for result in engine.run(_by_length(run)):
+    watch = FiniteWatch()
+    for result in engine.run(watch.taking(_by_length(windows))):
         run.append(result)
         progress.add(result.num_tokens, rejected=result.reason is not None)
-        recent.append(result.reason == NON_FINITE)
-        if len(recent) >= _ENOUGH_ROWS and sum(recent) > len(recent) / 2:
-            raise NumericalError(
-                f"{sum(recent)} of the last {len(recent)} rows gave NaN or infinity: set dtype to bfloat16 or float32 "
-                "(float16 overflows in many models), or check the model's weights"
-            )
+        watch.add(result)
+    watch.finish()
 
 
-def _by_length(run: RunFolder) -> Iterator[Prompt]:
-    """Yield the pending prompts, those of a window by length, up and down in turn: neighbours are of similar length."""
-    for number, window in enumerate(run.iter_windows()):
+def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
+    """Yield the prompts of each window by length, up and down in turn: neighbours are of similar length."""
+    for number, window in enumerate(windows):
         yield from sorted(window, key=len, reverse=number % 2 == 1)
 
 
-def choose(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any]) -> Selection:
+def choose(
+    run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any], tokenizer: Any = None
+) -> Selection:
     """Score, bin and choose from what the run folder holds, and write the result, the manifest last.
+
+    Args:
+        tokenizer: of the model; with it, the chosen rows are also written as a table that TRL trains on.
 
     Raises:
         DataError: no row can be scored.
@@ -175,12 +242,17 @@ def choose(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: 
     duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
     reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections))
     if not len(geometry):
-        raise DataError(f"none of {counts.prompts} sampled rows can be scored: {reasons}")
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        raise DataError(
+            f"none of the {counts.prompts} sampled rows can be scored ({told}): see {run.path / 'rejected.jsonl'}"
+        )
     pool_rows = counts.prompts + counts.rejected - duplicates
     scored = choose_rows(geometry, config, pool_rows)
     run.write_scores(scored.table())
     ids = scored.chosen_ids()
     path = run.write_selected(ids)
+    if tokenizer is not None:
+        write_training_rows(run, ids, tokenizer, config)
     rows = {
         "pool": pool_rows + duplicates,
         "duplicates": duplicates,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from itertools import tee
 from pathlib import Path
 from typing import Any
 
-from adg_plugin import keys
+from adg_plugin import __version__, keys
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Prompt
 from adg_plugin.prompts import PromptRenderer, Rendered
@@ -57,16 +59,27 @@ def stage_pool(run: RunFolder, pool: Pool, config: ADGConfig, tokenizer: Any, re
 
 
 def _staging_digest(pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any]) -> str:
-    template = Path(config.template)
+    template = Path(config.template).expanduser()
+    is_file = bool(template.suffix) and template.is_file()
     settings = {
+        "version": __version__,  # staging again costs little, and rendering may have been mended
         "pool": pool.fingerprint,
         "recipe": dict(recipe),
-        "template": template.read_text(encoding="utf-8") if template.is_file() else config.template,
+        "template": template.read_text(encoding="utf-8") if is_file else config.template,
         "chat_template": tokenizer.chat_template,
+        "tokenizer": _tokenizer_digest(tokenizer),
         "max_prompt_tokens": config.max_prompt_tokens,
         "truncate": config.truncate,
     }
     return keys.digest(settings).hex()
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if fast is None else fast.to_str()
+    # Templates name the special tokens; whether BOS is added shows in the tokens of a text.
+    about = [rules, tokenizer.special_tokens_map, tokenizer("text")["input_ids"]]
+    return hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def _staged(

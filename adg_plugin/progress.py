@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 _LINE_EVERY_S = 15.0
 
@@ -85,6 +89,17 @@ class SamplingProgress:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def ticking(rows: Iterable[T], verb: str) -> Iterator[T]:
+    """Yield `rows`, and say on stderr now and then how many there have been."""
+    began = said = time.monotonic()
+    for number, row in enumerate(rows, 1):
+        yield row
+        now = time.monotonic()
+        if now - said >= _LINE_EVERY_S:
+            said = now
+            print(f"{verb}: {number} rows, {_clock(now - began)} passed", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

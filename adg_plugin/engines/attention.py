@@ -47,7 +47,7 @@ class Cohort:
     Attributes:
         lengths: (P,) tokens of each prompt.
         columns: L, what the prompts are padded to.
-        width: W, answers per prompt that still have a place in the grid.
+        width: W, answers per prompt.
         live: (R,) places of the rows that are still being drawn, ascending, in a grid numbered row by row.
         age: answer tokens already in the cache.
     """
@@ -132,27 +132,25 @@ class Cohort:
         self._masks = {key: mask for key, mask in self._masks.items() if key is None}
 
     def keep(self, live: Tensor) -> None:
-        """Go on with the places `live` only, and drop prompts that have none left once they take much room."""
+        """Go on with the places `live` only, and drop prompts that have none left once they take much room.
+
+        A prompt with a live row keeps all its places: in a narrower grid the products would round differently.
+        """
         self.live, self._row_of_place = live, None
         if len(live) == 0 or len(live) > 0.6 * self.places:
             return
-        prompts, counts = torch.unique_consecutive(live // self.width, return_counts=True)
-        width = int(counts.max())
-        if len(prompts) * width > 0.75 * self.places:
+        prompts = torch.unique_consecutive(live // self.width)
+        if len(prompts) > 0.75 * len(self.lengths):
             return  # copying would gain too little
-        # Rows of a prompt move to its first places; a place that stays empty gets some row's copy, never read.
-        ends = torch.cumsum(counts, 0)
-        within = torch.arange(len(live), device=live.device) - torch.repeat_interleave(ends - counts, counts)
-        target = torch.repeat_interleave(torch.arange(len(prompts), device=live.device) * width, counts) + within
-        source = torch.zeros(len(prompts) * width, dtype=torch.long, device=live.device)
-        source[target] = live % self.width
-        source = source.view(len(prompts), 1, width, 1, 1)
+        number = torch.zeros_like(self.lengths)
+        number[prompts] = torch.arange(len(prompts), device=live.device)
         for cache in self.layers.values():
             cache.prompt_keys = cache.prompt_keys[prompts]
             cache.prompt_values = cache.prompt_values[prompts]
-            cache.keys = _kept(cache.keys, prompts, source)
-            cache.values = _kept(cache.values, prompts, source)
-        self.lengths, self.width, self.live, self._masks = self.lengths[prompts], width, target, {}
+            cache.keys = cache.keys[prompts]
+            cache.values = cache.values[prompts]
+        self.live = number[live // self.width] * self.width + live % self.width
+        self.lengths, self._masks = self.lengths[prompts], {}
 
     def prompt_mask(self, window: int | None) -> Tensor | None:
         """Return an additive mask (P, 1, 1, 1, L) over the prompts' columns, or None where all count."""
@@ -166,12 +164,6 @@ class Cohort:
             mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
             self._masks[window] = mask[:, None, None, None] if bool(hidden.any()) else None
         return self._masks[window]
-
-
-def _kept(answers: Tensor, prompts: Tensor, source: Tensor) -> Tensor:
-    """Return the cache (P', H, W', T, D) of these prompts, each with the places `source` (P', 1, W', 1, 1)."""
-    mine: Tensor = answers[prompts]
-    return mine.gather(2, source.expand(-1, mine.shape[1], -1, *mine.shape[3:]))
 
 
 def padded(length: int) -> int:

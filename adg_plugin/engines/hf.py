@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -91,40 +91,58 @@ class OnePassEngine:
         capacity = Capacity.of(self.model, self.config)
         queue = _Queue(prompts)
         active: list[_Draws] = []
+        while active or not queue.empty():
+            # Whoever takes the results may use the model: it is itself again before any of them is out.
+            with self._prepared():
+                results: list[RowResult] = []
+                while not results and (active or not queue.empty()):
+                    results = self._advance(active, queue, capacity)
+            yield from results
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(shared_prefix_attention(self.model))
             if self.vectors:
                 stack.enter_context(self._tap.on(self.model))
-            while True:
-                try:
-                    admitted = queue.peek(capacity, [d.cohort for d in active])
-                    for _, alike in groupby(admitted, key=lambda p: padded(len(p))):
-                        active.append(self._admit(list(alike), capacity.prefill_tokens))
-                        queue.drop(len(active[-1].prompts))
-                    self._step([d for d in active if len(d.rows)])
-                except (RuntimeError, MemoryError) as err:
-                    if not is_out_of_memory(err):
-                        raise
-                    yield from self._retreat(active, queue, capacity)
-                for draws in active:
-                    yield from self._results(draws, draws.finished())
-                active = [d for d in active if len(d.rows)]
-                if not active and queue.empty():
-                    return
+            yield
 
-    def _retreat(self, active: list[_Draws], queue: _Queue, capacity: Capacity) -> Iterator[RowResult]:
-        """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes."""
+    def _advance(self, active: list[_Draws], queue: _Queue, capacity: Capacity) -> list[RowResult]:
+        """Admit what fits, feed one token of every live row, and return the results of prompts that are done."""
+        admitted = queue.peek(capacity, [d.cohort for d in active])
+        waiting, out_of_memory = len(admitted), False
+        try:
+            for _, alike in groupby(admitted, key=lambda p: padded(len(p))):
+                active.append(self._admit(list(alike), capacity.prefill_tokens))
+                queue.drop(len(active[-1].prompts))
+                waiting -= len(active[-1].prompts)
+            self._step([d for d in active if len(d.rows)])
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+            out_of_memory = True
+        if out_of_memory:  # out of the block above, where the traceback still holds what filled the memory
+            return self._retreat(active, waiting, queue, capacity)
+        results = [r for draws in active for r in self._results(draws, draws.finished())]
+        active[:] = [d for d in active if len(d.rows)]
+        return results
+
+    def _retreat(self, active: list[_Draws], waiting: int, queue: _Queue, capacity: Capacity) -> list[RowResult]:
+        """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes.
+
+        Args:
+            waiting: prompts at the head of the queue that were to be admitted.
+        """
         self._tap.forget()
         back = [p for d in active for p, reported in zip(d.prompts, d.reported, strict=True) if not reported]
         active.clear()
         release_memory(self.device)
         queue.put_back(back)
-        in_flight = max(1, len(queue.peek(capacity, [])))
+        in_flight = len(back) + waiting
         if in_flight == 1:
-            prompt = queue.pop()
-            yield rejection(prompt, OUT_OF_MEMORY)
-        else:
-            capacity.halve(in_flight)
+            return [rejection(queue.pop(), OUT_OF_MEMORY)]
+        capacity.halve(in_flight)
+        return []
 
     def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> _Draws:
         """Prefill prompts and draw the first token of each of their answers."""
@@ -273,7 +291,7 @@ class OnePassEngine:
         kept: npt.NDArray[np.int64],
     ) -> tuple[Answer, ...]:
         ids = [tokens[k, : lengths[k]] for k in kept]
-        texts = self.tokenizer.batch_decode([t.tolist() for t in ids], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([t.tolist() for t in ids], skip_special_tokens=True) if ids else []
         return tuple(Answer(t, text, reasons[k]) for t, text, k in zip(ids, texts, kept, strict=True))
 
 

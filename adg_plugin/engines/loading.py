@@ -177,9 +177,7 @@ def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase, own: Gener
     named = None if own is None else own.eos_token_id
     found.update(named if isinstance(named, Sequence) else [] if named is None else [int(named)])
     if not found:
-        raise ModelError(
-            f"{config.model or 'the model'} names no end-of-answer token: set eos_token, such as `</s>`"
-        )
+        raise ModelError(f"{config.model or 'the model'} names no end-of-answer token: set eos_token, such as `</s>`")
     return tuple(sorted(found))
 
 

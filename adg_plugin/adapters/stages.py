@@ -1,0 +1,113 @@
+"""Stages in processes of their own that do not outlive the command that started them, even if that one is killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.logging import RichHandler
+
+from adg_plugin.errors import ADGError, StoreError
+
+_VARIABLE = "ADG_LIFELINE"
+_POLL_S = 0.5
+_WAIT_S = 30.0  # for the stages of a killed command to notice and to write what they hold
+_NAME = ".adg-run.lock"
+
+
+@contextmanager
+def lifeline(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this command; its stages end when the hold does, whatever ended it.
+
+    Raises:
+        StoreError: another command has the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _NAME)
+    try:
+        lock.acquire(timeout=_WAIT_S, poll_interval=_POLL_S)
+    except Timeout:
+        raise StoreError(f"{folder} is in use by another `adg run`: wait for it, or give another --out") from None
+    os.environ[_VARIABLE] = str(folder / _NAME)
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
+        lock.release()
+
+
+def follow() -> None:
+    """End this process by SIGTERM when the command that started it ends. Does nothing outside of `lifeline`.
+
+    The kernel drops a killed process's lock, so getting it means that the command is gone. It is kept until this
+    process ends, so that a new command waits for what is still being written.
+    """
+    path = os.environ.get(_VARIABLE)
+    if path is None:
+        return
+    lock = FileLock(path, thread_local=False)
+
+    def wait() -> None:
+        lock.acquire(poll_interval=_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="adg-lifeline").start()
+
+
+def run_stage(name: str, arguments: Sequence[str]) -> None:
+    """Run `python ARGUMENTS` to its end, in a group of processes of its own.
+
+    Raises:
+        StageError: it failed; it has printed why.
+        KeyboardInterrupt: this process was interrupted, and the stage has ended.
+    """
+    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stdout=sys.stderr.fileno())
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        raise
+    if code:
+        raise StageError(name, code)
+
+
+class StageError(ADGError):
+    """A stage ended with an error, which it has printed itself."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(f"{name} failed (exit code {code}); see above. The same command goes on from here")
+        self.exit_code = code if code in (1, 2, 3, 4) else 1
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; errors of this package end the process with a message and their exit code."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("adg_plugin").setLevel(logging.INFO)
+    try:
+        main()
+    except ADGError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def interruptible() -> None:
+    """Make SIGTERM what Ctrl-C is, so that what is buffered is written."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

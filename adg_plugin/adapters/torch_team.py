@@ -1,0 +1,70 @@
+"""The processes of a torch.distributed job as a team that shares one selection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from adg_plugin.errors import ADGError
+from adg_plugin.sharing import Alone, Team
+
+_LONG = timedelta(days=30)  # one process waits while another samples; the job's own limit is ten minutes with NCCL
+
+
+class TorchTeam:
+    """Talks over a gloo group of its own, in JSON: collectives of torch for objects would pickle them."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=_LONG)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Leave together with all processes.
+
+        Raises:
+            ADGError: another process failed; names it and its error.
+        """
+        problem = ""
+        try:
+            yield
+        except Exception as err:
+            problem = f"{type(err).__name__}: {err}"
+            raise
+        finally:
+            failed = {rank: text for rank, text in enumerate(self._gather(problem)) if text}
+        if failed:
+            rank, text = next(iter(failed.items()))
+            raise ADGError(f"rank {rank} failed while {name}: {text}")
+
+    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the JSON object of rank 0."""
+        text = self._gather(json.dumps(value) if self.rank == 0 else "")[0]
+        shared: Mapping[str, Any] = json.loads(text)
+        return shared
+
+    def _gather(self, text: str) -> list[str]:
+        mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
+        longest = max(int(size) for size in sizes)
+        if not longest:
+            return [""] * self.size
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(mine)] = mine
+        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(texts, padded, group=self._group)
+        return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(texts, sizes, strict=True)]
+
+
+def this_team() -> Team:
+    """Return the team of this process: that of the torch.distributed job, where there is one."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return TorchTeam()
+    return Alone()

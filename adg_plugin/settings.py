@@ -1,0 +1,46 @@
+"""The settings as a page, made from the schema so that it cannot be out of date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from adg_plugin.config import ADGConfig, DatasetSpec
+
+
+def settings_page() -> str:
+    """Return docs/settings.md: every key with its default and meaning."""
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "Made by `adg settings` from the schema. Keys stand at the top of a YAML file or in its `adg:` block.",
+            "",
+            *_table(ADGConfig.model_fields),
+            "",
+            "## An entry of `datasets`",
+            "",
+            "A path, or a mapping:",
+            "",
+            *_table(DatasetSpec.model_fields),
+            "",
+        ]
+    )
+
+
+def _table(fields: dict[str, FieldInfo]) -> list[str]:
+    rows = ["| key | default | what |", "|---|---|---|"]
+    for name, field in fields.items():
+        what = (field.description or "").replace("|", "\\|")
+        rows.append(f"| `{name}` | {_shown(field)} | {what} |")
+    return rows
+
+
+def _shown(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value == () or value == {}:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"

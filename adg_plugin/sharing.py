@@ -1,0 +1,92 @@
+"""Several processes share the sampling of one run folder, by the hash of the row; the first of them owns the folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from adg_plugin.engines.base import Prompt
+from adg_plugin.errors import StoreError
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.parts import results_of
+from adg_plugin.store.staging import row_digest
+
+RANKS = "ranks"  # within the run folder: what the other processes found, until the first one takes it over
+
+
+class Team(Protocol):
+    """The processes of one training run."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process; 0 owns the run folder."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that all processes leave together; an error in one of them is raised in all."""
+
+    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the JSON object of process 0; the others pass None."""
+
+
+class Alone:
+    """A team of one."""
+
+    rank = 0
+    size = 1
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the value."""
+        assert value is not None
+        return value
+
+
+def is_mine(prompt: Prompt, team: Team) -> bool:
+    """Return whether this process is to sample the prompt; exactly one of the team is."""
+    return int.from_bytes(row_digest(prompt.id, prompt.key)[:8], "big") % team.size == team.rank
+
+
+def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
+    """Yield this process's share of the pending prompts, about 2,000 of the pool at a time."""
+    for window in run.iter_windows():
+        mine = [prompt for prompt in window if is_mine(prompt, team)]
+        if mine:
+            yield mine
+
+
+def absorb(run: RunFolder) -> None:
+    """Move what other processes found, in this run or in one that was cut off, into the run folder.
+
+    Raises:
+        StoreError: one of them is still at work, or a folder cannot be read or written.
+    """
+    for folder in sorted((run.path / RANKS).glob("*")):
+        with RunFolder.open(folder, create=False) as helper:
+            for result in results_of(helper.stock.parts, helper.stock.completed):
+                run.append(result)
+            run.flush()
+        shutil.rmtree(folder)
+
+
+def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:
+    """Return the run folder for reading, and this process's own folder in it, locked.
+
+    Raises:
+        StoreError: process 0 has a run folder that this one cannot see, or the own folder cannot be written.
+    """
+    if not run_dir.is_dir():
+        raise StoreError(
+            f"rank {team.rank} sees no run folder {run_dir}: put it on a file system that all machines share, "
+            "or select first with `adg run`"
+        )
+    return RunFolder.read(run_dir), RunFolder.open(run_dir / RANKS / str(team.rank))

@@ -1,0 +1,160 @@
+"""Tokens per second of the one-pass engine against the released pipeline's method, in turns in one run.
+
+    python benchmarks/bench_engine.py [--prompts 64] [--max-new-tokens 64]
+
+Demo model in bfloat16, K=5, T=1.4, p=0.9. The other side is the method of the authors' released code: `generate` in
+batches of 32 prompts with five sequences each, then every prompt + answer encoded again, one at a time. First both
+sides' vectors are compared on the same answers. The last line is JSON:
+
+    ratio            tokens/s of ours / theirs
+    gemm_fraction    our tokens/s / what the model's matrix products alone allow at our batch size
+    vector_overhead  our time with vectors / our time sampling alone - 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.demo import pool_paths
+from adg_plugin.engines.base import Prompt, RowResult
+from adg_plugin.engines.embed import embed_answers
+from adg_plugin.engines.hf import OnePassEngine
+from adg_plugin.engines.loading import Backbone, load_backbone
+from adg_plugin.engines.memory import Capacity
+from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.rows import Row, unique_rows
+from adg_plugin.sources import iter_records
+
+SHARED_POOL = Path(__file__).parents[2] / "shared" / "data" / "pool.jsonl"
+THEIR_BATCH = 32
+
+
+def read_prompts(backbone: Backbone, count: int) -> list[Prompt]:
+    pool = SHARED_POOL if SHARED_POOL.exists() else pool_paths()[-1]
+    renderer = PromptRenderer(backbone.tokenizer, "auto", 1024)
+    rows = (r for r in unique_rows(iter_records([DatasetSpec(path=str(pool))])) if isinstance(r, Row))
+    prompts = (r for r in renderer.render_many(rows) if isinstance(r, Rendered))
+    return [Prompt(r.id, r.token_ids, r.span) for r, _ in zip(prompts, range(count), strict=False)]
+
+
+def released_method(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig, eos: int,
+                    prompts: Sequence[Prompt]) -> int:  # fmt: skip
+    """Return the tokens sampled; vectors are made and dropped."""
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0,
+        max_new_tokens=config.max_new_tokens, eos_token_id=eos, pad_token_id=eos,
+    )  # fmt: skip
+    sampled = 0
+    for start in range(0, len(prompts), THEIR_BATCH):
+        batch = prompts[start : start + THEIR_BATCH]
+        longest = max(len(p) for p in batch)
+        ids = torch.full((len(batch), longest), eos)
+        mask = torch.zeros_like(ids)
+        for i, p in enumerate(batch):
+            ids[i, longest - len(p) :] = torch.from_numpy(p.token_ids)
+            mask[i, longest - len(p) :] = 1
+        output = model.generate(input_ids=ids, attention_mask=mask, num_return_sequences=config.num_samples)
+        for i, row in enumerate(output[:, longest:]):
+            prompt = torch.from_numpy(batch[i // config.num_samples].token_ids).long()
+            ends = (row == eos).nonzero()
+            answer = row[: int(ends[0])] if len(ends) else row
+            sampled += len(answer)
+            if len(answer):
+                both = torch.cat((prompt, answer))[None]
+                states = model(input_ids=both, use_cache=False, output_hidden_states=True).hidden_states[-4:]
+                torch.stack(states).mean(0)[0, len(prompt) :].mean(0)
+    return sampled
+
+
+def gemm_tokens_per_s(model: PreTrainedModel, rows: int) -> float:
+    """Return the tokens/s of the linear layers and the head alone, at a batch of `rows`."""
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {m.in_features: torch.randn(rows, m.in_features).to(model.dtype) for m in layers}
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        for layer in layers:
+            layer(inputs[layer.in_features])
+        times.append(time.perf_counter() - began)
+    return rows / median(times)
+
+
+def check_same_vectors(model: PreTrainedModel, prompts: Sequence[Prompt], results: Sequence[RowResult]) -> float:
+    """Return the largest difference between one-pass Gram matrices and those of encoding the answers again."""
+    by_id = {p.id: p for p in prompts}
+    gaps = []
+    for result in results[:8]:
+        tokens = [a.token_ids for a in result.answers]
+        units = embed_answers(model, [by_id[result.id].token_ids] * len(tokens), tokens, 4)
+        gaps.append(float(np.abs((units @ units.T).numpy() - result.gram).max()))
+    return max(gaps)
+
+
+def timed(run: Callable[[], int]) -> tuple[float, int]:
+    began = time.perf_counter()
+    tokens = run()
+    return time.perf_counter() - began, tokens
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="of ours with and without vectors, around theirs")
+    parser.add_argument("--skip-theirs", action="store_true", help="only ours, for tuning")
+    args = parser.parse_args()
+    config = ADGConfig.parse({"model": "demo", "dtype": "bfloat16", "max_new_tokens": args.max_new_tokens})
+    backbone = load_backbone(config)
+    model, tokenizer, eos = backbone.model, backbone.tokenizer, backbone.eos_ids
+    prompts = sorted(read_prompts(backbone, args.prompts), key=len)
+
+    def ours(vectors: bool, keep: list[RowResult] | None = None) -> int:
+        results = list(OnePassEngine(model, tokenizer, config, eos, vectors=vectors).run(prompts))
+        if keep is not None:
+            keep.extend(results)
+        return sum(r.num_tokens for r in results)
+
+    results: list[RowResult] = []
+    ours(True, results)  # warms up
+    gap = check_same_vectors(model, prompts, results)
+    print(f"largest difference of Gram entries, one pass against encoding again: {gap:.1e}")
+    rows = min(Capacity.of(model, config).rows, args.prompts * config.num_samples)
+    full, alone, theirs, gemm = [], [], [], []
+    for turn in range(args.rounds):
+        gemm.append(gemm_tokens_per_s(model, rows))
+        full.append(timed(lambda: ours(True)))
+        alone.append(timed(lambda: ours(False)))
+        if turn == 0 and not args.skip_theirs:
+            theirs.append(timed(lambda: released_method(model, tokenizer, config, eos[0], prompts)))
+        print(f"round {turn + 1}: ours {full[-1][1] / full[-1][0]:.0f} tokens/s, sampling alone "
+              f"{alone[-1][1] / alone[-1][0]:.0f}, products alone {gemm[-1]:.0f}")  # fmt: skip
+    speed = median(n / s for s, n in full)
+    report = {
+        "prompts": args.prompts, "max_new_tokens": args.max_new_tokens, "rows": rows,
+        "prompt_tokens": sum(len(p) for p in prompts), "tokens_per_s": round(speed, 1),
+        "gemm_tokens_per_s": round(median(gemm), 1), "gemm_fraction": round(speed / median(gemm), 3),
+        "vector_overhead": round(median(s / n for s, n in full) / median(s / n for s, n in alone) - 1, 3),
+    }  # fmt: skip
+    if theirs:
+        seconds, tokens = theirs[0]
+        report |= {
+            "theirs_tokens_per_s": round(tokens / seconds, 1),
+            "ratio": round(speed * seconds / tokens, 2),
+            "ratio_range": [round(f(n / s for s, n in full) * seconds / tokens, 2) for f in (min, max)],
+        }  # fmt: skip
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

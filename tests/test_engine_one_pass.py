@@ -1,0 +1,191 @@
+"""One pass is re-encoding: the engine's vectors are those of a plain forward over prompt + sampled tokens."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
+
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines import memory
+from adg_plugin.engines.attention import Cohort
+from adg_plugin.engines.embed import embed_answers
+from adg_plugin.engines.hf import OnePassEngine
+from adg_plugin.engines.loading import Backbone, make_engine
+
+MANY_EOS = tuple(range(0, 26))  # about a tenth of the vocabulary: answers end early, at once, or at the limit
+LENGTHS = (3, 300, 17, 64, 129, 5, 40, 128, 131, 4, 90, 16)
+LIMIT = WINDOW + 8  # so that short prompts, too, have answers longer than the window
+
+
+def run(model, prompts, *, eos=MANY_EOS, **settings):
+    """Return the results by id, and the ids in the order in which they came."""
+    config = ADGConfig(**{"max_new_tokens": LIMIT, "keep_vectors": True, **settings})
+    found = list(OnePassEngine(model, tiny_tokenizer(), config, eos).run(prompts))
+    assert sorted(r.id for r in found) == sorted(p.id for p in prompts)
+    return {r.id: r for r in found}, [r.id for r in found]
+
+
+@torch.no_grad()
+def plain_forward(model, ids, layers=4):
+    """Return the mean of the last hidden states, (L, H); nothing of the package is used."""
+    output = model(input_ids=torch.tensor(np.asarray(ids), dtype=torch.long)[None], output_hidden_states=True)
+    return torch.stack([h[0].float() for h in output.hidden_states[-layers:]]).mean(0)
+
+
+def gap(ours, theirs):
+    """Return the largest 1 - cosine between rows."""
+    ours, theirs = (torch.as_tensor(np.asarray(x), dtype=torch.float64) for x in (ours, theirs))
+    return float((1 - torch.cosine_similarity(ours, theirs, dim=-1)).max())
+
+
+def check(model, prompts, results, *, layers=4, plain=False):
+    """Assert that vectors, Gram matrix and prompt vector of each row are those of a forward over its tokens."""
+    for prompt in prompts:
+        result = results[prompt.id]
+        answers = [a.token_ids for a in result.answers]
+        if result.reason == "too_few_answers":
+            assert len(answers) < 3
+            continue
+        assert result.reason is None
+        if plain:
+            states = [plain_forward(model, np.concatenate((prompt.token_ids, a)), layers) for a in answers]
+            vectors = torch.stack([s[len(prompt) :].mean(0) for s in states])
+            vectors = vectors / vectors.norm(dim=1, keepdim=True)
+        else:
+            vectors = embed_answers(model, [prompt.token_ids] * len(answers), answers, layers)
+        assert gap(result.vectors, vectors) < 1e-5
+        np.testing.assert_allclose(result.gram, (vectors @ vectors.T).numpy(), atol=2e-5)
+        instruction = plain_forward(model, prompt.token_ids, layers)[slice(*prompt.span)].mean(0)
+        # Stored in float16: coordinates off by 2^-11 at most turn a vector by less than 1e-6.
+        assert gap(result.prompt_vector, instruction) < 1e-5
+        assert abs(np.linalg.norm(result.prompt_vector.astype(float)) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("family", ONE_PASS)
+def test_vectors_are_those_of_a_plain_forward(family):
+    model = tiny_model(family)
+    prompts = tiny_prompts(LENGTHS)
+    engine = make_engine(
+        Backbone(model, tiny_tokenizer(), MANY_EOS), ADGConfig(max_new_tokens=LIMIT, keep_vectors=True)
+    )
+    assert isinstance(engine, OnePassEngine)
+    results = {r.id: r for r in engine.run(prompts)}
+    ends = {(a.finish_reason, len(a.token_ids)) for r in results.values() for a in r.answers}
+    assert {("eos", 1), ("length", LIMIT)} <= ends  # the case is there
+    check(model, prompts, results, plain=True)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    ("batch_tokens", "max_rows", "prefill_tokens"),
+    [(1, 160, 2048), (3000, 12, 40), (10**6, 10**4, 10**5)],
+    ids=["one prompt at a time", "small", "all at once"],
+)
+def test_vectors_are_right_at_any_batch_size(family, batch_tokens, max_rows, prefill_tokens, monkeypatch):
+    monkeypatch.setitem(memory._MAX_ROWS, "cpu", max_rows)
+    monkeypatch.setitem(memory._PREFILL_TOKENS, "cpu", prefill_tokens)
+    model, prompts = tiny_model(family), tiny_prompts(LENGTHS[:8], seed=1)
+    results, _ = run(model, prompts, num_samples=3, batch_tokens=batch_tokens)
+    check(model, prompts, results)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_an_answer_of_one_token_is_fed_once_for_its_state(family):
+    model, prompts = tiny_model(family), tiny_prompts(LENGTHS[:6])
+    results, _ = run(model, prompts, max_new_tokens=1)
+    assert {len(a.token_ids) for r in results.values() for a in r.answers} == {1}
+    assert {a.finish_reason for r in results.values() for a in r.answers} == {"length"}
+    check(model, prompts, results)
+
+
+@pytest.mark.parametrize("layers", [1, 2, LAYERS])
+def test_the_number_of_averaged_layers_is_honoured(layers):
+    model, prompts = tiny_model("qwen3"), tiny_prompts(LENGTHS[:4])
+    results, _ = run(model, prompts, layers=layers, max_new_tokens=6)
+    check(model, prompts, results, layers=layers, plain=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_vectors_stay_right_while_cohorts_shrink(family, monkeypatch):
+    shrunk = []
+    keep = Cohort.keep
+
+    def watched(cohort, live):
+        before = cohort.places
+        keep(cohort, live)
+        if 0 < cohort.places < before:
+            shrunk.append((before, cohort.places))
+
+    monkeypatch.setattr(Cohort, "keep", watched)
+    model, prompts = tiny_model(family), tiny_prompts([20, 100, 60, 3, 128, 90, 45, 20], seed=2)
+    results, _ = run(model, prompts, eos=tuple(range(40)), max_new_tokens=80)
+    assert len(shrunk) >= 3  # the case is there
+    assert max(len(a.token_ids) for r in results.values() for a in r.answers) > 20
+    check(model, prompts, results)
+
+
+def test_answers_longer_than_a_block_of_the_cache_and_prompts_of_several_blocks():
+    model, prompts = tiny_model("mistral"), tiny_prompts([3, 500, 257])
+    results, _ = run(model, prompts, eos=(2,), max_new_tokens=150, num_samples=3)
+    assert max(len(a.token_ids) for r in results.values() for a in r.answers) == 150
+    check(model, prompts, results)
+
+
+def test_every_token_is_fed_once():
+    model, prompts = tiny_model(), tiny_prompts([40, 70, 100, 64], seed=3)
+    fed = []
+    handle = model.register_forward_pre_hook(lambda _m, _a, kw: fed.append(kw["input_ids"].numel()), with_kwargs=True)
+    results, _ = run(model, prompts, eos=(2,))
+    handle.remove()
+    needed = sum(map(len, prompts)) + sum(r.num_tokens for r in results.values())
+    assert needed <= sum(fed) <= needed + 15 * fed.count(16)  # batches below 16 tokens are filled up to it
+
+
+def test_new_prompts_are_admitted_while_others_are_still_drawn(monkeypatch):
+    monkeypatch.setitem(memory._MAX_ROWS, "cpu", 20)
+    taken, results = [], []
+
+    def source():
+        for prompt in tiny_prompts([30] * 30):
+            taken.append(prompt.id)
+            yield prompt
+
+    config = ADGConfig(max_new_tokens=LIMIT)
+    for result in OnePassEngine(tiny_model(), tiny_tokenizer(), config, MANY_EOS).run(source()):
+        results.append(result.id)
+        assert len(taken) - len(results) <= 20 / 5 + 1 + 4  # no further ahead than the batch, the next, and what is out
+    assert len(results) == 30
+    assert results != taken  # not one batch after the other
+
+
+def test_without_vectors_the_answers_are_the_same():
+    model, prompts = tiny_model(), tiny_prompts(LENGTHS)
+    results, _ = run(model, prompts)
+    config = ADGConfig(max_new_tokens=LIMIT)
+    engine = OnePassEngine(model, tiny_tokenizer(), config, MANY_EOS, vectors=False)
+    for bare in engine.run(prompts):
+        assert bare.gram is None
+        assert bare.prompt_vector is None
+        for ours, theirs in zip(bare.answers, results[bare.id].answers, strict=True):
+            np.testing.assert_array_equal(ours.token_ids, theirs.token_ids)
+            assert ours.finish_reason == theirs.finish_reason
+
+
+def test_answers_hold_neither_the_prompt_nor_the_end_token_and_their_text_is_decoded():
+    model, prompts = tiny_model(), tiny_prompts(LENGTHS)
+    results, _ = run(model, prompts)
+    for result in results.values():
+        for answer in result.answers:
+            assert 1 <= len(answer.token_ids) <= LIMIT
+            assert not np.isin(answer.token_ids, MANY_EOS).any()
+            assert answer.token_ids.max() < VOCABULARY
+            assert answer.text == tiny_tokenizer().decode(answer.token_ids.tolist(), skip_special_tokens=True)
+            assert answer.finish_reason == ("length" if len(answer.token_ids) == LIMIT else "eos")
+
+
+def test_equal_answers_have_equal_rows_in_the_gram_matrix():
+    model, prompts = tiny_model(), tiny_prompts([12, 20])
+    results, _ = run(model, prompts, top_p=1e-6, max_new_tokens=5, eos=(2,))
+    for result in results.values():
+        assert len({a.token_ids.tobytes() for a in result.answers}) == 1
+        assert (result.gram == result.gram[0, 0]).all()
