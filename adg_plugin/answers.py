@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.config import ADGConfig, DatasetSpec
-from adg_plugin.errors import DataError
+from adg_plugin.errors import DataError, ModelError
 from adg_plugin.geometry import combine, parts
 from adg_plugin.layouts import is_missing
 from adg_plugin.progress import ticking
@@ -53,7 +53,7 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
 
     Raises:
         DataError: the file is missing, is not JSONL, holds no rows, or a row has no list of answers; `out` is a folder.
-        ModelError: the model cannot be used.
+        ModelError: the model cannot be used, or has fewer hidden states than `layers`.
         StoreError: `out` cannot be written.
     """
     from adg_plugin.engines.loading import load_backbone
@@ -87,6 +87,9 @@ def _line(values: Mapping[str, Any]) -> bytes:
 def _scored(
     records: Iterable[Record], config: ADGConfig, backbone: Backbone, rejected: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    states = backbone.model.config.get_text_config().num_hidden_layers
+    if config.layers > states:
+        raise ModelError(f"layers is {config.layers}: the model has {states} layers, use at most that")
     renderer = PromptRenderer(backbone.tokenizer, config.template, config.max_prompt_tokens, config.truncate)
     ids: list[Any] = []
     dispersion, anisotropy = [np.empty(0)], [np.empty(0)]

@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console(stderr=True)
+_console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 _INTERRUPTED = 130
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
@@ -85,7 +85,7 @@ def score(
 
     counts = score_answers(settings, answers, out)
     note = f", {counts.rejected} rejected: see {counts.rejected_path}" if counts.rejected else ""
-    _console.print(f"{counts.scored} rows scored{note}", highlight=False, soft_wrap=True)
+    _console.print(f"{counts.scored} rows scored{note}", highlight=False, markup=False, soft_wrap=True)
     print(out)
 
 
@@ -107,8 +107,11 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def _set_up_logging() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log is no place for bars
-    handler = RichHandler(console=_console, show_path=False, show_time=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    if _console.is_terminal:
+        handler: logging.Handler = RichHandler(console=_console, show_path=False, show_time=False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    else:  # one line each, however long, so that a log can be searched
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from adg_plugin.store import RunFolder, RunReader
 
@@ -25,7 +25,7 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
     run = RunFolder.read(run_dir)
     manifest = run.manifest()
     if manifest is None:
-        console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False)
+        console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False, markup=False)
         return
     rows, score = manifest["rows"], manifest["score"]
     rejected = sum(rows["rejected"].values())
@@ -46,7 +46,7 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
         )
     console.print(parts)
     for sentence in manifest["warnings"]:
-        console.print(f"[yellow]note:[/] {escape(sentence)}", highlight=False)
+        console.print(Text("note:", style="yellow"), Text(sentence))
     _print_examples(run, console, examples)
 
 
@@ -60,7 +60,7 @@ def _print_examples(run: RunReader, console: Console, examples: int) -> None:
         rows = scores.take(picked).to_pylist()
         texts = {r.prompt.id: r.prompt.instruction for r in run.staged_rows([r["id"] for r in rows])}
         for row in rows:
-            table.add_row(heading, *_cells(row), escape(_shortened(texts[row["id"]])))
+            table.add_row(heading, *_cells(row), Text(_shortened(texts[row["id"]])))
     console.print(table)
 
 

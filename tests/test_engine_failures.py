@@ -34,7 +34,7 @@ def run(model, prompts, *, eos=EOS, engine=OnePassEngine, **settings):
 @pytest.mark.parametrize("samples", [3, 5])
 def test_an_empty_answer_is_drawn_again_from_the_next_stream_at_most_twice(samples):
     model, prompts = tiny_model(), tiny_prompts([20 + i for i in range(24)])
-    eos = tuple(range(0, 260, 2))  # every other token
+    eos = tuple(i for i in range(260) if i % 7)  # six of seven tokens
     results = run(model, prompts, eos=eos, num_samples=samples, max_new_tokens=2)
     sampler, reasons = NucleusSampler(1.4, 0.9), []
     for prompt in prompts:
@@ -76,7 +76,7 @@ def test_generating_draws_empty_answers_again_at_most_twice():
     kept = len(results["p0"].answers)
     assert asked[0] == 5
     assert len(asked) <= 3
-    assert all(later < earlier or earlier == 5 for earlier, later in zip(asked, asked[1:], strict=False))
+    assert asked == sorted(set(asked), reverse=True)  # each time only what is missing
     assert results["p0"].reason == ("too_few_answers" if kept < 3 else None)
 
 
@@ -100,11 +100,10 @@ def poisoned(family, value):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_a_row_of_nan_states_is_rejected_and_its_neighbours_are_not_touched(family, value, engine):
     model = poisoned(family, value)
-    healthy = [p for p in tiny_prompts(LENGTHS, vocabulary=259)]
+    healthy = tiny_prompts(LENGTHS, vocabulary=259)
     bad = Prompt("bad", np.array([5, 6, 259, 7, 8, 9], dtype=np.int32), (1, 5))
-    if engine is GenerateEngine:
+    if engine is GenerateEngine:  # slower
         healthy = healthy[:3]
-        model.generate = ending_on_nan(model.generate)
     usual = run(model, healthy, engine=engine)
     assert all(r.reason is None for r in usual.values())
     disturbed = run(model, [*healthy[:2], bad, *healthy[2:]], engine=engine)
@@ -116,21 +115,6 @@ def test_a_row_of_nan_states_is_rejected_and_its_neighbours_are_not_touched(fami
             np.testing.assert_allclose(result.gram, disturbed[name].gram, atol=1e-5)
     else:
         assert_equal(usual, disturbed)
-
-
-def ending_on_nan(generate):
-    """Return `generate` for a model whose probabilities may be NaN, which torch's sampler refuses."""
-
-    def safe(*args, **kwargs):
-        from transformers import LogitsProcessor, LogitsProcessorList
-
-        class Finite(LogitsProcessor):
-            def __call__(self, ids, scores):
-                return torch.nan_to_num(scores, nan=0.0, posinf=0.0)
-
-        return generate(*args, logits_processor=LogitsProcessorList([Finite()]), **kwargs)
-
-    return safe
 
 
 # --- memory
@@ -233,12 +217,12 @@ from tiny_models import tiny_model, tiny_prompts
 from adg_plugin.engines import memory
 
 memory._MAX_ROWS["cpu"] = 600
-settings = dict(num_samples=3, max_new_tokens=2)
-model = tiny_model(hidden_size=512, num_hidden_layers=4, num_key_value_heads=8, num_attention_heads=8)
-prompts = tiny_prompts([500, 480, 510, 490] * 30)
-usual = run(model, prompts, **settings, batch_tokens=5000)
+settings = dict(num_samples=3, max_new_tokens=2, layers=1)
+model = tiny_model(num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=8, head_dim=512)
+prompts = tiny_prompts([120, 90, 128, 100] * 20)
+usual = run(model, prompts, **settings, batch_tokens=1000)
 held = int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSize"))) * 1024
-limit = held + (200 << 20)  # the cache of all prompts takes 500 MB
+limit = held + (150 << 20)  # the cache of all prompts takes 330 MB
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 assert_equal(usual, run(model, prompts, **settings))
 print("all there")

@@ -13,7 +13,7 @@ from tiny_runs import BAD, read_jsonl, save, spoil, write_jsonl
 
 from adg_plugin import ADGConfig
 from adg_plugin.answers import score_answers
-from adg_plugin.errors import DataError, StoreError
+from adg_plugin.errors import DataError, ModelError, StoreError
 
 ANSWERS = ["forty-two", "It depends.", "Nobody knows what 6 times 7 is!", "42"]
 
@@ -183,6 +183,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(config, tmp_p
         score_answers(config, answers, tmp_path / "file" / "out.jsonl")
     with pytest.raises(DataError, match=r" is a folder: give the path of a file as --out$"):
         score_answers(config, answers, tmp_path)
+
+
+def test_more_layers_than_the_model_has(config, tmp_path):
+    answers = write_jsonl(tmp_path / "answers.jsonl", [row(1)])
+    with pytest.raises(ModelError, match=r"^layers is 9: the model has 5 layers, use at most that$"):
+        score_answers(config.updated(layers=9), answers, tmp_path / "out.jsonl")
 
 
 def test_missing_folders_of_the_output_are_made(config, tmp_path):

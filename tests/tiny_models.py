@@ -51,9 +51,13 @@ FAMILIES: dict[str, dict[str, object]] = {
     "mixtral": {**_MOE, "num_local_experts": 4, "sliding_window": WINDOW},
     "qwen2_moe": {**_MOE, "num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     "gpt_oss": {**_MOE, **_SLIDING, "num_local_experts": 4},  # attention sinks
-    # Not to be run in one pass: no attention, or a mask that the model makes itself.
+    # Not to be run in one pass, each for a reason of its own.
     "mamba": {"state_size": 8, "expand": 2},
+    "recurrent_gemma": {"lru_width": 48, "attention_window_size": WINDOW},
     "bloom": {"n_layer": LAYERS, "n_head": 6},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 48},
+    "openai-gpt": {"n_embd": 48, "n_head": 6, "n_layer": LAYERS, "n_positions": 1024},
+    "phimoe": {**_MOE, "num_local_experts": 4, "sliding_window": WINDOW},
 }
 ONE_PASS = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2", "mixtral", "qwen2_moe")
 

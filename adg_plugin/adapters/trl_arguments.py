@@ -172,7 +172,8 @@ def check(given: Given) -> Request:
         parts = tuple(found)
     except (ValueError, TypeError, ImportError) as err:
         problems.append(str(err).strip())
-    problems += [_unknown(name, [*known, *_adg_flags(), *_launch_actions()], dashes="--") for name in _strange(left)]
+    options = [*known, *_adg_flags(), *_launch_actions()]
+    problems += [_unknown(name, options, dashes="--") for name in _strange(given.flags, parser)]
     if problems:
         raise ConfigError(problems, source=given.source)
     script, training, model, mixture = parts
@@ -240,12 +241,12 @@ def _launch_flags(keys: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _strange(left: Sequence[str]) -> list[str]:
-    """Return the names of flags that accelerate does not know either."""
-    known = {option for action in _launch_actions().values() if action for option in action.option_strings}
-    known |= {f"--{name}" for name in _OF_LAUNCHER}
-    names = [flag.partition("=")[0] for flag in left if flag.startswith("-")]
-    return [name.lstrip("-") for name in names if name not in known and name.replace("-", "_").lstrip("_") not in known]
+def _strange(flags: Sequence[str], parser: ArgumentParser) -> list[str]:
+    """Return the names of flags that neither TRL nor accelerate knows."""
+    actions = [*parser._actions, *(action for action in _launch_actions().values() if action)]
+    known = {option for action in actions for option in action.option_strings} | {f"--{name}" for name in _OF_LAUNCHER}
+    names = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+    return [name.removeprefix("--") for name in names if name not in known]
 
 
 def _adg_flags() -> list[str]:
@@ -255,7 +256,7 @@ def _adg_flags() -> list[str]:
 def _unknown(key: str, known: Sequence[str], dashes: str = "") -> str:
     close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
     own = difflib.get_close_matches(key, list(ADGConfig.model_fields), n=1)
-    if close:
+    if close and own != [key]:
         hint = f"did you mean `{dashes}{close[0]}`?"
     elif own:
         hint = f"did you mean `adg.{own[0]}`?"

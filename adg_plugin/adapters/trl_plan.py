@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.adapters.trl_arguments import Request
-from adg_plugin.adapters.trl_refusals import check_columns
+from adg_plugin.adapters.trl_refusals import budget_problems, check_columns
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.sources import iter_records
@@ -39,6 +39,8 @@ def selection_config(request: Request, run_dir: Path) -> ADGConfig:
         raise ConfigError(problems, source=request.given.source)
     settings["output_dir"] = str(run_dir)
     config = ADGConfig.parse(settings, prefix="adg.")
+    if problems := [f"adg.{problem}" for problem in budget_problems(config)]:
+        raise ConfigError(problems, source=request.given.source)
     first = next(iter_records(config.datasets))
     check_columns(first.data, first.spec.path, first.spec)
     return config

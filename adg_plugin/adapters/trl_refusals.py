@@ -98,7 +98,7 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
     Raises:
         ConfigError: with every setting that does not, and the way out.
     """
-    problems = list(template_problems(config))
+    problems = [*template_problems(config), *budget_problems(config)]
     if (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
         problems.append(
             "dataset_kwargs.skip_prepare_dataset is true: rows would reach the model as they are, with no prompt to "
@@ -126,6 +126,13 @@ def template_problems(config: ADGConfig) -> list[str]:
         f"template is {config.template!r}: the trainer renders rows with the tokenizer's chat template, and the prompt "
         "must be the same; set chat_template_path for the trainer and leave template out"
     ]
+
+
+def budget_problems(config: ADGConfig) -> list[str]:
+    """Return what is wrong with the budget where TRL trains: its data sets are one pool."""
+    if config.budget_per_dataset is None:
+        return []
+    return ["budget_per_dataset is set: that is for Axolotl; set budget, for all rows together"]
 
 
 def _sharding(args: Any) -> str | None:

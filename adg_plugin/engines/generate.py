@@ -56,6 +56,7 @@ class GenerateEngine:
             max_new_tokens=self.config.max_new_tokens,
             eos_token_id=self._eos,
             pad_token_id=self._eos[0],
+            remove_invalid_values=True,  # sampling must not die of NaN: the row's vectors tell
         )
 
     def _row(self, prompt: Prompt) -> RowResult:

@@ -18,7 +18,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.attention import Cohort, Decode, Prefill, attending, padded, shared_prefix_attention
 from adg_plugin.engines.base import Answer, FinishReason, Prompt, RowResult
 from adg_plugin.engines.memory import Capacity, is_out_of_memory, release_memory
-from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection, row_result
+from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, NON_FINITE, OUT_OF_MEMORY, REDRAWS, rejection, row_result
 from adg_plugin.engines.sampling import NucleusSampler, stream_keys
 from adg_plugin.engines.states import StateTap, last_layers, unit
 
@@ -35,6 +35,7 @@ class _Draws:
     sums: Tensor  # (P * K, H) float32, states of the answer tokens fed so far
     tokens: Tensor  # (P * K, max_new_tokens)
     prompt_vectors: Tensor | None  # (P, H) float32
+    broken: npt.NDArray[np.bool_]  # (P,) NaN or infinity before the first token
     rows: Tensor  # (R,)
     current: Tensor  # (R,) token that each live row feeds next
     lengths: npt.NDArray[np.int64]  # (P * K,) tokens drawn by rows that have ended
@@ -163,7 +164,8 @@ class OnePassEngine:
 
         streams = np.stack([stream_keys(self.config.seed, p.token_ids, samples * (1 + REDRAWS)) for p in prompts])
         keys = torch.from_numpy(streams).to(device).view(len(prompts), 1 + REDRAWS, samples)
-        current, keys = self._first_tokens(torch.cat(logits).repeat_interleave(samples, 0), keys)
+        of_prompt = torch.cat(logits)
+        current, keys = self._first_tokens(of_prompt.repeat_interleave(samples, 0), keys)
         rows = len(prompts) * samples
         tokens = torch.zeros((rows, self.config.max_new_tokens), dtype=torch.int32, device=device)
         tokens[:, 0] = current
@@ -174,6 +176,7 @@ class OnePassEngine:
             sums=torch.zeros((rows, self._hidden), device=device),
             tokens=tokens,
             prompt_vectors=torch.stack(vectors) if vectors else None,
+            broken=(~of_prompt.float().logsumexp(-1).isfinite()).cpu().numpy(),
             rows=torch.arange(rows, device=device),
             current=current,
             lengths=np.zeros(rows, dtype=np.int64),
@@ -270,7 +273,9 @@ class OnePassEngine:
             kept = np.flatnonzero(draws.lengths[rows[i]])
             answers = self._answers(tokens[i], draws.lengths[rows[i]], draws.reasons[rows[i]], kept)
             about = draws.prompts[prompt]
-            if len(kept) < MIN_ANSWERS:
+            if draws.broken[prompt]:  # the tokens mean nothing, and may have ended the answers at once
+                yield rejection(about, NON_FINITE, answers)
+            elif len(kept) < MIN_ANSWERS:
                 yield rejection(about, EMPTY, answers)
             elif grams is None or units is None or draws.prompt_vectors is None:
                 yield RowResult(about.id, about.key, answers, None, None)
