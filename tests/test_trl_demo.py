@@ -21,7 +21,8 @@ def trained(demo_model, tmp_path_factory):
     from adg_plugin.demo import pool_paths
 
     folder = tmp_path_factory.mktemp("demo")
-    lines = pool_paths()[0].read_text(encoding="utf-8").splitlines()[::5]
+    pool = next(path for path in pool_paths() if path.name == "pool.jsonl")
+    lines = pool.read_text(encoding="utf-8").splitlines()[::6]
     (folder / "pool.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     sets = [part for setting in (*SMALL, *SHORT) for part in ("--set", setting)]
     done = finish([*ADG, "run", str(recipes.find("trl/cpu-demo")), "--out", "out", "--json", *sets], folder)

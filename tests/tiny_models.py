@@ -57,6 +57,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "bloom": {"n_layer": LAYERS, "n_head": 6},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 48},
     "openai-gpt": {"n_embd": 48, "n_head": 6, "n_layer": LAYERS, "n_positions": 1024},
+    "doge": {},
     "phimoe": {**_MOE, "num_local_experts": 4, "sliding_window": WINDOW},
 }
 ONE_PASS = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "gpt2", "mixtral", "qwen2_moe")

@@ -230,7 +230,7 @@ def attention(
         UnsupportedAttention: the model brings a mask of its own.
     """
     if attention_mask is not None:
-        raise UnsupportedAttention("the model builds its own attention mask")
+        raise UnsupportedAttention("it builds its own attention mask")
     rule = _Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     batch = _batch.get()

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.engines.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.states import StateTap, last_layers, unit
+from adg_plugin.engines.states import last_layers, mean_state, unit
 
 REFERENCE_LAYERS = (-4, -3, -2)  # three, not four: as the authors' code does
 REFERENCE_TOKENS = 1024
 _PLAIN = set(",.;:!?()[]{}\"'`~-_/\\")
 _MARKED = set("0123456789%℃°")
 _BATCH_TOKENS = {"cpu": 2048}
-_BATCH_TOKENS_ACCELERATOR = 16384
+_BATCH_TOKENS_ACCELERATOR = 8192  # the states of all layers are held: 2 GB for 8B in bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +65,21 @@ def embed(model: PreTrainedModel, sequences: Sequence[Weighted], indices: tuple[
         sequences: each at least one token long.
         indices: which entries of HF's `hidden_states` are averaged.
     """
-    tap = StateTap(indices)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].token_ids))
     budget = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
     pending = list(_batches(order, [len(s.token_ids) for s in sequences], budget))
     vectors: dict[int, Tensor] = {}
-    with tap.on(model):
-        while pending:
-            batch = pending.pop()
-            try:
-                means = _means(model, tap, [sequences[i] for i in batch])
-            except (RuntimeError, MemoryError) as err:
-                if not is_out_of_memory(err) or len(batch) == 1:
-                    raise
-                tap.forget()
-                release_memory(model.device)
-                pending += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-                continue
-            vectors.update(zip(batch, unit(means).cpu(), strict=True))
+    while pending:
+        batch = pending.pop()
+        try:
+            means = _means(model, [sequences[i] for i in batch], indices)
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err) or len(batch) == 1:
+                raise
+            release_memory(model.device)
+            pending += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+            continue
+        vectors.update(zip(batch, unit(means).cpu(), strict=True))
     return torch.stack([vectors[i] for i in range(len(sequences))])
 
 
@@ -115,7 +112,7 @@ def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Itera
         yield batch
 
 
-def _means(model: PreTrainedModel, tap: StateTap, batch: Sequence[Weighted]) -> Tensor:
+def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int, ...]) -> Tensor:
     longest = max(len(s.token_ids) for s in batch)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
     attended = torch.zeros_like(ids)
@@ -126,9 +123,17 @@ def _means(model: PreTrainedModel, tap: StateTap, batch: Sequence[Weighted]) -> 
         weights[row, :length] = torch.from_numpy(sequence.weights)
         attended[row, :length] = 1
     device = model.device
-    # The head is not needed: one position, because none is not an option everywhere.
-    model(input_ids=ids.to(device), attention_mask=attended.to(device), use_cache=False, logits_to_keep=1)
-    states, weights = tap.take(), weights.to(device)
+    # The states that the model itself names, not a tap: what they are differs between architectures, and this is also
+    # what answers of models that cannot be tapped are embedded with.
+    output = model(
+        input_ids=ids.to(device),
+        attention_mask=attended.to(device),
+        use_cache=False,
+        output_hidden_states=True,
+        logits_to_keep=1,  # the head is not needed; 0 would mean all positions
+    )
+    weights = weights.to(device)
+    states = mean_state([output.hidden_states[i] for i in indices])
     # A token without weight may have an infinite state (padding): it must not turn the mean into NaN.
     states = states.masked_fill(weights[..., None] == 0, 0)
     return torch.einsum("nl,nlh->nh", weights, states) / weights.sum(1, keepdim=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+import sys
 
-from adg_plugin.engines.attention import Cohort, Decode, Prefill, attending, shared_prefix_attention
-from adg_plugin.engines.states import StateTap
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from adg_plugin.engines.attention import (
+    Cohort,
+    Decode,
+    Prefill,
+    UnsupportedAttention,
+    attending,
+    shared_prefix_attention,
+)
+from adg_plugin.engines.states import StateTap, mean_state
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _PROMPT, _ANSWER, _ROWS = 6, 3, 2  # tokens, tokens, answers of the probe
+_ASKING = "adg_window_question"
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.02}  # of 1 - cosine
 
 
@@ -28,6 +38,8 @@ def one_pass_problem(model: PreTrainedModel, indices: tuple[int, ...]) -> str | 
     prompt, answers = tokens[:_PROMPT], tokens[_PROMPT:].view(_ROWS, _ANSWER)
     try:
         ours = _one_pass(model, prompt, answers, indices)
+    except UnsupportedAttention as err:
+        return str(err)
     except Exception as err:  # any architecture may fail here in its own way, and all of them mean: fall back
         return f"{type(err).__name__}: {err}"
     theirs = _plain(model, prompt, answers, indices)
@@ -36,7 +48,7 @@ def one_pass_problem(model: PreTrainedModel, indices: tuple[int, ...]) -> str | 
         gap = float((1 - torch.cosine_similarity(one.float(), other.float(), dim=-1)).max())
         if not gap <= limit:
             return f"its {name} differ from those of a plain forward pass (1 - cosine {gap:.2g})"
-    return None
+    return _untold_window(model, prompt)
 
 
 def _one_pass(
@@ -51,6 +63,9 @@ def _one_pass(
             positions = torch.arange(len(prompt), device=model.device)
             model(input_ids=prompt[None], position_ids=positions[None], use_cache=False, logits_to_keep=1)
         tap.take()
+        layers = model.config.get_text_config().num_hidden_layers
+        if len(cohort.layers) != layers:
+            raise UnsupportedAttention(f"{len(cohort.layers)} of its {layers} layers use the attention they are given")
         for step in range(answers.shape[1]):
             with attending(Decode([cohort])):
                 output = model(
@@ -68,6 +83,43 @@ def _one_pass(
 def _plain(model: PreTrainedModel, prompt: Tensor, answers: Tensor, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     ids = torch.cat((prompt.expand(len(answers), -1), answers), dim=1)
     output = model(input_ids=ids, use_cache=False, output_hidden_states=True)
-    states = torch.stack([output.hidden_states[i].float() for i in indices]).mean(0)
+    states = mean_state([output.hidden_states[i] for i in indices])
     of_answer = slice(len(prompt), None)
     return states[:, of_answer].flatten(0, 1), output.logits[:, of_answer].flatten(0, 1)
+
+
+def _untold_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
+    """Return the problem of a model that gives its masks a window, which ours do not use, but not its attention.
+
+    The few tokens of the probe do not fill a window, so the question is put another way: masks that only name their
+    window go through the model to an attention that compares.
+    """
+    reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    untold: list[int] = []
+
+    def named(*_: object, local_size: int | None = None, **__: object) -> Tensor | None:
+        return None if local_size is None else torch.tensor(local_size)
+
+    def comparing(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        sliding_window: int | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        masked = reach if attention_mask is None else min(reach, int(attention_mask))
+        if masked != min(reach, sliding_window or reach):
+            untold.append(masked)
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register(_ASKING, comparing)
+    AttentionMaskInterface.register(_ASKING, named)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_ASKING)
+    try:
+        model(input_ids=prompt[None], use_cache=False, logits_to_keep=1)
+    finally:
+        model.set_attn_implementation(before)
+    return f"its masks have a window of {untold[0]} tokens, of which its attention is not told" if untold else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,19 +43,18 @@ class StateTap:
             self.forget()
 
     def _keep(self, module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             output = output[0]
         state = getattr(output, "last_hidden_state", output)
-        assert isinstance(state, Tensor)
+        if not isinstance(state, Tensor):
+            raise TypeError(f"{type(module).__name__} returns {type(output).__name__}, without states")
         self._states.append(state)
 
     def take(self) -> Tensor:
         """Return the mean state of each token of the last forward pass, (batch, N, H) float32, and forget it."""
-        total = self._states[0].float()
-        for state in self._states[1:]:
-            total = total + state  # float32 + bfloat16 stays float32
+        mean = mean_state(self._states)
         self.forget()
-        return total / len(self.indices)
+        return mean
 
     def forget(self) -> None:
         """Drop what an interrupted forward pass left."""
@@ -73,6 +72,14 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     if len(lists) != 1:
         raise LookupError(f"found {len(lists)} lists of {count} modules where one list of decoder blocks was expected")
     return lists[0]
+
+
+def mean_state(states: Sequence[Tensor]) -> Tensor:
+    """Return the mean over layers of states of one shape, float32."""
+    total = states[0].float()
+    for state in states[1:]:
+        total = total + state  # float32 + bfloat16 stays float32
+    return total / len(states)
 
 
 def unit(vectors: Tensor) -> Tensor:
