@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.config import ADGConfig, DatasetSpec
-from adg_plugin.errors import DataError, ModelError
+from adg_plugin.errors import DataError
 from adg_plugin.geometry import combine, parts
 from adg_plugin.layouts import is_missing
 from adg_plugin.progress import ticking
-from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, Row, parse_row
 from adg_plugin.sources import Record, iter_records
 from adg_plugin.store.files import replacing, writing
@@ -87,10 +87,10 @@ def _line(values: Mapping[str, Any]) -> bytes:
 def _scored(
     records: Iterable[Record], config: ADGConfig, backbone: Backbone, rejected: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    states = backbone.model.config.get_text_config().num_hidden_layers
-    if config.layers > states:
-        raise ModelError(f"layers is {config.layers}: the model has {states} layers, use at most that")
-    renderer = PromptRenderer(backbone.tokenizer, config.template, config.max_prompt_tokens, config.truncate)
+    from adg_plugin.engines.loading import check_model
+
+    check_model(backbone.model, config)
+    renderer = PromptRenderer(backbone.tokenizer, config.template, PromptLimit.of(config), config.truncate)
     ids: list[Any] = []
     dispersion, anisotropy = [np.empty(0)], [np.empty(0)]
     for chunk in _chunks(ticking(_rows(records, rejected), "scoring")):
@@ -142,8 +142,10 @@ def _grams(
     rejected: list[dict[str, Any]],
 ) -> Iterator[tuple[_Answered, npt.NDArray[np.float32]]]:
     from adg_plugin.engines.embed import REFERENCE_LAYERS, answer_sequence, embed, reference_sequence
+    from adg_plugin.engines.loading import max_positions
     from adg_plugin.engines.states import last_layers
 
+    positions = max_positions(backbone.model.config)
     tokenizer = backbone.tokenizer
     sequences, owners = [], []
     for answered, prompt in zip(chunk, renderer.render_many(a.row for a in chunk), strict=True):
@@ -155,6 +157,11 @@ def _grams(
         if len(kept) < MIN_ANSWERS:
             detail = f"{len(kept)} of {len(tokens)} answers are not empty, {MIN_ANSWERS} are needed"
             rejected.append({"id": answered.id, "reason": "too_few_answers", "detail": detail})
+            continue
+        longest = len(prompt.token_ids) + max(len(t) for _, t in kept)
+        if config.pooling == "answer" and positions is not None and longest > positions:
+            detail = f"prompt and longest answer have {longest} tokens, the model has {positions} positions"
+            rejected.append({"id": answered.id, "reason": "too_long", "detail": detail})
             continue
         # Equal answers have one vector; rounding noise between their copies would count as directions.
         distinct = dict(kept)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -18,93 +15,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
+from adg_plugin.config_errors import sentence
 from adg_plugin.config_file import load_yaml, override
+from adg_plugin.config_values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-RowType = Literal["auto", "alpaca", "messages", "prompt_completion", "sharegpt"]
 ScoreForm = Literal["raw", "rank", "zscore", "residual"]
 Subset = Literal["top", "middle", "bottom"]
 Pooling = Literal["answer", "reference"]
-
-_DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
-# The names that Axolotl and LLaMA-Factory users write for the same row layouts.
-_TYPE_NAMES = {
-    "chat_template": "messages",
-    "chat": "messages",
-    "conversations": "sharegpt",
-    "prompt-completion": "prompt_completion",
-    "input_output": "prompt_completion",
-}
-_FIXES = {  # by pydantic's name of the error, for settings that bring no fix of their own
-    "string_type": "use text; in YAML, with quotes around it",
-    "string_too_short": "use text of at least one character, or leave it out",
-    "too_short": "use text of at least one character, or leave it out",
-    "bool_type": "use true or false",
-    "bool_parsing": "use true or false",
-    "tuple_type": "use a list of paths, or of mappings with `path`",
-    "model_type": "use a path, or a mapping with `path`",
-    "model_attributes_type": "use a path, or a mapping with `path`",
-    "dict_type": "use a mapping",
-}
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number_expected", "use a number")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-
-
-def _long_dtype_name(value: Any) -> Any:
-    return _DTYPE_NAMES.get(value, value) if isinstance(value, str) else value
-
-
-def _canonical_type(value: Any) -> Any:
-    if isinstance(value, str):
-        return _TYPE_NAMES.get(value, value)
-    return value
-
-
-def _path_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-PathText = Annotated[str, BeforeValidator(_path_text)]
-
-
-def _file_names(value: Any) -> Any:
-    names = value if isinstance(value, list) else [value]
-    if value is not None and not all(isinstance(name, str) for name in names):
-        raise PydanticCustomError("file_names", "use a file name, or a list of file names")
-    return value
-
-
-def _number(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return text
-
-
-def _budget(value: Any) -> Any:
-    if isinstance(value, str):
-        value = _number(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise PydanticCustomError("budget", "use a number of rows (10000) or a fraction of the pool (0.2)")
-    if isinstance(value, int) and value < 1:
-        raise PydanticCustomError("budget", "use 1 or more rows, or a fraction of the pool (0.2)")
-    if isinstance(value, float) and not 0 < value <= 1:
-        raise PydanticCustomError(
-            "budget",
-            "a number with a point is a fraction of the pool: use 0 < fraction <= 1, or a whole number of rows",
-        )
-    return value
 
 
 class _Schema(BaseModel):
@@ -114,19 +34,15 @@ class _Schema(BaseModel):
 class DatasetSpec(_Schema):
     """Where rows come from, and which columns hold what."""
 
-    path: PathText = Field(min_length=1, description="File, folder, Hugging Face data set name, or `demo`.")
-    type: Annotated[RowType, BeforeValidator(_canonical_type)] = Field(
-        "auto", description="Row layout; `auto` looks at the columns."
-    )
+    path: PathText = Field(min_length=1, description="File, folder, Hugging Face data set name, `demo`, or `memory`.")
+    type: RowType = Field("auto", description="Row layout; `auto` looks at the columns.")
     ds_type: Literal["json", "csv", "parquet", "arrow"] | None = Field(
         None, description="File format, where the name does not tell."
     )
     name: str | None = Field(None, description="Configuration of a Hugging Face data set.")
     split: str = Field("train", description="Split of a Hugging Face data set.")
     revision: str | None = Field(None, description="Revision of a Hugging Face data set.")
-    data_files: Annotated[str | list[str] | None, BeforeValidator(_file_names)] = Field(
-        None, description="Files within the data set."
-    )
+    data_files: FileNames = Field(None, description="Files within the data set.")
     field_id: str = Field(
         "id", description="Column of the row's own id; without it (or with ''), a hash of the content."
     )
@@ -143,6 +59,9 @@ class DatasetSpec(_Schema):
     )
 
 
+IN_MEMORY = DatasetSpec(path="memory")  # of rows that no file holds; `path: memory` names their columns
+
+
 def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with every data set as a mapping, also where it is a path or stands alone."""
     entries = data.get("datasets")
@@ -155,9 +74,7 @@ def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
 class ADGConfig(_Schema):
     """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
 
-    budget: Annotated[int | float, BeforeValidator(_budget)] = Field(
-        10_000, description="Rows to select, or a fraction of the pool (0.2)."
-    )
+    budget: Budget = Field(10_000, description="Rows to select, or a fraction of the pool (0.2).")
     model: PathText | None = Field(
         None,
         min_length=1,
@@ -166,7 +83,7 @@ class ADGConfig(_Schema):
     revision: str | None = Field(None, description="Revision of the backbone on the hub.")
     trust_remote_code: bool = Field(False, description="Let transformers run code that comes with the model.")
     datasets: tuple[DatasetSpec, ...] = Field((), description="The pool: a list of paths or of mappings with `path`.")
-    budget_per_dataset: tuple[Annotated[int | float, BeforeValidator(_budget)], ...] | None = Field(
+    budget_per_dataset: tuple[Budget, ...] | None = Field(
         None,
         description="In Axolotl: a budget for each entry of `datasets`, in their order; each is selected by itself.",
         json_schema_extra={"fix": "use a list, a budget for each entry of Axolotl's datasets; elsewhere leave it out"},
@@ -237,7 +154,7 @@ class ADGConfig(_Schema):
         "raw",
         description="`raw`: weighted sum of the parts; `rank`, `zscore`: of scaled parts; `residual`: their product.",
     )
-    bins: Annotated[int | None, BeforeValidator(_no_bool)] = Field(
+    bins: OptionalInt = Field(
         None,
         ge=1,
         description="Semantic bins. Default: one per ten rows, at most 1,000.",
@@ -250,9 +167,7 @@ class ADGConfig(_Schema):
     engine: Literal["hf"] = Field(
         "hf", description="What samples: `hf` is transformers, answers and vectors in one pass."
     )
-    dtype: Annotated[Dtype, BeforeValidator(_long_dtype_name)] = Field(
-        "auto", description="Weights' type; `auto` takes the checkpoint's."
-    )
+    dtype: Dtype = Field("auto", description="Weights' type; `auto` takes the checkpoint's.")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$",
@@ -262,9 +177,7 @@ class ADGConfig(_Schema):
     load_in_4bit: bool = Field(False, description="Load the backbone in 4-bit (bitsandbytes).")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit number format.")
     bnb_4bit_use_double_quant: bool = Field(False, description="Quantise the quantisation constants too.")
-    bnb_4bit_compute_dtype: Annotated[Dtype, BeforeValidator(_long_dtype_name)] = Field(
-        "auto", description="Type the 4-bit products are computed in."
-    )
+    bnb_4bit_compute_dtype: Dtype = Field("auto", description="Type the 4-bit products are computed in.")
     batch_tokens: Int | None = Field(
         None,
         ge=1,
@@ -301,42 +214,12 @@ class ADGConfig(_Schema):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as err:
-            problems = [_sentence(detail, prefix) for detail in err.errors()]
+            problems = [sentence(detail, prefix, cls, {"datasets": DatasetSpec}) for detail in err.errors()]
             raise ConfigError(problems, source=source) from None
 
     def updated(self, **changes: Any) -> ADGConfig:
         """Return a copy with `changes`, checked again."""
         return self.parse({**self.model_dump(exclude_unset=True), **changes})
-
-
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    return list((DatasetSpec if location and location[0] == "datasets" else ADGConfig).model_fields)
-
-
-def _sentence(error: ErrorDetails, prefix: str) -> str:
-    location = error["loc"]
-    key = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
-    if error["type"] in ("extra_forbidden", "invalid_key"):
-        close = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(_known_keys(location[:-1]))}"
-        return f"{key} is not a setting: {hint}"
-    if error["type"] == "missing":
-        return f"{key} is missing: set it"
-    return f"{key} is {error['input']!r}: {_fix(error, location)}"
-
-
-def _fix(error: ErrorDetails, location: tuple[int | str, ...]) -> str:
-    if len(location) == 1 and isinstance(location[0], str):
-        extra = ADGConfig.model_fields[location[0]].json_schema_extra
-        if isinstance(extra, dict) and "fix" in extra:
-            return str(extra["fix"])
-    if error["type"] == "literal_error":
-        expected = error.get("ctx", {}).get("expected", "")
-        choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
-        close = difflib.get_close_matches(str(error["input"]), choices, n=1)
-        return f"use {expected}" + (f"; did you mean `{close[0]}`?" if close else "")
-    message = error["msg"]
-    return _FIXES.get(error["type"]) or message[0].lower() + message[1:]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None, **extra: Any) -> ADGConfig:

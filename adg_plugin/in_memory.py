@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adg_plugin.config import ADGConfig
+from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.pipeline import Selection, run_selection
-from adg_plugin.pool import Pool
+from adg_plugin.pool import Pool, memory_spec
 from adg_plugin.rows import Row, canonical_json, unique_rows
 from adg_plugin.sharing import Alone, Team
 from adg_plugin.sources import iter_memory
@@ -51,7 +51,7 @@ def select_dataset(
     settings = config if isinstance(config, ADGConfig) else ADGConfig.parse(config or {})
     run_dir = Path(output_dir or settings.output_dir or "runs/selection")
     chosen = choose_in_memory(dataset, model, processing_class, settings, run_dir, show_progress=show_progress)
-    return dataset.select(positions(dataset, chosen.ids))
+    return dataset.select(positions(dataset, chosen.ids, memory_spec(settings)))
 
 
 def choose_in_memory(
@@ -114,7 +114,10 @@ def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
         problems.append(f"dtype is {config.dtype!r}, but the model that is trained is in {model.dtype}: leave it out")
     problems += model_problems(config, facts["model"])
     if config.datasets:
-        problems.append("datasets is set, but the pool is the data set in memory: leave it out")
+        try:
+            memory_spec(config)
+        except ConfigError as err:
+            problems += err.problems
     if problems:
         raise ConfigError(problems)
     return config.updated(**facts)
@@ -135,8 +138,11 @@ def model_problems(config: ADGConfig, trained: str | None) -> list[str]:
     ]
 
 
-def positions(dataset: Dataset, ids: Sequence[str]) -> list[int]:
+def positions(dataset: Dataset, ids: Sequence[str], spec: DatasetSpec | None = None) -> list[int]:
     """Return where the rows with these ids are in the data set, ascending.
+
+    Args:
+        spec: the layout and column names that they were chosen with, where those are not the usual ones.
 
     Raises:
         DataError: the data set has no such row.
@@ -144,7 +150,7 @@ def positions(dataset: Dataset, ids: Sequence[str]) -> list[int]:
     wanted = set(ids)
     found = {
         row.id: int(row.where.rpartition(":")[2]) - 1
-        for row in unique_rows(iter_memory(dataset))
+        for row in unique_rows(iter_memory(dataset, spec))
         if isinstance(row, Row) and row.id in wanted
     }
     if missing := sorted(wanted - found.keys()):

@@ -89,7 +89,8 @@ def select(
     """Return the selection from a pool, sampling what the run folder does not hold yet.
 
     Args:
-        dataset: path, hub name, `datasets.Dataset` or mappings; default the config's `datasets`.
+        dataset: path, hub name, `datasets.Dataset` or mappings; default the config's `datasets`. Columns of rows in
+            memory may be named by an entry of `datasets` with `path: memory`.
         model: folder or hub name of the backbone; default the config's `model`.
         config: settings; default those of `ADGConfig`.
         output_dir: run folder; default the config's `output_dir`, else `runs/selection`.
@@ -133,6 +134,8 @@ def run_selection(
     """
     from adg_plugin.engines import loading
 
+    if config.budget_per_dataset is not None:
+        raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
     team = team or Alone()
     source = source or loading.Source.configured(config)
@@ -164,7 +167,7 @@ def _prepare(
         _refuse_other_answers(run, config, recipe)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": _versions()})
     absorb(run)
-    stage_pool(run, pool, config, source.tokenizer, recipe)
+    stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
     for sentence in run.damage:
         logger.warning("%s", sentence)
     counts = run.counts()

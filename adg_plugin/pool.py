@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin import __version__, keys
-from adg_plugin.config import ADGConfig
+from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.engines.base import Prompt
-from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.errors import ConfigError
+from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, Row, row_json, unique_rows
 from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
 from adg_plugin.store import Rejection as StoredRejection
@@ -36,29 +37,68 @@ class Pool:
 
         Raises:
             DataError: a file that is missing or of unknown format.
+            ConfigError: a pool in memory, and `datasets` names others.
         """
         if dataset is None:
             return cls(iter_records(config.datasets), pool_fingerprint(config.datasets))
-        return cls(iter_memory(dataset), getattr(dataset, "_fingerprint", None))
+        spec = memory_spec(config)
+        fingerprint = getattr(dataset, "_fingerprint", None)
+        if fingerprint is not None and spec != IN_MEMORY:
+            fingerprint = f"{fingerprint} {spec.model_dump_json()}"
+        return cls(iter_memory(dataset, spec), fingerprint)
 
 
-def stage_pool(run: RunFolder, pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any]) -> None:
+def memory_spec(config: ADGConfig) -> DatasetSpec:
+    """Return the layout and column names of a pool in memory: the config's entry with `path: memory`, if it has one.
+
+    Raises:
+        ConfigError: `datasets` names anything else.
+    """
+    if not config.datasets:
+        return IN_MEMORY
+    if len(config.datasets) > 1 or config.datasets[0].path != IN_MEMORY.path:
+        named = ", ".join(spec.path for spec in config.datasets)
+        raise ConfigError(
+            [
+                f"datasets is {named}, but the pool is the data set in memory: leave it out, or name the columns in "
+                f"one entry with path: {IN_MEMORY.path}"
+            ]
+        )
+    return config.datasets[0]
+
+
+def stage_pool(
+    run: RunFolder,
+    pool: Pool,
+    config: ADGConfig,
+    tokenizer: Any,
+    recipe: Mapping[str, Any],
+    *,
+    positions: int | None = None,
+) -> None:
     """Render the pool into the run folder, unless what is there came of the same pool and settings.
+
+    Args:
+        positions: tokens that the model can tell apart by position, or None where it sets no limit.
 
     Raises:
         DataError: the pool cannot be read.
         ConfigError, ModelError: the template does not exist or does not fit the tokenizer.
         StoreError: the run folder cannot be written.
     """
-    digest = _staging_digest(pool, config, tokenizer, recipe)
+    limit = PromptLimit.of(config, positions)
+    digest = staging_digest(pool, config, tokenizer, recipe, positions=positions)
     if pool.fingerprint is not None and run.staged_digest() == digest:
         logger.info("the pool is staged already")
         return
-    renderer = PromptRenderer(tokenizer, config.template, config.max_prompt_tokens, config.truncate)
+    renderer = PromptRenderer(tokenizer, config.template, limit, config.truncate)
     run.stage_prompts(_staged(pool.records, renderer, keys.digest(recipe)), digest=digest)
 
 
-def _staging_digest(pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any]) -> str:
+def staging_digest(
+    pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mapping[str, Any], *, positions: int | None = None
+) -> str:
+    """Return what tells this staged pool from all others; arguments as of `stage_pool`."""
     template = Path(config.template).expanduser()
     is_file = bool(template.suffix) and template.is_file()
     settings = {
@@ -68,7 +108,7 @@ def _staging_digest(pool: Pool, config: ADGConfig, tokenizer: Any, recipe: Mappi
         "template": template.read_text(encoding="utf-8") if is_file else config.template,
         "chat_template": tokenizer.chat_template,
         "tokenizer": _tokenizer_digest(tokenizer),
-        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_prompt_tokens": PromptLimit.of(config, positions).tokens,
         "truncate": config.truncate,
     }
     return keys.digest(settings).hex()

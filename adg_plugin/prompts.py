@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config import ADGConfig
+from adg_plugin.errors import ConfigError
 from adg_plugin.layouts import Reason, UnusableRowError
 from adg_plugin.rows import Rejection, Row
 from adg_plugin.templates import PromptText, make_template
@@ -28,16 +30,47 @@ class Rendered:
     truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLimit:
+    """The longest prompt that is sampled, in tokens, template included; `told` says why, `fix` what to do."""
+
+    tokens: int
+    told: str
+    fix: str
+
+    @classmethod
+    def of(cls, config: ADGConfig, positions: int | None = None) -> PromptLimit:
+        """Return the lower of what the configuration allows and what the model can take beside the longest answer.
+
+        Args:
+            positions: tokens that the model can tell apart by position, or None where it sets no limit.
+
+        Raises:
+            ConfigError: answers alone may exceed the model's positions.
+        """
+        asked, answer = config.max_prompt_tokens, config.max_new_tokens
+        if positions is None or asked + answer <= positions:
+            return cls(asked, f"max_prompt_tokens is {asked}", "raise it")
+        if answer >= positions:
+            raise ConfigError([f"max_new_tokens is {answer}: the model has {positions} positions, use fewer than that"])
+        told = f"the model has {positions} positions, of which an answer may take {answer}"
+        return cls(positions - answer, told, "lower max_new_tokens")
+
+    def refusal(self, length: int) -> str:
+        """Return the sentence for a prompt of `length` tokens."""
+        return f"{length} tokens, {self.told}: {self.fix}"
+
+
 class PromptRenderer:
     """Renders and tokenises rows the way training does."""
 
-    def __init__(self, tokenizer: Any, template: str, max_prompt_tokens: int, truncate: bool = False) -> None:
+    def __init__(self, tokenizer: Any, template: str, limit: PromptLimit | None, truncate: bool = False) -> None:
         """Choose the template.
 
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
             template: `auto`, `chat`, `alpaca`, `chatml`, `raw`, or the path of a .jinja file.
-            max_prompt_tokens: longest prompt, in tokens, template included.
+            limit: the longest prompt, or None for no limit.
             truncate: cut the end of the instruction of longer prompts; else they are rejected.
 
         Raises:
@@ -46,7 +79,7 @@ class PromptRenderer:
         """
         self._tokenizer = tokenizer
         self._template = make_template(template, tokenizer)
-        self._max_tokens = max_prompt_tokens
+        self._limit = limit
         self._truncate = truncate
         self._leading = _leading_tokens(tokenizer)
 
@@ -88,10 +121,9 @@ class PromptRenderer:
 
     def _rendered(self, row_id: str, prompt: PromptText, tokens: _Tokens) -> Rendered:
         leading = self._leading if prompt.special_tokens else []
-        room = self._max_tokens - len(leading)
-        truncated = len(tokens.ids) > room
-        if truncated:
-            prompt, tokens = self._cut(prompt, tokens, room)
+        truncated = self._limit is not None and len(leading) + len(tokens.ids) > self._limit.tokens
+        if truncated and self._limit is not None:
+            prompt, tokens = self._cut(prompt, tokens, len(leading), self._limit)
         start, end = tokens.span(prompt.start, prompt.end)
         start, end = max(start + len(leading), 1), end + len(leading)
         if start >= end:
@@ -100,16 +132,16 @@ class PromptRenderer:
         ids = np.array([*leading, *tokens.ids], dtype=np.int32)
         return Rendered(row_id, ids, (start, end), prompt.text, truncated)
 
-    def _cut(self, prompt: PromptText, tokens: _Tokens, room: int) -> tuple[PromptText, _Tokens]:
+    def _cut(self, prompt: PromptText, tokens: _Tokens, leading: int, limit: PromptLimit) -> tuple[PromptText, _Tokens]:
         """Return the prompt with as much of its instruction as fits: the end goes, what comes after it stays."""
-        length = len(tokens.ids) + self._max_tokens - room
-        too_long = f"{length} tokens, max_prompt_tokens is {self._max_tokens}"
+        length, room = leading + len(tokens.ids), limit.tokens - leading
         if not self._truncate:
-            raise UnusableRowError(Reason.TOO_LONG, f"{too_long}: raise it, or set truncate: true")
+            raise UnusableRowError(Reason.TOO_LONG, f"{limit.refusal(length)}, or set truncate: true")
         while (excess := len(tokens.ids) - room) > 0:
             cut = prompt.start + len(prompt.text[prompt.start : tokens.cut_before(prompt, excess)].rstrip())
             if cut <= prompt.cut_limit:
-                raise UnusableRowError(Reason.TOO_LONG, f"{too_long}, and the template alone leaves no room: raise it")
+                detail = f"{length} tokens, {limit.told}, and the template alone leaves no room: {limit.fix}"
+                raise UnusableRowError(Reason.TOO_LONG, detail)
             prompt = replace(prompt, text=prompt.text[:cut] + prompt.text[prompt.end :], end=cut)
             tokens = _Tokens.of(self._tokenizer, [prompt.text])[0]
         return prompt, tokens

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config import IN_MEMORY, DatasetSpec
 from adg_plugin.errors import DataError
 from adg_plugin.readers import ACCEPTED_FILES, file_format, read_file
 
@@ -70,7 +70,7 @@ def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec | None =
         raise DataError(
             f"dataset is a {type(dataset).__name__} with {', '.join(map(str, dataset))}: pass one split of it"
         )
-    spec = spec or DatasetSpec.model_validate({"path": "memory"})
+    spec = spec or IN_MEMORY
     rows = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
     number = 0
     for number, row in enumerate(rows, 1):

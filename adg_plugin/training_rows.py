@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.errors import DataError
 from adg_plugin.layouts import Layout, find_layout
 from adg_plugin.rows import Rejection, Row, parse_row
@@ -33,7 +33,7 @@ def parse_chosen(data: Mapping[str, Any], where: str, specs: Sequence[DatasetSpe
     Raises:
         DataError: none of them fits; the row then does not come from the pool.
     """
-    for spec in specs or [DatasetSpec(path="memory")]:
+    for spec in specs or [IN_MEMORY]:
         layout = find_layout(data, spec)
         if layout is None:
             continue

@@ -90,6 +90,31 @@ def test_arguments_win_over_the_config(model, tmp_path):
     assert len(selection.ids) == 10
 
 
+def test_columns_of_rows_in_memory_may_be_named(model, tmp_path):
+    rows = pool_rows(12)
+    renamed = [{"key": r["id"], "question": r["instruction"], "output": r["output"]} for r in rows]
+    columns = {"path": "memory", "type": "alpaca", "field_id": "key", "field_instruction": "question"}
+    dataset = datasets.Dataset.from_list(renamed)
+    expected = select(rows, model=str(model), config=SETTINGS, output_dir=tmp_path / "run", show_progress=False)
+    config = {**SETTINGS, "datasets": [columns]}
+    found = select(dataset, model=str(model), config=config, output_dir=tmp_path / "run2", show_progress=False)
+    assert found.ids == expected.ids
+    # A data set of the same content whose columns mean something else is staged again.
+    config = {**SETTINGS, "datasets": [{**columns, "field_instruction": "output"}]}
+    other = select(dataset, model=str(model), config=config, output_dir=tmp_path / "run2", show_progress=False)
+    assert other.manifest["sampling"]["rows"] == 12
+
+
+def test_a_pool_in_memory_and_one_in_the_config_contradict_each_other(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"^datasets is pool.jsonl, but the pool is the data set in memory: leave it"):
+        select(pool_rows(3), model=str(model), config={"datasets": ["pool.jsonl"]}, output_dir=tmp_path)
+
+
+def test_budgets_per_data_set_are_for_axolotl_alone(model, tmp_path):
+    with pytest.raises(ConfigError, match=r"^budget_per_dataset is set: only Axolotl selects from each data set"):
+        select(pool_rows(3), model=str(model), config={"budget_per_dataset": [1]}, output_dir=tmp_path)
+
+
 def test_what_is_missing_is_named(model, tmp_path):
     with pytest.raises(ConfigError, match=r"^datasets is missing: give a pool, such as datasets: \[pool.jsonl\]$"):
         select(model=str(model), output_dir=tmp_path)

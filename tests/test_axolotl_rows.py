@@ -10,12 +10,13 @@ from tiny_models import tiny_tokenizer
 from adg_plugin.adapters.axolotl_rows import Training, answer_start, frame, row_digests, stage
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
-from adg_plugin.prompts import PromptRenderer
+from adg_plugin.prompts import PromptLimit, PromptRenderer
 from adg_plugin.rows import parse_row
 from adg_plugin.sources import Record
 
 END = frozenset({2})
 NO_LIMIT = 10**6
+LIMIT_20 = PromptLimit.of(ADGConfig(max_prompt_tokens=20))
 
 
 def labels(*runs):
@@ -62,7 +63,7 @@ def test_rows_are_known_by_the_tokens_that_training_keeps():
 
 def training(**changes):
     values = {
-        "config": ADGConfig(),
+        "limit": PromptLimit.of(ADGConfig()),
         "recipe": b"r",
         "tokenizer": tiny_tokenizer(),
         "end_tokens": END,
@@ -77,7 +78,7 @@ def training(**changes):
 def source(rows, kind="alpaca", template=None, answers="output", raw=True, render=None):
     """Return a source as Axolotl would tokenise it: the prompt masked, then the answer and its end."""
     tokenizer = tiny_tokenizer()
-    render = render or PromptRenderer(tokenizer, "alpaca", NO_LIMIT)
+    render = render or PromptRenderer(tokenizer, "alpaca", None)
     tokens, masked = [], []
     for n, row in enumerate(rows):
         shown = render.render(parse_row(Record(row, f"x:{n}", SPEC)))
@@ -109,7 +110,7 @@ def staged(sources, **changes):
 def test_prompts_ids_and_spans_are_those_of_adg_select():
     rows, ids = staged([source(ROWS)])
     expected = [
-        PromptRenderer(tiny_tokenizer(), "alpaca", NO_LIMIT).render(parse_row(Record(r, "x:1", SPEC))) for r in ROWS
+        PromptRenderer(tiny_tokenizer(), "alpaca", None).render(parse_row(Record(r, "x:1", SPEC))) for r in ROWS
     ]
     assert [row.prompt.id for row in rows] == [row["id"] for row in ROWS] == list(ids.values())
     assert [row.prompt.token_ids.tolist() for row in rows] == [e.token_ids.tolist() for e in expected]
@@ -142,7 +143,11 @@ def test_equal_rows_come_once_and_an_id_twice_gets_another():
 @pytest.mark.parametrize(
     ("changes", "reason", "detail"),
     [
-        ({"config": ADGConfig(max_prompt_tokens=20)}, "prompt_too_long", "max_prompt_tokens is 20: raise it"),
+        (
+            {"limit": PromptLimit.of(ADGConfig(max_prompt_tokens=20))},
+            "prompt_too_long",
+            "max_prompt_tokens is 20: raise it",
+        ),
         ({"vocabulary": 100}, "unknown_token", "is not in the backbone's vocabulary of 100"),
     ],
 )
@@ -166,7 +171,7 @@ def test_nothing_trained_and_everything_trained_are_rejected():
 
 
 def test_a_backbone_with_other_tokens_gets_prompts_of_its_own():
-    own = PromptRenderer(tiny_tokenizer(), "chat", 1024)
+    own = PromptRenderer(tiny_tokenizer(), "chat", None)
     rows, _ = staged([source(ROWS)], other_tokens=own)
     assert rows[0].text == "<|im_start|>user\nSay 0 words<|im_end|>\n<|im_start|>assistant\n"
     rejected, _ = staged([source(ROWS, raw=False)], other_tokens=own)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_models import tiny_tokenizer
+from tiny_models import save_tiny_model, tiny_tokenizer
 from tiny_runs import SETTINGS, choose, command, fall_silent, parts, pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import cli
-from adg_plugin.errors import DataError, ModelError
+from adg_plugin.errors import ConfigError, DataError, ModelError
 from adg_plugin.readers import ACCEPTED_FILES
 from adg_plugin.store import RunFolder
 
@@ -324,7 +324,7 @@ def test_a_model_without_eos(other, tmp_path):
 def test_a_model_that_transformers_does_not_know(other, tmp_path):
     edited(other / "config.json", model_type="nonesuch", architectures=["NoneSuch"])
     said = problem(pool_rows(12), other, tmp_path / "run")
-    assert said.startswith(f"model is '{other}': its model cannot be loaded (The checkpoint you are trying to load")
+    assert said.startswith(f"model is '{other}': its config cannot be loaded (The checkpoint you are trying to load")
     assert said.endswith(
         ": this transformers does not know the architecture: upgrade it, or set trust_remote_code: true"
     )
@@ -347,3 +347,15 @@ def test_a_folder_that_is_no_whole_model(other, tmp_path):
 def test_more_layers_than_the_model_has(model, tmp_path):
     said = problem(pool_rows(12), model, tmp_path / "run", layers=9)
     assert said == "layers is 9: the model has 5 layers, use at most that"
+
+
+def test_a_prompt_beyond_the_positions_of_a_model_is_rejected_and_counted(tmp_path):
+    model = save_tiny_model(tmp_path / "gpt2", "gpt2")  # learnt positions: 1,024 of them, and no more
+    rows = [*pool_rows(6), {"id": "long", "instruction": "x" * 1100}, {"id": "edge", "instruction": "y" * 980}]
+    selection = choose(rows, model, tmp_path / "run", max_prompt_tokens=2000, max_new_tokens=10, template="raw")
+    (rejected,) = read_jsonl(tmp_path / "run" / "rejected.jsonl")
+    assert (rejected["id"], rejected["reason"]) == ("long", "prompt_too_long")
+    assert rejected["detail"].startswith("1100 tokens, the model has 1024 positions, of which an answer may take 10:")
+    assert len(selection.ids) == 7
+    with pytest.raises(ConfigError, match=r"max_new_tokens is 1024: the model has 1024 positions, use fewer than that"):
+        choose(rows, model, tmp_path / "other", max_new_tokens=1024)

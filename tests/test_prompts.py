@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import tiny_tokenizer
 
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.errors import ConfigError, ModelError
-from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.layouts import Reason
+from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, parse_row, unique_rows
 from adg_plugin.sources import Record, iter_records
 
@@ -130,7 +132,7 @@ def with_template(tokenizer, template):
 
 
 def renderer(tokenizer, template="chat", limit=10_000, truncate=False):
-    return PromptRenderer(tokenizer, template, limit, truncate)
+    return PromptRenderer(tokenizer, template, PromptLimit.of(ADGConfig(max_prompt_tokens=limit)), truncate)
 
 
 def instruction_text(tokenizer, prompt):
@@ -615,10 +617,26 @@ def test_the_demo_model_renders_the_demo_pool_as_its_tokenizer_does(demo_model):
 
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     rows = list(unique_rows(iter_records([DatasetSpec(path="demo")])))
-    prompts = list(PromptRenderer(tokenizer, "auto", 1024).render_many(rows))
+    prompts = list(PromptRenderer(tokenizer, "auto", None).render_many(rows))
     assert [prompt.id for prompt in prompts] == [row.id for row in rows]
     for row, prompt in zip(rows, prompts, strict=True):
         messages = list(row.messages)
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert prompt.token_ids.tolist() == expected
         assert instruction_text(tokenizer, prompt).strip() == messages[-1]["content"].strip()
+
+
+def test_a_prompt_that_leaves_an_answer_no_positions_is_too_long():
+    config = ADGConfig(max_new_tokens=100, max_prompt_tokens=200)
+    assert PromptLimit.of(config, None) == PromptLimit.of(config, 300)
+    limit = PromptLimit.of(config, 130)
+    assert limit.tokens == 30
+    found = PromptRenderer(tiny_tokenizer(), "raw", limit).render(ask("x" * 40))
+    assert (found.reason, found.detail) == (
+        Reason.TOO_LONG,
+        "40 tokens, the model has 130 positions, of which an answer may take 100: lower max_new_tokens, "
+        "or set truncate: true",
+    )
+    assert len(PromptRenderer(tiny_tokenizer(), "raw", limit, truncate=True).render(ask("x" * 40)).token_ids) == 30
+    with pytest.raises(ConfigError, match=r"^max_new_tokens is 100: the model has 100 positions, use fewer than that$"):
+        PromptLimit.of(config, 100)

@@ -98,8 +98,9 @@ def test_a_tiny_nucleus_holds_the_likeliest_token_alone(rejections, monkeypatch)
     assert set(draws(logits, 500, top_p=1e-9)) == {logits.argmax()}
 
 
+# On a grid that float32 resolves at every temperature: logits that differ by less are ties to the sampler.
 @given(
-    st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=30),
+    st.lists(st.integers(-512, 512).map(lambda n: n / 64), min_size=2, max_size=30),
     st.floats(0.2, 5),
     st.floats(0.01, 0.99),
     st.integers(0, 2**63 - 1),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from tiny_models import CHAT_TEMPLATE, save_tiny_model, tiny_model, tiny_tokenizer
 from tiny_runs import BAD, read_jsonl, save, spoil, write_jsonl
 
 from adg_plugin import ADGConfig
@@ -195,3 +195,12 @@ def test_missing_folders_of_the_output_are_made(config, tmp_path):
     answers = write_jsonl(tmp_path / "answers.jsonl", [row(1)])
     assert score_answers(config, answers, tmp_path / "a" / "b" / "out.jsonl").rejected_path is None
     assert len(read_jsonl(tmp_path / "a" / "b" / "out.jsonl")) == 1
+
+
+def test_answers_beyond_the_positions_of_a_model_are_rejected(tmp_path):
+    model = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    rows = [row("long", ["a" * 1100, "b", "c"]), row("short", ["a", "b", "c"])]
+    assert [line["id"] for line in scored(tmp_path, ADGConfig(model=str(model)), *rows)] == ["short"]
+    (rejected,) = read_jsonl(tmp_path / "out.jsonl.rejected.jsonl")
+    assert rejected["reason"] == "too_long"
+    assert rejected["detail"].endswith("tokens, the model has 1024 positions")

@@ -54,14 +54,15 @@ def write(path, model, **keys):
 
 
 def start(command, cwd):
-    return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (cwd / "log.txt").open("w") as log:
+        return subprocess.Popen(command, cwd=cwd, env=environment(), stdout=log, stderr=log)
 
 
-def kill_when(process, happened):
+def kill_when(process, folder, happened):
     """Kill a command, and it alone, once something has happened."""
     deadline = time.monotonic() + 300
     while not happened():
-        assert process.poll() is None, "the command ended before it could be killed"
+        assert process.poll() is None, (folder / "log.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -111,11 +112,9 @@ def test_a_finished_run_does_nothing_again(whole, folder):
 
 def test_killed_while_selecting_and_while_training_it_goes_on_with_the_same_rows(whole, folder):
     out, command = folder / "killed", [*ADG, "run", "recipe.yaml", "--out", "killed"]
-    kill_when(
-        start(command, folder), lambda: any((out / "selection" / "answers").glob("part-*.parquet")) or staged(out)
-    )
+    kill_when(start(command, folder), folder, (out / "selection" / "prompts.json").exists)
     assert not (out / "adg_selection.json").exists()
-    kill_when(start(command, folder), lambda: (out / "checkpoint-6" / "adg_selection.json").exists())
+    kill_when(start(command, folder), folder, (out / "checkpoint-6" / "adg_selection.json").exists)
     assert not (out / "adg_summary.json").exists()
     done = finish([*command, "--json"], folder)
     assert done.returncode == 0, done.stderr
@@ -126,10 +125,6 @@ def test_killed_while_selecting_and_while_training_it_goes_on_with_the_same_rows
     for (step, loss), (same_step, expected) in zip(summary["losses"], whole[1]["losses"], strict=True):
         assert step == same_step
         assert loss == pytest.approx(expected, rel=1e-4)
-
-
-def staged(out):
-    return (out / "selection" / "prompts.json").exists()
 
 
 def sft(folder, model, out, *flags, launcher=(*ADG, "sft"), **keys):
@@ -192,14 +187,18 @@ def test_an_error_in_one_process_ends_both_with_its_text(folder, one_process, ti
 
 
 def test_the_literal_command_trains_on_a_finished_run_folder(whole, folder, tiny):
-    out, summary = whole
+    out, _ = whole
     config = write(folder / "literal.yaml", tiny, dataset_name=str(out / "selection"), output_dir="literal")
     done = finish([*TRL, "sft", "--config", str(config)], folder)
     assert done.returncode == 0, done.stderr
-    state = json.loads((folder / "literal" / f"checkpoint-{BUDGET}" / "trainer_state.json").read_text())
-    assert state["global_step"] == BUDGET
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    assert losses == [loss for _, loss in summary["losses"]]
+    assert tokens_by_step(folder / "literal") == tokens_by_step(out)
+
+
+def tokens_by_step(out):
+    """Return what tells the rows of each step; not the loss, as TRL 1.9 draws the adapter before it sets the seed."""
+    state = json.loads((out / f"checkpoint-{BUDGET}" / "trainer_state.json").read_text())
+    assert state["global_step"] == state["max_steps"] == BUDGET
+    return [entry["num_tokens"] for entry in state["log_history"] if "loss" in entry]
 
 
 def test_the_literal_command_selects_when_it_opens_its_data(whole, folder, tiny):
@@ -211,6 +210,4 @@ def test_the_literal_command_selects_when_it_opens_its_data(whole, folder, tiny)
     online = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_DATASETS_CACHE": str(folder / "cache")}
     done = finish([*TRL, "sft", "--config", str(config)], folder, **online)
     assert done.returncode == 0, done.stderr
-    state = json.loads((folder / "route" / f"checkpoint-{BUDGET}" / "trainer_state.json").read_text())
-    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    assert losses == [loss for _, loss in whole[1]["losses"]]
+    assert tokens_by_step(folder / "route") == tokens_by_step(whole[0])

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin import keys
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config import DatasetSpec
 from adg_plugin.engines.base import Prompt
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.layouts import Reason
-from adg_plugin.prompts import PromptRenderer, Rendered
+from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, Row, parse_row, row_json
 from adg_plugin.sources import Record
 from adg_plugin.store import Rejection as StoredRejection
@@ -31,7 +31,6 @@ Shown = Rendered | Rejection | None  # None where this package has no template f
 _MASKED = -100
 _END_WITHIN = 3  # Axolotl unmasks an end token that stands up to so many tokens behind its turn
 _BATCH_ROWS = 256
-_NO_LIMIT = 1 << 30
 _NO_ANSWER = "no_trained_answer"
 _UNKNOWN_TOKEN = "unknown_token"
 
@@ -41,7 +40,7 @@ class Training:
     """What the prompts of a pool depend on, beside its rows.
 
     Attributes:
-        config: of the selection.
+        limit: the longest prompt that is sampled.
         recipe: digest of what else produces the answers.
         tokenizer: the one that training uses.
         end_tokens: ids that end a turn.
@@ -51,7 +50,7 @@ class Training:
         other_tokens: renders for a backbone that reads other tokens than those of training; else None.
     """
 
-    config: ADGConfig
+    limit: PromptLimit
     recipe: bytes
     tokenizer: Any
     end_tokens: frozenset[int]
@@ -181,13 +180,12 @@ class _Reader:
         return self._prompt(row, id, rendered.token_ids, rendered.span, rendered.text)
 
     def _as_trained(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
-        prompt, limit = row.prompt, self._training.config.max_prompt_tokens
+        prompt, limit = row.prompt, self._training.limit
         if prompt is None or not len(prompt):
             detail = "nothing of the row is trained on" if prompt is None else "all of the row is trained on"
             return StoredRejection(id, _NO_ANSWER, detail, row.where)
-        if len(prompt) > limit:
-            detail = f"{len(prompt)} tokens, max_prompt_tokens is {limit}: raise it"
-            return StoredRejection(id, Reason.TOO_LONG.value, detail, row.where)
+        if len(prompt) > limit.tokens:
+            return StoredRejection(id, Reason.TOO_LONG.value, limit.refusal(len(prompt)), row.where)
         if prompt.max() >= self._training.vocabulary:
             detail = f"token {prompt.max()} is not in the backbone's vocabulary of {self._training.vocabulary}"
             return StoredRejection(id, _UNKNOWN_TOKEN, detail, row.where)
@@ -219,9 +217,9 @@ class _Reader:
         if self._source.chat_template is not None:
             tokenizer = copy.copy(self._training.tokenizer)
             tokenizer.chat_template = self._source.chat_template
-            return PromptRenderer(tokenizer, "chat", _NO_LIMIT)
+            return PromptRenderer(tokenizer, "chat", None)
         if self._source.kind.startswith("alpaca"):
-            return PromptRenderer(self._training.tokenizer, "alpaca", _NO_LIMIT)
+            return PromptRenderer(self._training.tokenizer, "alpaca", None)
         return None
 
     @cached_property

@@ -19,10 +19,11 @@ from adg_plugin.adapters.axolotl_args import selection_config
 from adg_plugin.adapters.axolotl_rows import Training, row_digests, stage
 from adg_plugin.adapters.stages import lifeline, run_stage
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.loading import Source, model_location
+from adg_plugin.engines.loading import Source
+from adg_plugin.engines.location import model_location
 from adg_plugin.errors import ADGError, ConfigError, DataError
-from adg_plugin.pool import Pool, _staging_digest
-from adg_plugin.prompts import PromptRenderer
+from adg_plugin.pool import Pool, staging_digest
+from adg_plugin.prompts import PromptLimit, PromptRenderer
 from adg_plugin.store import RunFolder
 from adg_plugin.store.files import replacing
 
@@ -124,7 +125,7 @@ def _parts(cfg: Any, config: ADGConfig, source: Source, run_dir: Path, *, pool: 
 
     def part(run_dir: Path, config: ADGConfig, number: int | None) -> _Part:
         fingerprint = f"{pool}-{number}"
-        staged = _staging_digest(Pool((), fingerprint), config, source.tokenizer, recipe)
+        staged = staging_digest(Pool((), fingerprint), config, source.tokenizer, recipe, positions=source.positions)
         return _Part(run_dir, config, number, fingerprint, staged, recipe)
 
     if budgets is None:
@@ -166,7 +167,7 @@ def _stage_all(cfg: Any, parts: list[_Part], source: Source, tokenizer: Any, wan
 def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any, wanted: Container[bytes]) -> None:
     config = part.config
     training = Training(
-        config=config,
+        limit=PromptLimit.of(config, source.positions),
         recipe=keys.digest(part.recipe),
         tokenizer=tokenizer,
         end_tokens=axolotl.end_tokens(cfg, tokenizer),
@@ -201,7 +202,7 @@ def _reads_the_same(one: Any, other: Any) -> bool:
 
 
 def _renderer(source: Source, config: ADGConfig) -> PromptRenderer:
-    return PromptRenderer(source.tokenizer, config.template, config.max_prompt_tokens, config.truncate)
+    return PromptRenderer(source.tokenizer, config.template, PromptLimit.of(config, source.positions), config.truncate)
 
 
 def _vocabulary(config: ADGConfig) -> int:

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from adg_plugin.adapters.trl_choice import Choice, checkpoint_of
 from adg_plugin.adapters.trl_contract import trl
 from adg_plugin.adapters.trl_refusals import check_pool, check_processing_class, check_settings
-from adg_plugin.config import ADGConfig
+from adg_plugin.config import IN_MEMORY, ADGConfig
 from adg_plugin.errors import ADGError, ConfigError
 from adg_plugin.layouts import find_layout
 
@@ -92,7 +92,7 @@ class ADGSelectionCallback(TrainerCallback):
 
 def _check_kind(trainer: Any, pool: Dataset) -> None:
     """Refuse rows that would change what the trainer decided when it was made: the kind of loss goes by the columns."""
-    layout = find_layout(pool[0], _spec())
+    layout = find_layout(pool[0], IN_MEMORY)
     if layout not in ("messages", "prompt_completion"):
         raise ConfigError(
             [
@@ -100,9 +100,3 @@ def _check_kind(trainer: Any, pool: Dataset) -> None:
                 "use ADGSFTTrainer, or give both the trainer and the callback messages, or prompt and completion"
             ]
         )
-
-
-def _spec() -> Any:
-    from adg_plugin.config import DatasetSpec
-
-    return DatasetSpec(path="memory")

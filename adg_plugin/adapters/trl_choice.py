@@ -16,6 +16,7 @@ from adg_plugin.adapters.trl_rows import as_trl
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import DataError
 from adg_plugin.in_memory import choose_in_memory, positions, rows_digest
+from adg_plugin.pool import memory_spec
 from adg_plugin.store.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Choice:
         else:
             ids = choose_in_memory(self.pool, model, tokenizer, self.config, self.run_dir, own=True, team=team).ids
         with team.step("finding the chosen rows"):
-            rows = self.pool.select(positions(self.pool, ids))
+            rows = self.pool.select(positions(self.pool, ids, memory_spec(self.config)))
             chosen = ChosenIds(tuple(ids), rows_digest(rows), str(self.run_dir))
             if remembered and chosen.digest != remembered["digest"]:
                 raise DataError(

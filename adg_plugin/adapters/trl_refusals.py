@@ -6,13 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.layouts import find_layout, unknown_layout
 
 _VISION = ("image", "images", "pixel_values", "video", "videos")
 _PREFERENCE = (("chosen", "rejected"), ("completions", "labels"), ("prompt", "completion", "label"))
-_IN_MEMORY = DatasetSpec(path="memory")
 
 
 def check_pool(pool: Any, name: str = "train_dataset") -> None:
@@ -40,7 +39,7 @@ def check_pool(pool: Any, name: str = "train_dataset") -> None:
     check_columns(pool.with_format(None)[0], name)
 
 
-def check_columns(row: Mapping[str, Any], name: str, spec: DatasetSpec = _IN_MEMORY) -> None:
+def check_columns(row: Mapping[str, Any], name: str, spec: DatasetSpec = IN_MEMORY) -> None:
     """Do nothing where a row's columns are of a kind that TRL trains on after a selection.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config import IN_MEMORY
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.layouts import find_layout
 from adg_plugin.training_rows import parse_chosen, training_rows
@@ -12,7 +12,6 @@ from adg_plugin.training_rows import parse_chosen, training_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_SPEC = DatasetSpec(path="memory")
 # SFTTrainer looks at these before `messages`, so a data set that has both would be read otherwise than it was scored.
 _BEFORE_MESSAGES = ("prompt", "completion", "conversations", "text")
 _LOOKED_AT_ROWS = 100
@@ -31,7 +30,7 @@ def as_trl(dataset: Dataset, tokenizer: Any, template: str) -> Dataset:
         DataError: text prompts and turns are mixed.
     """
     has_chat = tokenizer is None or bool(getattr(tokenizer, "chat_template", None))
-    layouts = {find_layout(row, _SPEC) for row in dataset}
+    layouts = {find_layout(row, IN_MEMORY) for row in dataset}
     if layouts <= {"messages", "sharegpt"} and not has_chat:
         problem = "the tokenizer has no chat template, and the rows are conversations: set chat_template_path"
         raise ConfigError([f"{problem} for the trainer"])
@@ -40,7 +39,7 @@ def as_trl(dataset: Dataset, tokenizer: Any, template: str) -> Dataset:
             return dataset.remove_columns([name for name in _BEFORE_MESSAGES if name in dataset.column_names])
         if layouts == {"prompt_completion"}:
             return dataset
-    parsed = [parse_chosen(row, f"train_dataset:{number}", [_SPEC]) for number, row in enumerate(dataset, 1)]
+    parsed = [parse_chosen(row, f"train_dataset:{number}", [IN_MEMORY]) for number, row in enumerate(dataset, 1)]
     from datasets import Dataset
 
     kind = "chat" if template == "auto" and tokenizer is None else template

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import pickle  # noqa: TID251  # its error only
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from adg_plugin import demo
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Engine
-from adg_plugin.engines.embed import REFERENCE_LAYERS
+from adg_plugin.engines.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
+from adg_plugin.engines.location import model_location, unreadable
+from adg_plugin.engines.memory import is_out_of_memory
 from adg_plugin.engines.pooling import ReferencePooling
 from adg_plugin.engines.probe import one_pass_problem
 from adg_plugin.engines.states import last_layers
+from adg_plugin.engines.weights import fingerprint, weights_digest
 from adg_plugin.errors import ModelError, need
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_BYTES = 1 << 16  # of weights read at each of a few places, for the fingerprint
+# What transformers raises for files that are missing, damaged, of another model, or of code that is not there.
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,40 +58,24 @@ class Backbone:
     eos_ids: tuple[int, ...]
 
 
-def model_location(config: ADGConfig) -> str:
-    """Return the folder or hub name of the config's model; `demo` is the built-in one.
-
-    Raises:
-        ModelError: no model is named.
-    """
-    if config.model is None:
-        raise ModelError("model is missing: set it to the backbone that will be trained (a folder, a hub name, `demo`)")
-    return str(demo.model_path()) if config.model == "demo" else config.model
-
-
 def load_tokenizer(config: ADGConfig) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer.
 
     Raises:
         ModelError: there is none, or it cannot be read.
     """
-    location = model_location(config)
-    try:
-        return AutoTokenizer.from_pretrained(
-            location, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as err:
-        raise ModelError(_unreadable("tokenizer", location, err)) from err
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", config)
+    return tokenizer
 
 
 def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> Backbone:
     """Return the configured model in evaluation mode on its device, with its tokenizer.
 
     Raises:
-        ModelError: the model cannot be found or read, is unknown to transformers, or names no end-of-answer token.
+        ModelError: the model cannot be found or read, is unknown to transformers, lacks weights, does not fit into
+            memory, or names no end-of-answer token.
         MissingExtraError: 4-bit is asked for and bitsandbytes is not installed.
     """
-    location = model_location(config)
     tokenizer = tokenizer or load_tokenizer(config)
     eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
     device = pick_device(config.device)
@@ -80,14 +83,36 @@ def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None =
     if config.load_in_4bit:
         options |= {"quantization_config": _four_bit(config), "device_map": {"": device}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            location, revision=config.revision or "main", trust_remote_code=config.trust_remote_code, **options
-        )
-    except (OSError, ValueError, KeyError, ImportError) as err:
-        raise ModelError(_unreadable("model", location, err)) from err
-    if not config.load_in_4bit:
-        model.to(device)  # type: ignore[arg-type]  # a device, whatever the stub of the wrapped method says
+        model, found = _from_pretrained(AutoModelForCausalLM, "model", config, output_loading_info=True, **options)
+        _refuse_missing(found["missing_keys"], config)
+        if not config.load_in_4bit:
+            model.to(device)
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        fix = "use load_in_4bit: true, dtype: bfloat16 or a smaller model, or free the device"
+        raise ModelError(f"model is {model_location(config)!r}: {device} has no room for its weights: {fix}") from err
     return Backbone(model.eval(), tokenizer, eos_ids)
+
+
+def _from_pretrained(auto: Any, what: str, config: ADGConfig, **options: Any) -> Any:
+    location = model_location(config)
+    revision = config.revision or "main"
+    try:
+        return auto.from_pretrained(location, revision=revision, trust_remote_code=config.trust_remote_code, **options)
+    except _LOADING_ERRORS as err:
+        if is_out_of_memory(err):
+            raise
+        raise unreadable(what, location, err) from err
+
+
+def _refuse_missing(keys: Sequence[str], config: ADGConfig) -> None:
+    """Raise where transformers has filled in weights that the files lack: it does so at random, with a warning."""
+    if keys:
+        raise ModelError(
+            f"model is {model_location(config)!r}: its weights do not fit its config ({len(keys)} are missing, such as "
+            f"{min(keys)}): give a folder that save_pretrained wrote, or a hub name"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +123,15 @@ class Source:
         tokenizer: of the model.
         eos_ids: tokens that end an answer.
         identity: what tells the model's weights from all others.
+        positions: tokens that the model can tell apart by position, prompt and answer together; None where it sets no
+            limit.
         load: returns the model; called only when there are rows to sample.
     """
 
     tokenizer: PreTrainedTokenizerBase
     eos_ids: tuple[int, ...]
     identity: str
+    positions: int | None
     load: Callable[[], Backbone]
 
     @classmethod
@@ -115,7 +143,8 @@ class Source:
         """
         tokenizer = load_tokenizer(config)
         eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
-        return cls(tokenizer, eos_ids, fingerprint(config), lambda: load_backbone(config, tokenizer))
+        positions = max_positions(_from_pretrained(AutoConfig, "config", config))
+        return cls(tokenizer, eos_ids, fingerprint(config), positions, lambda: load_backbone(config, tokenizer))
 
     @classmethod
     def loaded(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig) -> Source:
@@ -130,7 +159,8 @@ class Source:
             ModelError: neither it nor its tokenizer names an end-of-answer token.
         """
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
-        return cls(tokenizer, eos_ids, weights_digest(model), lambda: Backbone(model, tokenizer, eos_ids))
+        backbone = Backbone(model, tokenizer, eos_ids)
+        return cls(tokenizer, eos_ids, weights_digest(model), max_positions(model.config), lambda: backbone)
 
 
 def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
@@ -140,9 +170,7 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
         ModelError: `layers` asks for more hidden states than the model has.
     """
     model = backbone.model
-    states = model.config.get_text_config().num_hidden_layers
-    if config.layers > states or (config.pooling == "reference" and states < -min(REFERENCE_LAYERS)):
-        raise ModelError(f"layers is {config.layers}: the model has {states} layers, use at most that")
+    check_model(model, config)
     problem = one_pass_problem(model, last_layers(config.layers))
     engine: Engine
     if problem is None:
@@ -155,6 +183,33 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
         )
         engine = GenerateEngine(model, backbone.tokenizer, config, backbone.eos_ids)
     return ReferencePooling(engine, backbone.model, backbone.tokenizer) if config.pooling == "reference" else engine
+
+
+def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
+    """Do nothing where the model has the hidden states and positions that the vectors are made of.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
+    if config.layers > layers:
+        raise ModelError(f"layers is {config.layers}: the model has {layers} layers, use at most that")
+    if config.pooling == "reference" and layers < needed:
+        raise ModelError(
+            f"pooling is reference: the model has {layers} layers, {needed} are needed; use pooling: answer"
+        )
+    positions = max_positions(model.config)
+    if config.pooling == "reference" and positions is not None and positions < REFERENCE_TOKENS:
+        raise ModelError(
+            f"pooling is reference: the model has {positions} positions, {REFERENCE_TOKENS} are needed; "
+            "use pooling: answer"
+        )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model of this configuration can take, or None where it sets no limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else int(positions)
 
 
 def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase, own: GenerationConfig | None) -> tuple[int, ...]:
@@ -193,48 +248,9 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise ModelError(f"device is {name!r}: not available here ({err}); use auto or cpu") from None
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise ModelError(f"device is {name!r}: not available here ({first}); use auto or cpu") from None
     return torch.device(name)
-
-
-def fingerprint(config: ADGConfig) -> str:
-    """Return what tells this model's weights from all others: a commit of the hub, or a digest of a folder.
-
-    The digest covers the folder's config and, of each weight file, name, size, header and samples of its bytes.
-
-    Raises:
-        ModelError: the model cannot be found.
-    """
-    location = model_location(config)
-    if not Path(location).is_dir():
-        try:
-            found = cached_file(location, "config.json", revision=config.revision or "main")
-        except (OSError, ValueError) as err:
-            raise ModelError(_unreadable("model", location, err)) from err
-        assert found is not None
-        return f"{location}@{Path(found).parent.name}"
-    digest = hashlib.blake2b(digest_size=16)
-    folder = Path(location)
-    weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth"))
-    for path in [folder / "config.json", *weights]:
-        if path.is_file():
-            _sample_file(digest, path)
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def weights_digest(model: PreTrainedModel) -> str:
-    """Return a digest of a model in memory: names, types, shapes and samples of its weights, adapters left out."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, weight in model.named_parameters():
-        if ".lora_" in name:
-            continue
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
-        shape = name.replace(".base_layer", ""), str(weight.dtype), list(weight.shape)
-        digest.update(json.dumps(shape).encode())
-        digest.update(sample.tobytes())
-    return digest.hexdigest()
 
 
 def _own_generation_config(config: ADGConfig) -> GenerationConfig | None:
@@ -242,15 +258,6 @@ def _own_generation_config(config: ADGConfig) -> GenerationConfig | None:
         return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
     except OSError:  # the model has none
         return None
-
-
-def _sample_file(digest: hashlib.blake2b, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(json.dumps([path.name, size]).encode())
-    with path.open("rb") as file:
-        for place in range(16):
-            file.seek(place * max(0, size - _SAMPLE_BYTES) // 15)
-            digest.update(file.read(_SAMPLE_BYTES))
 
 
 def _four_bit(config: ADGConfig) -> Any:
@@ -267,14 +274,3 @@ def _four_bit(config: ADGConfig) -> Any:
         bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, compute),
     )
-
-
-def _unreadable(what: str, location: str, err: Exception) -> str:
-    first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-    if not Path(location).exists():
-        fix = "check the name; it is no folder here, so the hub was asked"
-    elif "model type" in str(err) or "Unrecognized" in str(err):
-        fix = "this transformers does not know the architecture: upgrade it, or set trust_remote_code: true"
-    else:
-        fix = "give a folder that save_pretrained wrote, or a hub name"
-    return f"model is {location!r}: its {what} cannot be loaded ({first}): {fix}"

@@ -1,0 +1,56 @@
+"""pydantic's errors -> sentences that name key, value and fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+_FIXES = {  # by pydantic's name of the error, for settings that bring no fix of their own
+    "string_type": "use text; in YAML, with quotes around it",
+    "string_too_short": "use text of at least one character, or leave it out",
+    "too_short": "use text of at least one character, or leave it out",
+    "bool_type": "use true or false",
+    "bool_parsing": "use true or false",
+    "tuple_type": "use a list of paths, or of mappings with `path`",
+    "model_type": "use a path, or a mapping with `path`",
+    "model_attributes_type": "use a path, or a mapping with `path`",
+    "dict_type": "use a mapping",
+}
+
+
+def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries: Mapping[str, type[BaseModel]]) -> str:
+    """Return what is wrong with one setting.
+
+    Args:
+        prefix: put before the key, `adg.` for a block in a larger file.
+        schema: the settings; a field's own fix is under `fix` in its `json_schema_extra`.
+        entries: by name of a setting that is a list, the schema of its entries.
+    """
+    location = error["loc"]
+    key = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        within = entries.get(str(location[0]), schema) if len(location) > 1 else schema
+        close = difflib.get_close_matches(str(location[-1]), within.model_fields, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(within.model_fields)}"
+        return f"{key} is not a setting: {hint}"
+    if error["type"] == "missing":
+        return f"{key} is missing: set it"
+    return f"{key} is {error['input']!r}: {_fix(error, schema)}"
+
+
+def _fix(error: ErrorDetails, schema: type[BaseModel]) -> str:
+    location = error["loc"]
+    if len(location) == 1 and isinstance(location[0], str):
+        extra = schema.model_fields[location[0]].json_schema_extra
+        if isinstance(extra, dict) and "fix" in extra:
+            return str(extra["fix"])
+    if error["type"] == "literal_error":
+        expected = error.get("ctx", {}).get("expected", "")
+        choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
+        close = difflib.get_close_matches(str(error["input"]), choices, n=1)
+        return f"use {expected}" + (f"; did you mean `{close[0]}`?" if close else "")
+    message = error["msg"]
+    return _FIXES.get(error["type"]) or message[0].lower() + message[1:]

@@ -1,0 +1,81 @@
+"""The types of the settings' values, lenient where users write one thing in several ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
+_DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
+# The names that Axolotl and LLaMA-Factory users write for the same row layouts.
+_TYPE_NAMES = {
+    "chat_template": "messages",
+    "chat": "messages",
+    "conversations": "sharegpt",
+    "prompt-completion": "prompt_completion",
+    "input_output": "prompt_completion",
+}
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_expected", "use a number")
+    return value
+
+
+def _long_dtype_name(value: Any) -> Any:
+    return _DTYPE_NAMES.get(value, value) if isinstance(value, str) else value
+
+
+def _canonical_type(value: Any) -> Any:
+    if isinstance(value, str):
+        return _TYPE_NAMES.get(value, value)
+    return value
+
+
+def _path_text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _file_names(value: Any) -> Any:
+    names = value if isinstance(value, list) else [value]
+    if value is not None and not all(isinstance(name, str) for name in names):
+        raise PydanticCustomError("file_names", "use a file name, or a list of file names")
+    return value
+
+
+def _number(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _budget(value: Any) -> Any:
+    if isinstance(value, str):
+        value = _number(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("budget", "use a number of rows (10000) or a fraction of the pool (0.2)")
+    if isinstance(value, int) and value < 1:
+        raise PydanticCustomError("budget", "use 1 or more rows, or a fraction of the pool (0.2)")
+    if isinstance(value, float) and not 0 < value <= 1:
+        raise PydanticCustomError(
+            "budget",
+            "a number with a point is a fraction of the pool: use 0 < fraction <= 1, or a whole number of rows",
+        )
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+OptionalInt = Annotated[int | None, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+PathText = Annotated[str, BeforeValidator(_path_text)]
+FileNames = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
+Budget = Annotated[int | float, BeforeValidator(_budget)]
+Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(_long_dtype_name)]
+RowType = Annotated[
+    Literal["auto", "alpaca", "messages", "prompt_completion", "sharegpt"], BeforeValidator(_canonical_type)
+]
