@@ -39,8 +39,8 @@ demo: $(BASE)  ## select from the demo pool with the demo model, and train it on
 	@$(BIN)/adg run recipes/trl/cpu-demo.yaml
 
 test: lint  ## lint, then the core's tests: first those without a model, then the rest
-	@$(BIN)/python -m pytest -q -m 'not model and not slow' $(CORE)
-	@$(BIN)/python -m pytest -q -m 'model or slow' $(CORE)
+	@$(BIN)/python -m pytest -q -m 'not (tiny or model or slow)' $(CORE)
+	@$(BIN)/python -m pytest -q -m 'tiny or model or slow' $(CORE)
 
 # Not part of `make test` while TRL and Axolotl support is being finished.
 test-training: $(DEV)  ## TRL with both ends of its range, and Axolotl

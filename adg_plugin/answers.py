@@ -174,13 +174,13 @@ def _grams(
     if not sequences:
         return
     indices = REFERENCE_LAYERS if config.pooling == "reference" else last_layers(config.layers)
-    vectors = embed(backbone.model, sequences, indices).numpy()
+    vectors = embed(backbone.model, sequences, indices).numpy().astype(np.float64)
     start = 0
     for answered, places, count in owners:
         mine = vectors[start : start + count]
         start += count
         if np.isfinite(mine).all():
-            yield answered, (mine @ mine.T)[np.ix_(places, places)]
+            yield answered, (mine @ mine.T).astype(np.float32)[np.ix_(places, places)]
         else:
             rejected.append({"id": answered.id, "reason": "non_finite_states", "detail": "a vector has no direction"})
 

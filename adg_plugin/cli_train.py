@@ -11,13 +11,17 @@ import typer
 from rich.console import Console
 
 from adg_plugin import recipes
+from adg_plugin.errors import ConfigError
 
 _console = Console(stderr=True)
 _recipes = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="Keys of `trl sft` and an `adg:` block.")],
+    context: typer.Context,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE.yaml", help="Keys of `trl sft`, or of Axolotl, and an `adg:` block.")
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override: adg.budget=500, max_steps=20.")
     ] = None,
@@ -25,22 +29,39 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
-    """Select, then train on the selection with TRL. The last line on stdout is the folder of the trained model.
+    """Select, then train on the selection. The last line on stdout is the folder of the trained model.
 
-    Interrupted, the same command goes on: the selection from its run folder, training from its last checkpoint.
+    Interrupted, the same command goes on: the selection from its run folder, TRL's training from its last checkpoint
+    (Axolotl's where its `auto_resume_from_checkpoints` says so). On an Axolotl YAML, what follows `--` goes to
+    `axolotl train`.
     """
-    from adg_plugin.adapters import recipe_run
+    from adg_plugin.adapters import axolotl_run, recipe_run
     from adg_plugin.adapters.trl_summary import print_training
 
-    plan = recipe_run.make_plan(recipe, set_ or [], out)
-    if dry_run:
-        print("\n".join(plan.lines()))
+    passed = context.args
+    if axolotl_run.is_axolotl(recipe):
+        axolotl = axolotl_run.make_plan(recipe, set_ or [], out, passed)
+        if _shown(axolotl.lines(), dry_run):
+            folder = axolotl_run.run(axolotl)
+            print(json.dumps({"model": str(folder)}) if as_json else folder)
         return
-    for line in plan.lines():
+    if passed:
+        raise ConfigError([f"{' '.join(passed)}: adg run takes one recipe of TRL; change its keys with --set"])
+    plan = recipe_run.make_plan(recipe, set_ or [], out)
+    if _shown(plan.lines(), dry_run):
+        summary = recipe_run.run(plan)
+        print_training(summary, _console)
+        print(json.dumps(summary) if as_json else summary["model"])
+
+
+def _shown(plan: list[str], dry_run: bool) -> bool:
+    """Show a plan, and return whether it is to be carried out."""
+    if dry_run:
+        print("\n".join(plan))
+        return False
+    for line in plan:
         _console.print(line, highlight=False, soft_wrap=True, markup=False)
-    summary = recipe_run.run(plan)
-    print_training(summary, _console)
-    print(json.dumps(summary) if as_json else summary["model"])
+    return True
 
 
 def sft(context: typer.Context) -> None:
@@ -85,7 +106,7 @@ def cp(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command()(run)
+    app.command(context_settings={"allow_extra_args": True})(run)
     passes_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passes_on)(sft)
     app.add_typer(_recipes, name="recipes")

@@ -51,6 +51,12 @@ class NumericalError(ADGError):
     exit_code = 4
 
 
+class OutOfMemoryError(ADGError):
+    """Not even one row at a time fits into memory."""
+
+    exit_code = 5
+
+
 class MissingExtraError(ADGError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

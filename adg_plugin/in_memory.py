@@ -82,7 +82,7 @@ def choose_in_memory(
         settings = with_model_of(config, backbone)
         source = Source.loaded(backbone, tokenizer, settings)
         return run_selection(
-            Pool.of(settings, dataset),
+            Pool.of(settings, dataset, for_training=True),
             settings,
             run_dir,
             source=source,

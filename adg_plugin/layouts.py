@@ -43,6 +43,7 @@ class Reason(StrEnum):
     BAD_TEXT = "not_unicode"
     NO_SPAN = "no_instruction_tokens"
     TOO_LONG = "prompt_too_long"
+    NO_ANSWER = "no_answer"
 
 
 class UnusableRowError(Exception):

@@ -19,7 +19,8 @@ import numpy as np
 from adg_plugin import keys
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Engine, Prompt
-from adg_plugin.errors import ConfigError, DataError, StoreError
+from adg_plugin.engines.results import OUT_OF_MEMORY
+from adg_plugin.errors import ConfigError, DataError, OutOfMemoryError, StoreError
 from adg_plugin.finite import FiniteWatch
 from adg_plugin.pool import Pool, stage_pool
 from adg_plugin.progress import SamplingProgress
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_UNFIT_ROWS = 3  # without memory, one after the other: then it is not the rows
 _PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
 
 
@@ -212,12 +214,24 @@ def _sample_pending(
 def sample(run: RunFolder, engine: Engine, progress: SamplingProgress, windows: Iterable[list[Prompt]]) -> None:
     """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
 
+    A row without memory is not stored: it has no result, and the next run tries it again.
+
     Raises:
         NumericalError: most rows of a batch give NaN or infinity.
+        OutOfMemoryError: several rows in a row do not fit, each alone.
     """
-    watch = FiniteWatch()
+    watch, unfit = FiniteWatch(), 0
     for result in engine.run(watch.taking(_by_length(windows))):
-        run.append(result)
+        if result.reason == OUT_OF_MEMORY:
+            unfit += 1
+        else:
+            run.append(result)
+            unfit = 0
+        if unfit == _UNFIT_ROWS:
+            raise OutOfMemoryError(
+                f"{unfit} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
+                "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
+            )
         progress.add(result.num_tokens, rejected=result.reason is not None)
         watch.add(result)
     watch.finish()
@@ -243,7 +257,7 @@ def choose(
     geometry = run.geometry()
     counts = run.counts()
     duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
-    reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections))
+    reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections, run.unsampled(OUT_OF_MEMORY)))
     if not len(geometry):
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         raise DataError(

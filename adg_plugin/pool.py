@@ -16,23 +16,34 @@ from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.engines.base import Prompt
 from adg_plugin.errors import ConfigError
 from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
-from adg_plugin.rows import Rejection, Row, row_json, unique_rows
+from adg_plugin.rows import Reason, Rejection, Row, row_json, unique_rows
 from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
 from adg_plugin.store import Rejection as StoredRejection
 from adg_plugin.store import RunFolder, StagedRow
 
 logger = logging.getLogger(__name__)
 
+_NO_ANSWER = "there is no answer to train on; name its column (field_output, field_completion) if there is one"
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Where rows come from. `fingerprint` is None where a change cannot be noticed without reading."""
+    """Where rows come from.
+
+    Attributes:
+        records: the rows.
+        fingerprint: of all of them; None where a change cannot be noticed without reading.
+        for_training: reject rows without an answer, on which there is nothing to train.
+    """
 
     records: Iterable[Record]
     fingerprint: str | None
+    for_training: bool = False
 
     @classmethod
-    def of(cls, config: ADGConfig, dataset: Iterable[Mapping[str, Any]] | None = None) -> Pool:
+    def of(
+        cls, config: ADGConfig, dataset: Iterable[Mapping[str, Any]] | None = None, *, for_training: bool = False
+    ) -> Pool:
         """Return the pool in memory, or the one that the config's `datasets` name.
 
         Raises:
@@ -40,12 +51,12 @@ class Pool:
             ConfigError: a pool in memory, and `datasets` names others.
         """
         if dataset is None:
-            return cls(iter_records(config.datasets), pool_fingerprint(config.datasets))
+            return cls(iter_records(config.datasets), pool_fingerprint(config.datasets), for_training)
         spec = memory_spec(config)
         fingerprint = getattr(dataset, "_fingerprint", None)
         if fingerprint is not None and spec != IN_MEMORY:
             fingerprint = f"{fingerprint} {spec.model_dump_json()}"
-        return cls(iter_memory(dataset, spec), fingerprint)
+        return cls(iter_memory(dataset, spec), fingerprint, for_training)
 
 
 def memory_spec(config: ADGConfig) -> DatasetSpec:
@@ -92,7 +103,7 @@ def stage_pool(
         logger.info("the pool is staged already")
         return
     renderer = PromptRenderer(tokenizer, config.template, limit, config.truncate)
-    run.stage_prompts(_staged(pool.records, renderer, keys.digest(recipe)), digest=digest)
+    run.stage_prompts(_staged(pool, renderer, keys.digest(recipe)), digest=digest)
 
 
 def staging_digest(
@@ -103,7 +114,7 @@ def staging_digest(
     is_file = bool(template.suffix) and template.is_file()
     settings = {
         "version": __version__,  # staging again costs little, and rendering may have been mended
-        "pool": pool.fingerprint,
+        "pool": [pool.fingerprint, pool.for_training],
         "recipe": dict(recipe),
         "template": template.read_text(encoding="utf-8") if is_file else config.template,
         "chat_template": tokenizer.chat_template,
@@ -122,23 +133,26 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _staged(
-    records: Iterable[Record], renderer: PromptRenderer, recipe: bytes
-) -> Iterator[StagedRow | StoredRejection]:
+def _staged(pool: Pool, renderer: PromptRenderer, recipe: bytes) -> Iterator[StagedRow | StoredRejection]:
     """Yield every record once, as a prompt or as a rejection; order is kept among the prompts."""
     rejected: list[Rejection] = []
-    rows, rendered_of = tee(_usable(unique_rows(records), rejected))
+    rows, rendered_of = tee(_usable(unique_rows(pool.records), rejected, pool.for_training))
     for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
         yield from (_stored(r) for r in rejected)
         rejected.clear()
-        yield _stored(rendered) if isinstance(rendered, Rejection) else _staged_row(row, rendered, recipe)
+        if isinstance(rendered, Rejection):
+            yield _stored(rendered)
+        else:
+            yield _staged_row(row, rendered, recipe)
     yield from (_stored(r) for r in rejected)
 
 
-def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection]) -> Iterator[Row]:
+def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_training: bool) -> Iterator[Row]:
     for row in rows:
         if isinstance(row, Rejection):
             rejected.append(row)
+        elif for_training and row.answer() is None:
+            rejected.append(Rejection(row.id, Reason.NO_ANSWER, _NO_ANSWER, row.where, row.data))
         else:
             yield row
 
@@ -147,7 +161,7 @@ def _staged_row(row: Row, rendered: Rendered, recipe: bytes) -> StagedRow:
     key = keys.row_key(recipe, rendered.token_ids, rendered.span)
     instruction = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, instruction)
-    return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where)
+    return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where, row.entry)
 
 
 def _stored(rejection: Rejection) -> StoredRejection:

@@ -50,6 +50,17 @@ class Row:
     reference: str
     data: dict[str, Any]
     where: str
+    entry: int  # which entry of the settings' `datasets` it came of
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return the last assistant turn, whole where the row has it as a turn; None where it has no answer."""
+        for column in ("completion", "messages"):
+            turns = self.data.get(column)
+            if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
+                turn = {key: value for key, value in turns[-1].items() if value is not None}
+                if turn.get("role") == "assistant" and (turn.get("content") or len(turn) > 2):
+                    return turn
+        return {"role": "assistant", "content": self.reference} if self.reference.strip() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,7 @@ def _parsed(record: Record, row_id: str, layout: Layout | None) -> Row | Rejecti
         own = data.get(spec.field_id)
         if not is_missing(own) and _own_id(own) is None and own != "":
             raise UnusableRowError(Reason.BAD_TYPE, f"{spec.field_id} is {own!r}, expected text or a whole number")
+        _check_text(row_id, data)
         content = read_content(data, spec, layout)
         tools, kwargs = read_tools(data, spec), read_template_kwargs(data)
     except UnusableRowError as err:
@@ -164,7 +176,17 @@ def _parsed(record: Record, row_id: str, layout: Layout | None) -> Row | Rejecti
         reference=content.reference,
         data=data,
         where=record.where,
+        entry=record.entry,
     )
+
+
+def _check_text(row_id: str, data: Mapping[str, Any]) -> None:
+    try:
+        f"{row_id}{row_json(data)}".encode()
+    except UnicodeEncodeError as err:
+        around = err.object[max(0, err.start - 20) : err.end]
+        detail = f"{around!r} ends in half a character, which no file can hold: repair the text"
+        raise UnusableRowError(Reason.BAD_TEXT, detail) from None
 
 
 def _identity(record: Record) -> tuple[str, int]:

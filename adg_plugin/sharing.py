@@ -16,6 +16,8 @@ from adg_plugin.store.staging import row_digest
 
 RANKS = "ranks"  # within the run folder: what the other processes found, until the first one takes it over
 
+_ABSORBED = ".absorbed-"
+
 
 class Team(Protocol):
     """The processes of one training run."""
@@ -70,12 +72,15 @@ def absorb(run: RunFolder) -> None:
     Raises:
         StoreError: one of them is still at work, or a folder cannot be read or written.
     """
+    for leftover in run.path.glob(f"{_ABSORBED}*"):  # of a process that was killed while it removed one
+        shutil.rmtree(leftover)
     for folder in sorted((run.path / RANKS).glob("*")):
         with RunFolder.open(folder, create=False) as helper:
             for result in results_of(helper.stock.parts, helper.stock.completed):
                 run.append(result)
             run.flush()
-        shutil.rmtree(folder)
+        # Out of the way first: half a folder could neither be read nor be taken for something else.
+        shutil.rmtree(folder.rename(run.path / f"{_ABSORBED}{folder.name}"))
 
 
 def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:

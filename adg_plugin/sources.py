@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,7 @@ class Record:
     data: dict[str, Any]
     where: str
     spec: DatasetSpec
+    entry: int = 0  # which of the data sets it came of
 
 
 def iter_records(specs: Sequence[DatasetSpec]) -> Iterator[Record]:
@@ -47,10 +48,10 @@ def iter_records(specs: Sequence[DatasetSpec]) -> Iterator[Record]:
         DataError: no such file, unknown format, not JSON on line n, hub out of reach, no rows at all.
     """
     empty = True
-    for spec in specs:
+    for entry, spec in enumerate(specs):
         for record in _spec_records(spec):
             empty = False
-            yield record
+            yield record if entry == 0 else replace(record, entry=entry)
     if empty:
         paths = ", ".join(spec.path for spec in specs)
         raise DataError(f"no rows in {paths or 'datasets, which is empty'}: give a data set with rows")
@@ -248,5 +249,7 @@ def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
             f"{f' (stopped after row {number})' if number else ''}: {err}; "
             "check the name, or download it and give the path"
         ) from None
+    except RuntimeError as err:  # such as a data set that is a script
+        raise DataError(f"{spec.path}: {err}; use a revision or a copy of it in Parquet or JSON") from None
     except ValueError as err:
         raise DataError(f"{source}: {err}; check name, split and data_files") from None

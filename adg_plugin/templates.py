@@ -24,6 +24,15 @@ _PREAMBLE = "Below is an instruction that describes a task"
 _PREAMBLE_END = "Write a response that appropriately completes the request."
 _SENTINEL = "904172635081627493"  # digits: a template may change case or strip marks
 _CACHED_SURROUNDINGS = 1024
+# What templates that print today's date get (26 July 2024 is Llama 3's own default): else every prompt, and with it
+# every answer, would be another one tomorrow. In Jinja, as templates are given no functions.
+_DATE_PARTS = {
+    "%Y": "2024", "%y": "24", "%m": "07", "%B": "July", "%b": "Jul", "%d": "26", "%e": "26", "%-d": "26", "%j": "208",
+    "%A": "Friday", "%a": "Fri", "%H": "12", "%I": "12", "%M": "00", "%S": "00", "%p": "PM",
+}  # fmt: skip
+_FIXED_DATE = "{%- macro strftime_now(format) -%}{{ format"
+_FIXED_DATE += "".join(f" | replace('{sign}', '{text}')" for sign, text in _DATE_PARTS.items())
+_FIXED_DATE += " }}{%- endmacro -%}"
 _REFUSALS = (
     jinja2.TemplateError,
     TypeError,
@@ -162,6 +171,11 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str | None, *, raw_text_as_is: bool = False) -> None:
         self._tokenizer = tokenizer
+        own = getattr(tokenizer, "chat_template", None)
+        if source is None and isinstance(own, str) and "strftime_now" in own:
+            source = own
+        if source is not None and "strftime_now" in source:
+            source = _FIXED_DATE + source
         self._source = {"chat_template": source} if source is not None else {}
         self._raw_text_as_is = raw_text_as_is
         self._surroundings: dict[str, list[str]] = {}

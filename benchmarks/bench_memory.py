@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SHARED_POOL = ROOT.parent / "shared" / "data" / "pool.jsonl"
 DEMO_POOL = ROOT / "adg_plugin" / "demo" / "pool.jsonl"
-BASE_ROWS = 500  # repeated, so that all pools are alike
+BASE_ROWS = 200  # repeated, so that all pools are alike
 PROMPT_WIDTH = 576  # of the demo model; two bytes each
 
 
@@ -35,18 +35,21 @@ def main() -> None:
     sizes = sorted(parser.parse_args().rows)
     source = SHARED_POOL if SHARED_POOL.exists() else DEMO_POOL
     base = list(islice(_rows(source), BASE_ROWS))
-    peaks, seconds = [], []
+    peaks, seconds, per_row = [], [], []
     with tempfile.TemporaryDirectory(prefix="bench-memory-") as folder:
         for size in sizes:
-            peak_bytes, took_s = measure(Path(folder) / str(size), base, size)
+            peak_bytes, took_s, row_s = measure(Path(folder) / str(size), base, size)
             print(f"{size} rows: {peak_bytes / 2**20:.0f} MiB, {took_s:.0f} s", file=sys.stderr)
             peaks.append(peak_bytes)
             seconds.append(round(took_s, 1))
+            per_row.append(row_s)
     result = {
         "pool": source.name if source == DEMO_POOL else "shared",
         "rows": sizes,
         "peak_mib": [round(peak / 2**20, 1) for peak in peaks],
         "seconds": seconds,
+        "sampling_ms_per_row": [round(1000 * row_s, 2) for row_s in per_row],
+        "cost_ratio": round(per_row[-1] / per_row[0], 3),
         "bytes_per_row": round((peaks[-1] - peaks[0]) / max(1, sizes[-1] - sizes[0])),
         "prompt_vector_bytes": 2 * PROMPT_WIDTH,
     }
@@ -61,8 +64,8 @@ def _rows(path: Path) -> Iterator[dict[str, object]]:
                 yield {"instruction": row["instruction"], "input": row.get("input") or ""}
 
 
-def measure(folder: Path, base: list[dict[str, object]], size: int) -> tuple[int, float]:
-    """Return peak bytes and seconds of a selection of a tenth of `size` rows, after checking what it chose."""
+def measure(folder: Path, base: list[dict[str, object]], size: int) -> tuple[int, float, float]:
+    """Return peak bytes, seconds, and seconds of sampling per row of a selection of a tenth of `size` rows."""
     folder.mkdir()
     with (folder / "pool.jsonl").open("w", encoding="utf-8") as file:
         for number, row in zip(range(size), _repeated(base), strict=False):
@@ -83,7 +86,8 @@ def measure(folder: Path, base: list[dict[str, object]], size: int) -> tuple[int
     assert manifest["rows"]["selected"] == size // 10, manifest["rows"]
     assert manifest["sampling"]["rows"] == manifest["rows"]["pool"] - sum(manifest["rows"]["rejected"].values())
     unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return usage.ru_maxrss * unit_bytes, took_s
+    sampling = manifest["sampling"]
+    return usage.ru_maxrss * unit_bytes, took_s, sampling["seconds"] / sampling["rows"]
 
 
 def _repeated(base: list[dict[str, object]]) -> Iterator[dict[str, object]]:

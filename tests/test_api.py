@@ -13,6 +13,8 @@ import adg_plugin
 from adg_plugin import ADGConfig, ADGError, Selection, load_config, select
 from adg_plugin.errors import ConfigError, DataError, ModelError
 
+pytestmark = pytest.mark.tiny
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -137,6 +139,7 @@ def test_every_error_is_an_adg_error_with_an_exit_code():
     assert {kind.__name__: kind.exit_code for kind in kinds if kind.exit_code > 2} == {
         "StoreError": 3,
         "NumericalError": 4,
+        "OutOfMemoryError": 5,
     }
 
 

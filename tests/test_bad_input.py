@@ -22,6 +22,8 @@ from adg_plugin.errors import ConfigError, DataError, ModelError
 from adg_plugin.readers import ACCEPTED_FILES
 from adg_plugin.store import RunFolder
 
+pytestmark = pytest.mark.tiny
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -25,6 +25,8 @@ from adg_plugin.progress import SamplingProgress, ticking
 from adg_plugin.store import RunFolder
 from adg_plugin.summary import print_summary
 
+pytestmark = pytest.mark.tiny
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

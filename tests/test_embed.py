@@ -16,6 +16,8 @@ from adg_plugin.engines.embed import (
     reference_sequence,
 )
 
+pytestmark = pytest.mark.tiny
+
 
 def hidden_states(model, ids):
     with torch.no_grad():

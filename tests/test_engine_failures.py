@@ -17,6 +17,8 @@ from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.sampling import NucleusSampler, stream_keys
 
+pytestmark = pytest.mark.tiny
+
 EOS = tuple(range(0, 20))
 LENGTHS = (40, 3, 60, 17, 5, 30, 64, 12, 50, 4)
 
@@ -187,9 +189,19 @@ def test_a_row_that_fits_alone_is_not_rejected_for_what_it_shared_the_batch_with
     assert admitted.count(45) == 2
 
 
-def test_generating_rejects_a_row_that_does_not_fit():
+def test_generating_draws_fewer_answers_at_a_time_without_memory_for_all():
     model, prompts = tiny_model(), tiny_prompts([30, 60, 40])
     refusing(model, 250)  # five answers after 60 tokens are 300 and more
+    results = run(model, prompts, engine=GenerateEngine)
+    assert {r.reason for r in results.values()} == {None}
+    assert {len(r.answers) for r in results.values()} == {5}
+    texts = {a.token_ids.tobytes() for a in results["p1"].answers}
+    assert len(texts) == 5  # the halves are not drawn alike
+
+
+def test_generating_rejects_a_row_that_does_not_fit_alone():
+    model, prompts = tiny_model(), tiny_prompts([30, 60, 40])
+    refusing(model, 55)
     results = run(model, prompts, engine=GenerateEngine)
     assert {name: r.reason for name, r in results.items()} == {"p0": None, "p1": "out_of_memory", "p2": None}
 

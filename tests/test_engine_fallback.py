@@ -15,6 +15,8 @@ from adg_plugin.engines.loading import Backbone, make_engine
 from adg_plugin.engines.probe import one_pass_problem
 from adg_plugin.engines.states import StateTap, last_layers
 
+pytestmark = pytest.mark.tiny
+
 EOS = tuple(range(12))
 UNTOLD = "its masks have a window of 16 tokens, of which its attention is not told"
 # What stands in the way, and a piece of what is said about it.
@@ -113,3 +115,13 @@ def test_generated_answers_leave_the_end_token_out_and_say_how_they_ended():
         assert not np.isin(answer.token_ids, EOS).any()
         assert (answer.finish_reason == "length") == (len(answer.token_ids) == 6)
         assert answer.text == tiny_tokenizer().decode(answer.token_ids.tolist(), skip_special_tokens=True)
+
+
+def test_rotations_that_depend_on_the_longest_row_of_a_batch_are_left_to_generate(warnings):
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    model = tiny_model("llama", rope_parameters=rope)
+    assert isinstance(engine_of(model, max_prompt_tokens=1000), OnePassEngine)
+    assert isinstance(engine_of(model, max_prompt_tokens=1020), GenerateEngine)
+    assert (
+        "beyond 1024 tokens its positions depend on the longest row of a batch, and rows may have 1026" in warnings()[0]
+    )

@@ -25,6 +25,8 @@ from adg_plugin.engines.loading import (
 from adg_plugin.engines.weights import fingerprint, weights_digest
 from adg_plugin.errors import ADGError, ModelError
 
+pytestmark = pytest.mark.tiny
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):

@@ -13,6 +13,8 @@ from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone, make_engine
 from adg_plugin.engines.states import StateTap
 
+pytestmark = pytest.mark.tiny
+
 EOS = tuple(range(12))
 ENGINES = pytest.mark.parametrize("kind", [OnePassEngine, GenerateEngine])
 

@@ -6,11 +6,13 @@ import torch
 from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines import memory
+from adg_plugin.engines import attention, memory
 from adg_plugin.engines.attention import Cohort
 from adg_plugin.engines.embed import embed_answers
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone, make_engine
+
+pytestmark = pytest.mark.tiny
 
 MANY_EOS = tuple(range(0, 26))  # about a tenth of the vocabulary: answers end early, at once, or at the limit
 LENGTHS = (3, 300, 17, 64, 129, 5, 40, 128, 131, 4, 90, 16)
@@ -189,3 +191,23 @@ def test_equal_answers_have_equal_rows_in_the_gram_matrix():
     for result in results.values():
         assert len({a.token_ids.tobytes() for a in result.answers}) == 1
         assert (result.gram == result.gram[0, 0]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_large_keys_are_not_rounded(dtype):
+    # Qwen2's biases make scores of hundreds, which bfloat16 knows to the next whole number only.
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (torch.randn(3, n, 16, generator=generator).mul_(60).to(dtype) for n in (5, 40))
+    exact = queries.double() @ keys.double().transpose(1, 2)
+    torch.testing.assert_close(attention._products(queries, keys), exact.float(), rtol=1e-5, atol=1e-1)
+    assert exact.abs().max() > 10_000
+
+
+def test_large_keys_do_not_overflow_in_float16():
+    model = tiny_model("qwen2", dtype=torch.float16)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.q_proj.bias.fill_(100)
+            block.self_attn.k_proj.bias.fill_(100)  # 8 products of 10,000 each
+    results, _ = run(model, tiny_prompts([30, 40]), num_samples=3, max_new_tokens=4)
+    assert {r.reason for r in results.values()} == {None}

@@ -9,6 +9,8 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines import memory
 from adg_plugin.engines.hf import OnePassEngine
 
+pytestmark = pytest.mark.tiny
+
 EOS = tuple(range(0, 20))
 LENGTHS = (40, 3, 200, 17, 130, 64, 128, 4, 90)
 

@@ -124,8 +124,8 @@ def test_ci_runs_make_test():
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "-m 'not model and not slow'",
-        "-m 'model or slow'",
+        "-m 'not (tiny or model or slow)'",
+        "-m 'tiny or model or slow'",
     ):
         assert command in done.stdout
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
@@ -140,3 +140,7 @@ def test_make_without_a_suitable_python_says_what_to_do(tmp_path):
         "no Python 3.11 or newer among: no-such-python. Install one, or name it: make CANDIDATES=/path/to/python3.11\n"
     )
     assert not (tmp_path / "venv").exists()
+
+
+def test_the_extra_for_4_bit_holds_all_that_4_bit_needs():
+    assert {"accelerate", "bitsandbytes"} <= {r.name for r in requirements("quant")}

@@ -33,6 +33,8 @@ from adg_plugin.engines import loading
 from adg_plugin.errors import DataError, NumericalError, StoreError
 from adg_plugin.store import RunFolder
 
+pytestmark = pytest.mark.tiny
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

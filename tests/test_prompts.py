@@ -1,5 +1,6 @@
 """Prompts: token ids as training gives them, and a span that is the instruction and nothing else."""
 
+import dataclasses
 import functools
 import json
 
@@ -364,7 +365,9 @@ def test_a_row_that_the_template_refuses_is_rejected_with_its_message(template, 
 
 def test_half_a_character_is_rejected_and_its_neighbours_are_not():
     tokenizer = with_template(built("byte_level"), CHATML)
-    results = list(renderer(tokenizer).render_many([ask("a"), ask("half \ud83d"), ask("b")]))
+    half = ({"role": "user", "content": "half \ud83d"},)
+    rows = [ask("a"), dataclasses.replace(ask("half"), messages=half, instruction="half \ud83d"), ask("b")]
+    results = list(renderer(tokenizer).render_many(rows))
     assert [type(result) for result in results] == [Rendered, Rejection, Rendered]
     assert results[1].reason == "not_unicode"
     assert "half a character" in results[1].detail
@@ -640,3 +643,9 @@ def test_a_prompt_that_leaves_an_answer_no_positions_is_too_long():
     assert len(PromptRenderer(tiny_tokenizer(), "raw", limit, truncate=True).render(ask("x" * 40)).token_ids) == 30
     with pytest.raises(ConfigError, match=r"^max_new_tokens is 100: the model has 100 positions, use fewer than that$"):
         PromptLimit.of(config, 100)
+
+
+def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow():
+    dated = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer = with_template(built("byte_level"), dated)
+    assert renderer(tokenizer).render(ask("a")).text == "26 Jul 2024 a"

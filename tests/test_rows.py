@@ -377,6 +377,8 @@ def test_lone_surrogates_and_dates_have_ids_too():
     (row,) = unique(
         {"instruction": "half \ud83d", "when": datetime.date(2024, 1, 1), "n": decimal.Decimal("1.5"), "b": b"x"}
     )
+    assert (type(row), row.reason) == (Rejection, Reason.BAD_TEXT)
+    (row,) = unique({"instruction": "a", "when": datetime.date(2024, 1, 1), "n": decimal.Decimal("1.5"), "b": b"x"})
     assert isinstance(row, Row)
     with pytest.raises(
         DataError, match=r"p\.jsonl:1: a value of type object cannot be written as JSON: drop that column"
@@ -414,3 +416,31 @@ def test_rows_of_a_dataset_in_memory():
     rows = list(unique_rows(iter_memory(dataset)))
     assert [row.messages for row in rows] == [(USER,), (SYSTEM, USER)]
     assert rows[0].data == {"messages": [USER, ASSISTANT]}
+
+
+@pytest.mark.parametrize("column", ["output", "id", "note"])
+def test_half_a_character_in_any_column_rejects_the_row(column):
+    good = {"id": "r", "instruction": "a", "output": "b", "note": ["c"]}
+    (row,) = unique({**good, column: "cut \ud83d"})
+    assert row.reason == Reason.BAD_TEXT
+    assert "half a character" in row.detail
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        ({"instruction": "a", "output": "b"}, {"role": "assistant", "content": "b"}),
+        ({"instruction": "a", "output": " "}, None),
+        ({"instruction": "a", "output": None}, None),
+        ({"messages": [{"role": "user", "content": "a"}]}, None),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}, None),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [1]}]},
+            {"role": "assistant", "content": "", "tool_calls": [1]},
+        ),
+        ({"prompt": "a", "completion": "b"}, {"role": "assistant", "content": "b"}),
+    ],
+)
+def test_the_answer_of_a_row(data, answer):
+    (row,) = unique(data)
+    assert row.answer() == answer

@@ -15,6 +15,8 @@ from adg_plugin import ADGConfig
 from adg_plugin.answers import score_answers
 from adg_plugin.errors import DataError, ModelError, StoreError
 
+pytestmark = pytest.mark.tiny
+
 ANSWERS = ["forty-two", "It depends.", "Nobody knows what 6 times 7 is!", "42"]
 
 

@@ -471,3 +471,14 @@ def test_records_carry_their_own_spec(tmp_path):
     assert isinstance(record, Record)
     assert record.spec.type == "alpaca"
     assert record.spec.field_output == "answer"
+
+
+def test_a_data_set_that_is_a_script_says_what_to_do(monkeypatch):
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"^org/x: Dataset scripts are no longer .*; use a revision or a copy of it in"):
+        read(spec("org/x"))

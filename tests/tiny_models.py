@@ -1,6 +1,7 @@
 """Tiny random models of the architectures that the engine names, and a byte-level tokenizer for them."""
 
 import copy
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -82,8 +83,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @cache
-def _built(family: str, seed: int, settings: tuple[tuple[str, object], ...]) -> PreTrainedModel:
-    options = {**_COMMON, **FAMILIES[family], **dict(settings)}
+def _built(family: str, seed: int, settings: str) -> PreTrainedModel:
+    options = {**_COMMON, **FAMILIES[family], **json.loads(settings)}
     torch_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options))
@@ -102,7 +103,7 @@ def tiny_model(
         dtype: of the weights.
         settings: of the model's configuration, in the place of those here.
     """
-    return copy.deepcopy(_built(family, seed, tuple(sorted(settings.items())))).to(dtype)
+    return copy.deepcopy(_built(family, seed, json.dumps(settings, sort_keys=True))).to(dtype)
 
 
 def save_tiny_model(folder: Path, family: str = "llama", **settings: object) -> Path:

@@ -46,13 +46,23 @@ class ADGArgs(BaseModel):
     @field_validator("adg", mode="before")
     @classmethod
     def _check(cls, block: Any) -> Any:
-        if not isinstance(block, Mapping):
-            raise ValueError(f"adg is {block!r}: write its settings below it, such as budget: 10000")
         try:
-            ADGConfig.parse(block, prefix="adg.")
+            cls.parse_block(block)
         except ConfigError as err:
             raise ValueError(str(err)) from None
         return dict(block)
+
+    @staticmethod
+    def parse_block(block: Any) -> ADGConfig:
+        """Return the settings in a block.
+
+        Raises:
+            ConfigError: with every mistake in it.
+        """
+        if not isinstance(block, Mapping):
+            raise ConfigError([f"adg is {block!r}: write its settings below it, such as budget: 10000"])
+        # A pool here has Axolotl's own keys, which Axolotl checks once it has been moved to where it looks for it.
+        return ADGConfig.parse({key: value for key, value in block.items() if key != "datasets"}, prefix="adg.")
 
 
 def check_supported(cfg: Mapping[str, Any]) -> None:

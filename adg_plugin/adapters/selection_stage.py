@@ -20,7 +20,7 @@ def main() -> None:
     interruptible()
     follow()
     config = ADGConfig.parse(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    selection = run_selection(Pool.of(config), config, Path(sys.argv[2]), own=True)
+    selection = run_selection(Pool.of(config, for_training=True), config, Path(sys.argv[2]), own=True)
     print_summary(selection.run_dir, Console(stderr=True))
 
 

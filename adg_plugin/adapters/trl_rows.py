@@ -39,7 +39,7 @@ def as_trl(dataset: Dataset, tokenizer: Any, template: str) -> Dataset:
             return dataset.remove_columns([name for name in _BEFORE_MESSAGES if name in dataset.column_names])
         if layouts == {"prompt_completion"}:
             return dataset
-    parsed = [parse_chosen(row, f"train_dataset:{number}", [IN_MEMORY]) for number, row in enumerate(dataset, 1)]
+    parsed = [parse_chosen(row, f"train_dataset:{number}", IN_MEMORY) for number, row in enumerate(dataset, 1)]
     from datasets import Dataset
 
     kind = "chat" if template == "auto" and tokenizer is None else template

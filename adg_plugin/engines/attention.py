@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache as cached
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ class UnsupportedAttention(Exception):
 
 @dataclass(slots=True)
 class _Layer:
-    """Keys and values of one layer, D wide: prompts (P, H, L, D), answers (P, H, W, T, D)."""
+    """Keys and values of one layer, D wide: prompts (P, H, L, D), answers (P, H, W, T, D).
+
+    Keys are in `_key_dtype`, values in the model's.
+    """
 
     prompt_keys: Tensor
     prompt_values: Tensor
@@ -92,9 +96,10 @@ class Cohort:
         """Keep the keys and values (H, N, D) of consecutive prompts, the first of them number `first`."""
         if layer not in self.layers:
             heads, _, dim = keys.shape
-            prompts = (len(self.lengths), heads, self.columns, dim)
-            answers = (len(self.lengths), heads, self.width, 0, dim)
-            self.layers[layer] = _Layer(*(keys.new_zeros(shape) for shape in (prompts, prompts, answers, answers)))
+            shapes = (len(self.lengths), heads, self.columns, dim), (len(self.lengths), heads, self.width, 0, dim)
+            of_keys = [keys.new_zeros(shape, dtype=_key_dtype(keys)) for shape in shapes]
+            of_values = [values.new_zeros(shape) for shape in shapes]
+            self.layers[layer] = _Layer(of_keys[0], of_values[0], of_keys[1], of_values[1])
         cache, start = self.layers[layer], 0
         for prompt, length in enumerate(lengths, first):
             cache.prompt_keys[prompt, :, :length] = keys[:, start : start + length]
@@ -105,9 +110,9 @@ class Cohort:
         """Write keys and values (P, W, H, D) at column `age` and return the layer's cache."""
         cache = self.layers[layer]
         if self.age == cache.keys.shape[3]:
-            block = cache.keys.new_zeros((*cache.keys.shape[:3], _GROWTH, cache.keys.shape[4]))
-            cache.keys = torch.cat((cache.keys, block), dim=3)
-            cache.values = torch.cat((cache.values, block), dim=3)
+            shape = (*cache.keys.shape[:3], _GROWTH, cache.keys.shape[4])
+            cache.keys = torch.cat((cache.keys, cache.keys.new_zeros(shape)), dim=3)
+            cache.values = torch.cat((cache.values, cache.values.new_zeros(shape)), dim=3)
         cache.keys[:, :, :, self.age] = keys.transpose(1, 2)
         cache.values[:, :, :, self.age] = values.transpose(1, 2)
         return cache
@@ -251,7 +256,7 @@ class _Rule:
     def softmax(self, scores: Tensor) -> Tensor:
         """Return the weights of scores (..., kv heads, W, group, columns), already scaled and masked."""
         if self.sinks is None:
-            return torch.softmax(scores, dim=-1)  # sums in float32 whatever the type
+            return torch.softmax(scores, dim=-1)
         sink = self.sinks.view(scores.shape[-4], 1, scores.shape[-2], 1).to(scores.dtype)
         scores = torch.cat((scores, sink.expand(*scores.shape[:-1], 1)), dim=-1)
         return torch.softmax(scores, dim=-1)[..., :-1]
@@ -283,13 +288,13 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: _Rule) 
             query[None], key, value, is_causal=True, scale=rule.scaling
         )[0]
     folded = query.unflatten(0, (-1, group))  # (kv heads, group, L, D)
-    scores = rule.scale(folded @ key[:, None].transpose(-1, -2))
+    scores = rule.scale(folded.float() @ key[:, None].float().transpose(-1, -2))
     position = torch.arange(length, device=query.device)
     hidden = position[None] > position[:, None]
     if windowed:
         hidden |= position[None] <= position[:, None] - rule.window  # type: ignore[operator]
     scores = scores.masked_fill(hidden, -torch.inf).transpose(1, 2)  # (kv heads, L, group, L)
-    return (rule.softmax(scores).transpose(1, 2) @ value[:, None]).flatten(0, 1)
+    return (rule.softmax(scores).transpose(1, 2).to(value.dtype) @ value[:, None]).flatten(0, 1)
 
 
 def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
@@ -320,14 +325,40 @@ def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: _Rule) -> Tensor
     of_prompt, of_row = (prompts * heads, width * group, -1), (prompts * heads * width, group, -1)
 
     query = query.unflatten(2, (heads, group)).transpose(1, 2).contiguous()  # (P, H, W, group, D)
-    shared = torch.bmm(query.view(*of_prompt[:2], dim), cache.prompt_keys.flatten(0, 1).transpose(1, 2))
-    own = torch.bmm(query.view(*of_row[:2], dim), own_keys.transpose(1, 2))
+    shared = _products(query.view(*of_prompt[:2], dim), cache.prompt_keys.flatten(0, 1))
+    own = _products(query.view(*of_row[:2], dim), own_keys)
     grid = (prompts, heads, width, group, -1)
     scores = rule.scale(torch.cat((shared.view(grid), own.view(grid)), dim=-1))
     mask = cohort.prompt_mask(rule.window)
     if mask is not None:
-        scores[..., :columns] += mask.to(scores.dtype)
-    weights = rule.softmax(scores)
+        scores[..., :columns] += mask
+    weights = rule.softmax(scores).to(own_values.dtype)
     output = torch.bmm(weights[..., :columns].view(of_prompt), cache.prompt_values.flatten(0, 1))
     output = torch.baddbmm(output.view(*of_row[:2], dim), weights[..., columns:].view(of_row), own_values)
     return output.view(*grid[:4], dim).transpose(1, 2).flatten(2, 3)
+
+
+def _key_dtype(keys: Tensor) -> torch.dtype:
+    """Return the type that keys are kept in: half precision only where products of it come out in float32."""
+    return keys.dtype if keys.device.type != "cpu" else torch.float32
+
+
+def _products(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the inner products (B, M, N), float32, of queries (B, M, D) with keys (B, N, D).
+
+    Half precision would round the scores of models with large keys (Qwen2) by whole units, and overflow in float16.
+    """
+    if queries.dtype != torch.float32 and queries.dtype == keys.dtype and _has_float_products(queries.device.type):
+        return torch.bmm(queries, keys.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(queries.float(), keys.float().transpose(1, 2))
+
+
+@cached
+def _has_float_products(device: str) -> bool:
+    """Return whether products of half precision can come out in float32 on this kind of device."""
+    ones = torch.ones((1, 16, 16), dtype=torch.bfloat16, device=device)
+    try:
+        torch.bmm(ones, ones, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):  # an older torch, or a device without them (NotImplementedError is the latter)
+        return False
+    return True

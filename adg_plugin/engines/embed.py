@@ -136,4 +136,5 @@ def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int
     states = mean_state([output.hidden_states[i] for i in indices])
     # A token without weight may have an infinite state (padding): it must not turn the mean into NaN.
     states = states.masked_fill(weights[..., None] == 0, 0)
-    return torch.einsum("nl,nlh->nh", weights, states) / weights.sum(1, keepdim=True)
+    # No matrix product: those of float32 may be computed in TF32 on accelerators.
+    return states.mul_(weights[..., None]).sum(1) / weights.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Answer, Prompt, RowResult
 from adg_plugin.engines.embed import Weighted, answer_sequence, embed
 from adg_plugin.engines.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection, row_result
+from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, gram_matrix, rejection, row_result
 from adg_plugin.engines.sampling import stream_keys
 from adg_plugin.engines.states import last_layers
 
@@ -75,11 +75,21 @@ class GenerateEngine:
         sequences = [*(answer_sequence(ids, a.token_ids) for a in kept), Weighted(ids, span)]
         vectors = embed(self.model, sequences, last_layers(self.config.layers))
         answer_vectors = vectors[:-1]
-        gram = (answer_vectors @ answer_vectors.T).numpy()
+        gram = gram_matrix(answer_vectors)
         return row_result(prompt, kept, gram, vectors[-1], answer_vectors if self.config.keep_vectors else None)
 
     def _draw(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
-        """Return up to `count` answers; those that end at once are left out."""
+        """Return up to `count` answers; those that end at once are left out. Without memory for all, in two halves."""
+        try:
+            return self._generate(prompt, count, seed)
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err) or count == 1:
+                raise
+        release_memory(self.model.device)
+        half = count // 2
+        return [*self._draw(prompt, half, seed), *self._draw(prompt, count - half, (seed + half) % 2**63)]
+
+    def _generate(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
         ids = torch.from_numpy(prompt.token_ids).to(self.model.device, torch.long)[None]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):

@@ -18,7 +18,16 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.attention import Cohort, Decode, Prefill, attending, padded, shared_prefix_attention
 from adg_plugin.engines.base import Answer, FinishReason, Prompt, RowResult
 from adg_plugin.engines.memory import Capacity, is_out_of_memory, release_memory
-from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, NON_FINITE, OUT_OF_MEMORY, REDRAWS, rejection, row_result
+from adg_plugin.engines.results import (
+    EMPTY,
+    MIN_ANSWERS,
+    NON_FINITE,
+    OUT_OF_MEMORY,
+    REDRAWS,
+    gram_matrix,
+    rejection,
+    row_result,
+)
 from adg_plugin.engines.sampling import NucleusSampler, stream_keys
 from adg_plugin.engines.states import StateTap, last_layers, unit
 
@@ -267,8 +276,8 @@ class OnePassEngine:
         rows = np.asarray(prompts)[:, None] * samples + np.arange(samples)  # (P, K)
         index = torch.from_numpy(rows).to(self.device)
         tokens = draws.tokens[index].cpu().numpy()
-        units = unit(draws.sums[index]) if self.vectors else None
-        grams = None if units is None else (units @ units.transpose(1, 2)).cpu().numpy()
+        units = unit(draws.sums[index]).cpu() if self.vectors else None
+        grams = None if units is None else gram_matrix(units)
         for i, prompt in enumerate(prompts):
             kept = np.flatnonzero(draws.lengths[rows[i]])
             answers = self._answers(tokens[i], draws.lengths[rows[i]], draws.reasons[rows[i]], kept)

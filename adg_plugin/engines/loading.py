@@ -31,7 +31,7 @@ from adg_plugin.engines.pooling import ReferencePooling
 from adg_plugin.engines.probe import one_pass_problem
 from adg_plugin.engines.states import last_layers
 from adg_plugin.engines.weights import fingerprint, weights_digest
-from adg_plugin.errors import ModelError, need
+from adg_plugin.errors import ModelError, OutOfMemoryError, need
 
 logger = logging.getLogger(__name__)
 
@@ -168,10 +168,17 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
 
     Raises:
         ModelError: `layers` asks for more hidden states than the model has.
+        OutOfMemoryError: nothing fits beside the model.
     """
     model = backbone.model
     check_model(model, config)
-    problem = one_pass_problem(model, last_layers(config.layers))
+    longest = config.max_prompt_tokens + config.max_new_tokens
+    try:
+        problem = one_pass_problem(model, last_layers(config.layers), longest)
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        raise OutOfMemoryError(f"{model.device} has no memory left for a few tokens beside the model: free it") from err
     engine: Engine
     if problem is None:
         engine = OnePassEngine(model, backbone.tokenizer, config, backbone.eos_ids)
@@ -253,11 +260,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _own_generation_config(config: ADGConfig) -> GenerationConfig | None:
+def _own_generation_config(config: ADGConfig) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
-    except OSError:  # the model has none
-        return None
+    except OSError:  # the model has none: transformers takes what its config says
+        return GenerationConfig.from_model_config(_from_pretrained(AutoConfig, "config", config))
 
 
 def _four_bit(config: ADGConfig) -> Any:

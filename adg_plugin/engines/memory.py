@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.attention import Cohort, padded
+from adg_plugin.engines.attention import COLUMNS, Cohort, padded
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ _MAX_ROWS = {"cpu": 160}
 _MAX_ROWS_ACCELERATOR = 1024
 _PREFILL_TOKENS = {"cpu": 2048}
 _PREFILL_TOKENS_ACCELERATOR = 8192
+_FEW_ROWS = 8
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 _SHARE = 0.5  # of free memory for the cache; the rest is for activations, logits and growing the cache
 
 
@@ -41,8 +43,18 @@ class Capacity:
         rows = _MAX_ROWS.get(kind, _MAX_ROWS_ACCELERATOR)
         tokens = config.batch_tokens
         if tokens is None:
-            tokens = int(_SHARE * _free_bytes(model.device) / cache_bytes_per_token(model.config, model.dtype))
+            release_memory(model.device)  # what torch holds in reserve is free, too
+            per_token = cache_bytes_per_token(model.config, model.dtype, model.device)
+            tokens = int(_SHARE * _free_bytes(model.device) / per_token)
         prefill = _PREFILL_TOKENS.get(kind, _PREFILL_TOKENS_ACCELERATOR)
+        fit = tokens // (COLUMNS + config.max_new_tokens)
+        if fit < _FEW_ROWS:
+            logger.warning(
+                "only about %d answers fit at a time, which is slow: free memory, raise batch_tokens (now %d), lower "
+                "max_new_tokens, or use load_in_4bit",
+                max(1, fit),
+                tokens,
+            )
         return cls(rows, tokens, prefill, config.num_samples, config.max_new_tokens)
 
     def cost(self, prompt_tokens: int) -> int:
@@ -50,12 +62,15 @@ class Capacity:
         return padded(prompt_tokens) + self.num_samples * self.max_new_tokens
 
     def admits(self, cohorts: Sequence[Cohort]) -> tuple[int, int]:
-        """Return how many further rows and cache tokens fit; zero rows until a quarter of the rows is free."""
-        free = self.rows - sum(len(c.live) for c in cohorts)
-        if cohorts and free < self.rows / 4:
+        """Return how many further rows and cache tokens fit; none until a quarter of both is free.
+
+        Each cohort is a round of small kernels in every layer: prompts that came in by ones would make many of them.
+        """
+        rows = self.rows - sum(len(c.live) for c in cohorts)
+        tokens = self.tokens - sum(len(c.lengths) * c.columns + c.places * self.max_new_tokens for c in cohorts)
+        if cohorts and (rows < self.rows / 4 or tokens < self.tokens / 4):
             return 0, 0
-        held = sum(len(c.lengths) * c.columns + c.places * self.max_new_tokens for c in cohorts)
-        return free, self.tokens - held
+        return rows, tokens
 
     def halve(self, prompts_in_flight: int) -> None:
         """Go on with half of what just did not fit."""
@@ -64,12 +79,13 @@ class Capacity:
         logger.warning("out of memory: going on with %d answers at a time; nothing is lost", self.rows)
 
 
-def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Return the bytes that one token takes in the cache of all layers."""
+    key_bytes = 4 if device.type == "cpu" else dtype.itemsize  # see attention._key_dtype
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * int(text.num_hidden_layers) * int(heads) * int(width) * dtype.itemsize
+    return int(text.num_hidden_layers) * int(heads) * int(width) * (key_bytes + dtype.itemsize)
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -84,7 +100,7 @@ def is_out_of_memory(err: BaseException) -> bool:
     """Tell whether an error means that memory ran out, on an accelerator or a CPU."""
     if isinstance(err, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(err, RuntimeError) and "can't allocate memory" in str(err)
+    return isinstance(err, RuntimeError) and any(text in str(err) for text in _OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:

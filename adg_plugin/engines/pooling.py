@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.engines.base import Engine, Prompt, RowResult
 from adg_plugin.engines.embed import embed_reference
-from adg_plugin.engines.results import NON_FINITE
+from adg_plugin.engines.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY, gram_matrix
 
 
 class ReferencePooling:
@@ -34,8 +35,14 @@ class ReferencePooling:
     def _pooled(self, result: RowResult, instruction: str) -> RowResult:
         if result.gram is None:
             return result
-        vectors = embed_reference(self._model, self._tokenizer, instruction, [a.text for a in result.answers])
-        gram = (vectors @ vectors.T).numpy()
+        try:
+            vectors = embed_reference(self._model, self._tokenizer, instruction, [a.text for a in result.answers])
+        except (RuntimeError, MemoryError) as err:
+            if not is_out_of_memory(err):
+                raise
+            release_memory(self._model.device)
+            return replace(result, gram=None, prompt_vector=None, vectors=None, reason=OUT_OF_MEMORY)
+        gram = gram_matrix(vectors)
         if not np.isfinite(gram).all():
             return replace(result, gram=None, prompt_vector=None, vectors=None, reason=NON_FINITE)
         kept = None if result.vectors is None else vectors.numpy().astype(np.float16)

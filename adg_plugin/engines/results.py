@@ -15,7 +15,17 @@ MIN_ANSWERS = 3  # two answers span a single direction
 # Why an engine rejects a row, as files and counts hold it.
 EMPTY = "too_few_answers"  # the others ended at once, however often they were drawn
 NON_FINITE = "non_finite_states"
-OUT_OF_MEMORY = "out_of_memory"  # with this row alone
+OUT_OF_MEMORY = "out_of_memory"  # with this row alone; not stored, as the next run may have more
+
+
+def gram_matrix(units: Tensor) -> npt.NDArray[np.float32]:
+    """Return the inner products (..., K, K) of unit vectors (..., K, H).
+
+    By numpy in float64: torch's switches for the precision of float32 products (TF32), which a trainer may set, would
+    be as large as the differences between answers.
+    """
+    vectors = units.cpu().numpy().astype(np.float64)
+    return (vectors @ np.swapaxes(vectors, -1, -2)).astype(np.float32)
 
 
 def rejection(prompt: Prompt, reason: str, answers: tuple[Answer, ...] = ()) -> RowResult:

@@ -141,6 +141,13 @@ class RunReader:
         """Yield the rows rejected while staging, in the pool's order."""
         return staging.rejections(self.path / PROMPTS)
 
+    def unsampled(self, reason: str) -> Iterator[Rejection]:
+        """Yield the prompts without a result as rejections for `reason`, in the pool's order."""
+        for table in staging.groups(self.path / PROMPTS, ["id", "key", "where"]):
+            for row, digest in zip(table.to_pylist(), digests(table), strict=True):
+                if digest not in self.stock.completed:
+                    yield Rejection(row["id"], reason, where=row["where"])
+
     def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
         """Yield the results of the current prompts, in the order in which they were stored.
 

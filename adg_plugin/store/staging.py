@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("reference", pa.string()),
         ("data", pa.string()),
         pa.field("where", pa.string(), nullable=False),
+        ("dataset", pa.int16()),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -48,6 +49,7 @@ class StagedRow:
     reference: str  # the data set's own answer
     data: str  # the original row, a JSON object as text
     where: str  # file and line, for messages
+    dataset: int = 0  # which entry of the settings' `datasets` it came of
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
         "reference": row.reference,
         "data": row.data,
         "where": row.where,
+        "dataset": row.dataset,
     }
 
 
@@ -204,7 +207,7 @@ def staged_rows(path: Path, ids: set[str]) -> Iterator[StagedRow]:
         for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
             tokens = np.array(row["token_ids"], np.int32)
             prompt = Prompt(row["id"], tokens, (row["span_start"], row["span_end"]), row["key"], row["instruction"])
-            yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"])
+            yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"], row["dataset"])
 
 
 def rejections(path: Path) -> Iterator[Rejection]:

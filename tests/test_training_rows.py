@@ -1,0 +1,57 @@
+"""The table of chosen rows that TRL trains on."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from tiny_runs import choose, pool_rows, save, write_jsonl
+
+from adg_plugin import training_rows
+from adg_plugin.training_rows import TRAINING_FILE
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def table(run):
+    return pq.read_table(run / TRAINING_FILE).to_pylist()
+
+
+def test_each_row_is_read_by_its_own_entry_of_datasets(model, tmp_path):
+    plain = write_jsonl(tmp_path / "plain.jsonl", pool_rows(4))
+    other = [
+        {"id": f"o{n}", "instruction": "not this", "question": f"Why {n}?", "answer": f"So {n}."} for n in range(4)
+    ]
+    named = {"path": str(write_jsonl(tmp_path / "other.jsonl", other)), "type": "alpaca"}
+    named |= {"field_instruction": "question", "field_output": "answer"}
+    choose(None, model, tmp_path / "run", datasets=[{"path": str(plain)}, named], budget=8)
+    rows = {row["id"]: row for row in table(tmp_path / "run")}
+    assert len(rows) == 8
+    assert rows["o2"]["prompt"] == [{"role": "user", "content": "Why 2?"}]
+    assert rows["o2"]["completion"] == [{"role": "assistant", "content": "So 2."}]
+    assert "not this" not in json.dumps(rows)
+
+
+@pytest.mark.parametrize("group", [2, 1000])
+def test_rows_are_written_in_the_order_of_the_choice_a_group_at_a_time(model, tmp_path, monkeypatch, group):
+    monkeypatch.setattr(training_rows, "_GROUP_ROWS", group)
+    rows = pool_rows(9)
+    rows[3]["tools"] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]  # in one row only
+    selection = choose(rows, model, tmp_path / "run", budget=9)
+    found = table(tmp_path / "run")
+    assert [row["id"] for row in found] == list(selection.ids)
+    assert {row["id"]: row.get("tools") for row in found if row.get("tools")} == {"row-3": json.dumps(rows[3]["tools"])}
+
+
+def test_a_chosen_row_without_an_answer_leaves_the_table_out(model, tmp_path, caplog):
+    caplog.set_level("INFO", logger="adg_plugin")
+    rows = [*pool_rows(3), {"id": "x", "instruction": "Say no."}]
+    choose(rows, model, tmp_path / "run", budget=4)
+    assert not (tmp_path / "run" / TRAINING_FILE).exists()
+    assert any("is not written: dataset:4: the row has no answer to train on" in r.message for r in caplog.records)
