@@ -38,16 +38,16 @@ help:  ## list the targets
 demo: $(BASE)  ## select from the demo pool with the demo model, and train it on the choice
 	@$(BIN)/adg run recipes/trl/cpu-demo.yaml
 
-test: lint  ## lint, then the core's tests: first those without a model, then the rest
+test: lint  ## lint and all tests: first those without a model; TRL with both ends of its range, and Axolotl
 	@$(BIN)/python -m pytest -q -m 'not (tiny or model or slow)' $(CORE)
 	@$(BIN)/python -m pytest -q -m 'tiny or model or slow' $(CORE)
+	@$(MAKE) --no-print-directory test-training
 
-# Not part of `make test` while TRL and Axolotl support is being finished.
-test-training: $(DEV)  ## TRL with both ends of its range, and Axolotl
-	@$(if $(TRL_TESTS),$(BIN)/python -m pytest -q $(TRL_TESTS))
+test-training: $(DEV)  ## the tests of TRL and Axolotl alone
+	@$(BIN)/python -m pytest -q tests/test_axolotl_args.py tests/test_axolotl_rows.py $(TRL_TESTS)
 	@$(MAKE) --no-print-directory $(AXOLOTL)
 	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py)
-	@$(if $(TRL_TESTS),$(AXOLOTL_BIN)/python -m pytest -q $(TRL_TESTS))
+	@$(AXOLOTL_BIN)/python -m pytest -q $(TRL_TESTS)
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check .

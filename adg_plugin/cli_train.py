@@ -71,14 +71,15 @@ def sft(context: typer.Context) -> None:
     """
     from adg_plugin.adapters import trl_arguments
     from adg_plugin.adapters.recipe_run import launch_command
-    from adg_plugin.adapters.stages import run_stage
+    from adg_plugin.adapters.stages import lifeline, run_stage
 
     arguments = list(context.args)
     if {"-h", "--help"} & set(arguments):
         trl_arguments.print_help()
         return
     request = trl_arguments.check(trl_arguments.read_command(arguments))
-    run_stage("the training", launch_command(request.launch, request.passed))
+    with lifeline(Path(request.training.output_dir)):
+        run_stage("the training", launch_command(request.launch, request.passed))
     print(request.training.output_dir)
 
 

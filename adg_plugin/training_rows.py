@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,19 @@ def _tables(form: Form, chosen: Iterator[Parsed], ids: Sequence[str]) -> Iterato
         yield pa.Table.from_pylist([{**form.row(row), "id": next(names)} for row, _ in group])
 
 
-def training_rows(chosen: Sequence[Parsed], tokenizer: Any, template: str) -> list[dict[str, Any]]:
+def training_rows(
+    chosen: Sequence[Parsed], tokenizer: Any, template: str, *, whole: bool = True
+) -> list[dict[str, Any]]:
     """Return the rows as `id` with `messages`, or with `prompt` and `completion`; see `Form`.
+
+    Args:
+        whole: False gives prompts and completions even where all rows are conversations.
 
     Raises:
         DataError: as `Form.of`.
     """
     form = Form.of(chosen, tokenizer, template)
+    form = replace(form, whole=form.whole and whole)
     return [form.row(row) for row, _ in chosen]
 
 

@@ -41,7 +41,7 @@ THEIR_BATCH = 32
 
 def read_prompts(backbone: Backbone, count: int) -> list[Prompt]:
     pool = SHARED_POOL if SHARED_POOL.exists() else pool_paths()[-1]
-    renderer = PromptRenderer(backbone.tokenizer, "auto", 1024)
+    renderer = PromptRenderer(backbone.tokenizer, "auto", None)
     rows = (r for r in unique_rows(iter_records([DatasetSpec(path=str(pool))])) if isinstance(r, Row))
     prompts = (r for r in renderer.render_many(rows) if isinstance(r, Rendered))
     return [Prompt(r.id, r.token_ids, r.span) for r, _ in zip(prompts, range(count), strict=False)]

@@ -5,7 +5,7 @@ from packaging.requirements import Requirement
 from pydantic import ValidationError
 
 from adg_plugin.adapters.axolotl_args import ADGArgs, adopt_pool, check_supported, selection_config
-from adg_plugin.adapters.axolotl_run import is_axolotl
+from adg_plugin.adapters.axolotl_run import is_axolotl, make_plan
 from adg_plugin.config import load_config
 from adg_plugin.demo import pool_paths
 from adg_plugin.errors import ConfigError
@@ -121,7 +121,8 @@ def test_recipes_fail_closed_and_open_with_their_commands(path):
     assert recipe["plugins"] == ["adg_plugin.ADGPlugin"]
     assert "datasets" not in recipe
     assert recipe["adg"]["datasets"]
-    assert is_axolotl(recipe)
+    assert is_axolotl(path)
+    assert make_plan(path).lines()
     assert f"#   axolotl preprocess recipes/axolotl/{path.name}" in text
     assert f"#   axolotl train      recipes/axolotl/{path.name}" in text
     check_supported(recipe)
@@ -137,3 +138,44 @@ def test_the_pins_of_axolotl_s_environment_are_exact_public_versions():
     assert {"axolotl==0.19.0", "trl==1.9.0", "torch==2.13.0"} <= {str(pin) for pin in pins}
     # torch of CUDA asks for one exact triton, torch for the CPU for none.
     assert "triton" not in {pin.name for pin in pins}
+
+
+def write(tmp_path, **keys):
+    import yaml
+
+    data = {"base_model": "org/model", "plugins": ["adg_plugin.ADGPlugin"], "adg": {"datasets": POOL}, **keys}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in data.items() if value is not None}))
+    return path
+
+
+def test_a_bare_key_of_the_selection_alone_goes_to_its_block(tmp_path):
+    overrides = ["budget=500", "adg.seed=3", "seed=4", "learning_rate=0.1"]
+    plan = make_plan(write(tmp_path), overrides, tmp_path / "out", ["--launcher", "torchrun"])
+    assert plan.data["adg"] == {"datasets": POOL, "budget": 500, "seed": 3}
+    assert (plan.data["seed"], plan.data["learning_rate"], plan.out) == (4, 0.1, tmp_path / "out")
+    assert "selection  500 rows, asked of org/model" in plan.lines()
+    assert "launch     axolotl preprocess, then axolotl train --launcher torchrun" in plan.lines()
+
+
+def test_a_plan_names_every_mistake(tmp_path):
+    path = write(tmp_path, plugins=None, rl="dpo", adg={"datasets": POOL, "budgett": 3})
+    with pytest.raises(ConfigError) as caught:
+        make_plan(path, ["adg.=1"])
+    told = str(caught.value)
+    for piece in ("plugins does not name", "rl is 'dpo'", "did you mean `budget`?"):
+        assert piece in told
+    with pytest.raises(ConfigError, match="adg is missing"):
+        make_plan(write(tmp_path, adg=None))
+    with pytest.raises(ConfigError, match="adg is 7: write its settings below it"):
+        make_plan(write(tmp_path, adg=7))
+
+
+def test_adg_run_shows_the_plan_of_an_axolotl_yaml(tmp_path):
+    from typer.testing import CliRunner
+
+    from adg_plugin.cli import app
+
+    done = CliRunner().invoke(app, ["run", str(write(tmp_path)), "--dry-run", "--", "--launcher", "torchrun"])
+    assert done.exit_code == 0, done.output
+    assert "axolotl train --launcher torchrun" in done.stdout

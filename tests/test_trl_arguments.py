@@ -285,3 +285,55 @@ def test_resume_from_checkpoint_is_read_as_people_write_it(given, meant):
 
 def test_tokens_are_counted_over_a_resume():
     assert trained_tokens([100, 250, 30, 90]) == 340
+
+
+def test_a_recipe_without_its_flag_is_told_apart_from_a_script(tmp_path):
+    with pytest.raises(ConfigError, match=r"^recipe.yaml: adg sft takes flags, as trl sft does: write --config recipe"):
+        read_command(["recipe.yaml"])
+
+
+def test_a_finished_run_folder_and_settings_of_a_selection_contradict_each_other(tmp_path):
+    with pytest.raises(ConfigError, match=r"adg_run_folder is 'runs/x' and adg.budget is set: the rows are chosen"):
+        request(tmp_path, "--adg_run_folder", "runs/x", "--adg_budget", "5", use_cpu=True)
+
+
+EVALUATED = {"model_name_or_path": "demo", "use_cpu": True, "eval_strategy": "steps", "adg": {"datasets": ["demo"]}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ('{"text": "a"}', "the evaluation split has a column `text` only"),
+        ('{"question": "a"}', "the evaluation split: "),
+        (None, "it cannot be loaded"),
+    ],
+)
+def test_what_cannot_be_evaluated_on_is_refused_before_the_selection(tmp_path, lines, told):
+    held_out = tmp_path / "test.jsonl"
+    if lines is not None:
+        held_out.write_text(lines + "\n")
+    keys = {**EVALUATED, "dataset_name": str(held_out), "dataset_test_split": "train"}
+    with pytest.raises(DataError, match=told):
+        recipe_run.make_plan(write(tmp_path, **keys))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_evaluation_split_is_named_before_the_selection(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    keys = {**EVALUATED, "dataset_name": str(tmp_path / "test.jsonl")}
+    with pytest.raises(DataError, match=r"no split 'test', it has train: set dataset_test_split"):
+        recipe_run.make_plan(write(tmp_path, **keys))
+    recipe_run.make_plan(write(tmp_path, **keys, dataset_test_split="train"))
+
+
+def test_a_recipe_cannot_say_where_to_resume(tmp_path):
+    keys = {"model_name_or_path": "demo", "use_cpu": True, "adg": {"datasets": ["demo"]}}
+    with pytest.raises(ConfigError, match="resume_from_checkpoint is set: `adg run` goes on from the last checkpoint"):
+        recipe_run.make_plan(write(tmp_path, **keys, resume_from_checkpoint="out/checkpoint-3"))
+
+
+def test_every_data_set_of_a_pool_is_looked_at(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"chosen": "a", "rejected": "b", "prompt": "c"}\n')
+    keys = {"model_name_or_path": "demo", "use_cpu": True}
+    with pytest.raises(DataError, match="preference or reward data"):
+        recipe_run.make_plan(write(tmp_path, **keys, adg={"datasets": ["demo", str(tmp_path / "pairs.jsonl")]}))

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 import yaml
+from tiny_models import tiny_tokenizer
 from trl_runs import ADG, TRL, WORDS, asked, environment, finish, tiny
 
 __all__ = ["tiny"]
@@ -73,6 +74,12 @@ def ids(out):
     return json.loads((out / "adg_selection.json").read_text())["ids"]
 
 
+def row_tokens(word):
+    """Return the tokens of a row as it is trained on: words differ in length, so sums tell which rows they were."""
+    turns = [{"role": "user", "content": asked(word)}, {"role": "assistant", "content": f"All {word}!"}]
+    return len(tiny_tokenizer().apply_chat_template(turns, return_dict=False))
+
+
 @pytest.fixture(scope="module")
 def whole(folder):
     """The output of `adg run` that nobody interrupted, and its summary."""
@@ -90,7 +97,7 @@ def test_adg_run_selects_then_trains_and_says_what_it_did(whole, tiny):
     assert summary["rows"] == {"pool": ROWS, "chosen": BUDGET, "trained": BUDGET}
     assert summary["steps"] == BUDGET
     assert [step for step, _ in summary["losses"]] == list(range(1, BUDGET + 1))
-    assert summary["tokens"] > 2 * BUDGET * 20
+    assert summary["tokens"] == 2 * sum(map(row_tokens, ids(out)))
     assert summary == json.loads((out / "adg_summary.json").read_text())
     selected = [json.loads(line)["id"] for line in (out / "selection" / "selected.jsonl").read_text().splitlines()]
     assert set(ids(out)) == set(selected)

@@ -311,3 +311,64 @@ def test_a_mixture_of_layouts_becomes_prompts_and_completions():
         "Say something about the input\n\ndogs",
     ]
     assert [row["completion"][0]["content"] for row in rows] == ["All cats!", "All dogs!"]
+
+
+def test_a_pool_of_mixed_layouts_is_trained_on_its_answers_alone(tiny, tmp_path):
+    turns, plain = pool("messages"), pool("alpaca")
+    empty = dict.fromkeys([*turns[0], *plain[0]])
+    rows = Dataset.from_list([{**empty, **(turns if n % 2 == 0 else plain)[n]} for n in range(len(turns))])
+    trainer = selecting(tiny, tmp_path, rows)  # the first row is a conversation
+    trainer.train()
+    assert trainer.selection_counts == {"pool": 12, "chosen": 6, "trained": 6}
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert (batch["labels"] == -100).any()
+    trained = [tiny_tokenizer().decode(row[row != -100]) for row in batch["labels"]]
+    assert all(text.startswith("All ") for text in trained), trained
+
+
+def test_rows_in_memory_cannot_have_their_columns_named_for_a_trainer(tiny, tmp_path):
+    config = SELECTION.updated(datasets=[{"path": "memory", "field_output": "answer"}])
+    with pytest.raises(ConfigError, match="datasets is set, but the pool is the trainer's data set: leave it out"):
+        selecting(tiny, tmp_path, config=config)
+
+
+def test_a_base_model_without_a_chat_template_is_evaluated_too(tmp_path):
+    model = save_tiny_model(tmp_path / "base")
+    (model / "chat_template.jinja").unlink()
+    trainer = ADGSFTTrainer(
+        model=str(model),
+        args=sft_config(tmp_path / "out", eval_strategy="epoch"),
+        train_dataset=pool("alpaca"),
+        eval_dataset=pool("alpaca", WORDS[:3]),
+        peft_config=lora(),
+        selection_config=SELECTION,
+    )
+    trainer.train()
+    assert "eval_loss" in str(trainer.state.log_history)
+    assert "### Instruction:" in tiny_tokenizer().decode(trainer.eval_dataset[0]["input_ids"])
+
+
+def test_a_trainer_that_has_chosen_does_not_resume_from_other_rows(tiny, tmp_path):
+    selecting(tiny, tmp_path / "a", save_strategy="steps", save_steps=4, config=SELECTION.updated(budget=4)).train()
+    trainer = selecting(tiny, tmp_path / "b")
+    trainer.get_train_dataloader()
+    with pytest.raises(DataError, match="was trained on other rows than this trainer has chosen already"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+
+
+def test_the_last_checkpoint_is_one_of_the_rows_chosen_last(tiny, tmp_path):
+    selecting(tiny, tmp_path, save_strategy="steps", save_steps=6).train()
+    assert trl_choice.last_whole_checkpoint(tmp_path).name == "checkpoint-6"
+    selecting(tiny, tmp_path, save_strategy="steps", save_steps=2, config=SELECTION.updated(budget=4)).train()
+    assert trl_choice.last_whole_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+def test_packing_trains_on_the_chosen_rows_in_fewer_sequences(tiny, tmp_path, chosen):
+    trainer = selecting(tiny, tmp_path, packing=True, max_length=256, padding_free=False)
+    seen = record(trainer)
+    trainer.train()
+    counts = trainer.selection_counts
+    assert words_in(seen) == chosen
+    assert (counts["chosen"], counts["trained"]) == (6, 6)
+    assert counts["sequences"] == len(trainer.train_dataset) < 6
+    assert trainer.state.max_steps == 2 * -(-counts["sequences"] // 2)

@@ -12,7 +12,7 @@ from adg_plugin.errors import ADGError
 def adg_select(config: str) -> None:
     """Select the training rows of CONFIG by its `adg:` block, and train nothing.
 
-    The last line on stdout is the run folder. `axolotl train` then reuses the selection.
+    The last line on stdout is the run folder (with budget_per_dataset, a line each). `axolotl train` then reuses it.
     """
     from adg_plugin.adapters import axolotl_internals, axolotl_select
 
@@ -21,9 +21,10 @@ def adg_select(config: str) -> None:
         if not cfg.get("adg"):
             raise ADGError(f"{config} selects nothing: add plugins: [adg_plugin.ADGPlugin] and an `adg:` block")
         rows = axolotl_internals.load_rows(cfg).train_dataset
-        keep, run_dir = axolotl_select.selected_positions(cfg, rows)
+        keep, run_dirs = axolotl_select.selected_positions(cfg, rows)
     except ADGError as err:
         click.echo(f"error: {err}", err=True)
         raise SystemExit(err.exit_code) from None
     click.echo(f"{len(keep)} of {len(rows)} training rows chosen", err=True)
-    click.echo(run_dir)
+    for run_dir in run_dirs:
+        click.echo(run_dir)

@@ -24,8 +24,11 @@ from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.trainer import calculate_total_num_steps
 
+from adg_plugin import keys
+
 __all__ = [
     "end_tokens",
+    "entry_digest",
     "load_rows",
     "load_tokenizer",
     "prepared_folder",
@@ -119,6 +122,12 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
             )
             columns = {key: value for key, value in part.items() if key.startswith(("field_", "message_"))}
             yield Source(number, str(part["path"]), kind, columns, template, raw, tokenised)
+
+
+def entry_digest(cfg: Any, number: int) -> str:
+    """Return what tells an entry of `datasets` from all others, wherever it stands."""
+    entry = {key: value for key, value in cfg["datasets"][number].items() if value is not None}
+    return keys.digest(json.loads(json.dumps(entry, default=str))).hex()
 
 
 def end_tokens(cfg: Any, tokenizer: Any) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import yaml
 
 from adg_plugin.adapters.axolotl_args import ADGArgs, check_supported
 from adg_plugin.adapters.stages import lifeline, run_stage
+from adg_plugin.config import ADGConfig
 from adg_plugin.config_file import load_yaml, override
 from adg_plugin.errors import ConfigError, need
 
 _CHANGED = "adg-axolotl.yaml"  # in the output folder: the YAML with the overrides in it
+_OF_BOTH = ("datasets", "load_in_4bit", "output_dir", "seed", "trust_remote_code")
 _OUT = "model-out"  # Axolotl's default for output_dir
 
 
@@ -34,13 +37,13 @@ class Plan:
     Attributes:
         config: the YAML as it was written.
         data: its content, with the overrides.
-        changed: whether there are any; Axolotl then gets a file of its own in the output folder.
+        overrides: as they were written; with any, Axolotl gets a file of its own in the output folder.
         train_arguments: passed on to `axolotl train`.
     """
 
     config: Path
     data: Mapping[str, Any]
-    changed: bool
+    overrides: tuple[str, ...]
     train_arguments: tuple[str, ...]
 
     @property
@@ -93,7 +96,8 @@ def make_plan(
             problems += err.problems
     if problems:
         raise ConfigError(problems, source=str(config))
-    return Plan(config, data, bool(overrides) or out is not None, tuple(train_arguments or _default_launcher()))
+    written = [*overrides, *([] if out is None else [f"output_dir={out}"])]
+    return Plan(config, data, tuple(written), tuple(train_arguments or _default_launcher()))
 
 
 def run(plan: Plan) -> Path:
@@ -107,19 +111,38 @@ def run(plan: Plan) -> Path:
     need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
     config = plan.config
     with lifeline(plan.out):
-        if plan.changed:
+        if plan.overrides:
+            _refuse_unknown(plan.overrides)
             config = plan.out / _CHANGED
             config.write_text(yaml.safe_dump(dict(plan.data), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        command = ["-m", "axolotl.cli.main"]
+        command = ["-m", "adg_plugin.adapters.axolotl_stage"]
         run_stage("axolotl preprocess", [*command, "preprocess", str(config)])
         run_stage("axolotl train", [*command, "train", str(config), *plan.train_arguments])
     return plan.out
 
 
 def _with_override(data: Mapping[str, Any], text: str) -> dict[str, Any]:
-    if text.startswith("adg."):
+    """Return the YAML with one `key=value`; a bare key is Axolotl's where both know it."""
+    head = text.partition("=")[0].split(".")[0]
+    if head == "adg" or (head in ADGConfig.model_fields and head not in _OF_BOTH):
         return {**data, "adg": override(data.get("adg") or {}, text)}
     return override(data, text)
+
+
+def _refuse_unknown(overrides: Sequence[str]) -> None:
+    """Raise for a key that Axolotl does not have: it would leave it out without a word."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = [*AxolotlInputConfig.model_fields, *ADGConfig.model_fields, "adg", "plugins"]
+    problems = []
+    for text in overrides:
+        head = text.partition("=")[0].split(".")[0]
+        if head not in known:
+            close = difflib.get_close_matches(head, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "settings of the selection begin with `adg.`"
+            problems.append(f"--set {text}: Axolotl has no setting {head}: {hint}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_block(data: Mapping[str, Any]) -> None:

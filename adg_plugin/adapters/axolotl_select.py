@@ -75,13 +75,14 @@ def load_selected(cfg: Any, *, preprocess: bool) -> Any:
         ADGError: the selection cannot be made.
     """
     meta = axolotl.load_rows(cfg)
-    keep, run_dir = selected_positions(cfg, meta.train_dataset)
-    logger.info("ADG keeps %d of %d training rows; why is in %s", len(keep), len(meta.train_dataset), run_dir)
+    keep, run_dirs = selected_positions(cfg, meta.train_dataset)
+    where = ", ".join(map(str, run_dirs))
+    logger.info("ADG keeps %d of %d training rows; why is in %s", len(keep), len(meta.train_dataset), where)
     return axolotl.with_rows(cfg, meta, keep, count_steps=not preprocess)
 
 
-def selected_positions(cfg: Any, train: Any) -> tuple[list[int], Path]:
-    """Return the positions of the chosen rows, ascending, and the run folder that says why.
+def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
+    """Return the positions of the chosen rows, ascending, and the run folders that say why.
 
     What the run folder holds is reused. The backbone is loaded, in a process of its own, only for rows without answers.
     Of equal rows the first is chosen, or none.
@@ -111,7 +112,8 @@ def selected_positions(cfg: Any, train: Any) -> tuple[list[int], Path]:
         for part in parts:
             if not part.is_complete():
                 _choose(part)
-    return sorted(positions[digest] for part in parts for digest in part.chosen()), run_dir
+    keep = sorted(positions[digest] for part in parts for digest in part.chosen())
+    return keep, [part.run_dir for part in parts]
 
 
 def _pool_digest(cfg: Any, tokenizer: Any, rows: Container[bytes]) -> str:
@@ -124,7 +126,8 @@ def _parts(cfg: Any, config: ADGConfig, source: Source, run_dir: Path, *, pool: 
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
 
     def part(run_dir: Path, config: ADGConfig, number: int | None) -> _Part:
-        fingerprint = f"{pool}-{number}"
+        # Not by its number alone: entries that change places would else be taken for each other.
+        fingerprint = pool if number is None else f"{pool}-{axolotl.entry_digest(cfg, number)}"
         staged = staging_digest(Pool((), fingerprint), config, source.tokenizer, recipe, positions=source.positions)
         return _Part(run_dir, config, number, fingerprint, staged, recipe)
 

@@ -95,6 +95,7 @@ def _own(plan: Plan) -> None:
     """
     mine = {f"adg.{key}": value for key, value in plan.config.model_dump(mode="json", exclude_unset=True).items()}
     mine |= {key: value for key, value in plan.request.given.trainer.items() if key != "output_dir"}
+    mine["adg.output_dir"] = str(plan.run_dir.resolve())
     mine = json.loads(json.dumps(mine, default=str))
     path = plan.out / _RECIPE
     before = read_json(path, fix="give another --out")
@@ -110,7 +111,11 @@ def _own(plan: Plan) -> None:
 def _select(plan: Plan) -> None:
     path = plan.out / _SELECTION
     write_json(path, plan.config.model_dump(mode="json", exclude_unset=True))
-    run_stage("the selection", ["-m", "adg_plugin.adapters.selection_stage", str(path), str(plan.run_dir)])
+    stage = ["-m", "adg_plugin.adapters.selection_stage", str(path), str(plan.run_dir)]
+    model = plan.request.model
+    if plan.config.model != model.model_name_or_path:  # the rows are written as the trained model reads them
+        stage += [str(model.model_name_or_path), str(model.model_revision)]
+    run_stage("the selection", stage)
 
 
 def _train(plan: Plan) -> None:

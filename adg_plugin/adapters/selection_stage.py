@@ -1,4 +1,7 @@
-"""`python -m adg_plugin.adapters.selection_stage CONFIG.json RUN_DIR`: the selection of `adg run`, by itself."""
+"""`python -m adg_plugin.adapters.selection_stage CONFIG.json RUN_DIR [MODEL REVISION]`: the selection of `adg run`.
+
+MODEL is the one that will be trained, where another one is asked.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from rich.console import Console
 
 from adg_plugin.adapters.stages import follow, guarded, interruptible
 from adg_plugin.config import ADGConfig
+from adg_plugin.engines.loading import load_tokenizer
 from adg_plugin.pipeline import run_selection
 from adg_plugin.pool import Pool
+from adg_plugin.store import RunFolder
 from adg_plugin.summary import print_summary
+from adg_plugin.training_rows import write_training_rows
 
 
 def main() -> None:
@@ -21,6 +27,9 @@ def main() -> None:
     follow()
     config = ADGConfig.parse(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     selection = run_selection(Pool.of(config, for_training=True), config, Path(sys.argv[2]), own=True)
+    if trained := sys.argv[3:]:
+        of_trained = config.updated(model=trained[0], revision=trained[1])
+        write_training_rows(RunFolder.read(selection.run_dir), selection.ids, load_tokenizer(of_trained), config)
     print_summary(selection.run_dir, Console(stderr=True))
 
 

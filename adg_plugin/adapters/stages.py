@@ -71,7 +71,14 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         StageError: it failed; it has printed why.
         KeyboardInterrupt: this process was interrupted, and the stage has ended.
     """
-    process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, stdout=sys.stderr.fileno())
+    # Launchers look for `accelerate` and `torchrun` on the path, where an environment that is not active has none.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        start_new_session=True,
+        stdout=sys.stderr.fileno(),
+        env={**os.environ, "PATH": path},
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -74,6 +74,8 @@ def read_command(arguments: Sequence[str]) -> Given:
         ConfigError: the file cannot be read, or its `adg` is no mapping.
     """
     flags = list(arguments)
+    if flags and not flags[0].startswith("-"):
+        raise ConfigError([f"{flags[0]}: adg sft takes flags, as trl sft does: write --config {flags[0]}"])
     path = _taken(flags, "--config")
     found: list[tuple[str, str]] = []
     problems: list[str] = []
@@ -98,6 +100,10 @@ def read_command(arguments: Sequence[str]) -> Given:
             block = override(block, f"{name.removeprefix(_PREFIX)}={value}")
         except ValueError as err:
             problems.append(f"--{name} {value}: {err}")
+    if folder and block:
+        problems.append(
+            f"{RUN_FOLDER} is {folder!r} and adg.{next(iter(block))} is set: the rows are chosen already; leave one out"
+        )
     if problems:
         raise ConfigError(problems)
     return replace(given, adg=block, flags=rest, arguments=list(arguments), run_folder=folder)

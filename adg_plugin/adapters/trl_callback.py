@@ -69,8 +69,9 @@ class ADGSelectionCallback(TrainerCallback):
             return build()
 
         def resumable_train(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-            choice.checkpoint = checkpoint_of(resume_from_checkpoint, trainer.args.output_dir)
-            return train(None if choice.checkpoint is None else str(choice.checkpoint), *args, **kwargs)
+            checkpoint = checkpoint_of(resume_from_checkpoint, trainer.args.output_dir)
+            choice.resume(checkpoint)
+            return train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
         trainer.get_train_dataloader = selected_dataloader
         trainer.train = resumable_train

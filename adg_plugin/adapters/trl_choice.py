@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from adg_plugin.adapters.torch_team import this_team
-from adg_plugin.adapters.trl_rows import as_trl
+from adg_plugin.adapters.trl_rows import PoolForm
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import DataError
 from adg_plugin.in_memory import choose_in_memory, positions, rows_digest
@@ -83,11 +83,26 @@ class Choice:
 
     def __init__(self, pool: Dataset, config: ADGConfig, output_dir: str) -> None:
         self.pool, self.config = pool, config
+        self.form = PoolForm.of(pool, config.template)
         self.run_dir = Path(config.output_dir or Path(output_dir) / "selection")
         self.output_dir = Path(output_dir)
         self.checkpoint: Path | None = None
         self.keeper = KeepChosenIds()
         self.counts: dict[str, int] | None = None
+
+    def resume(self, checkpoint: Path | None) -> None:
+        """Set the checkpoint that the next training goes on from.
+
+        Raises:
+            DataError: rows are chosen already, and it was trained on others.
+        """
+        self.checkpoint = checkpoint
+        chosen = self.keeper.chosen
+        if checkpoint is not None and chosen is not None and ChosenIds.read(checkpoint).digest != chosen.digest:
+            raise DataError(
+                f"{checkpoint} was trained on other rows than this trainer has chosen already: "
+                "make a new trainer to resume from it"
+            )
 
     def prepare(self, trainer: Any, prepare: Any) -> Dataset:
         """Return the chosen rows as the trainer prepares them.
@@ -100,7 +115,7 @@ class Choice:
             ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
         """
         tokenizer = _tokenizer(trainer)
-        rows = as_trl(self._choose(trainer.model, tokenizer), tokenizer, self.config.template)
+        rows = self.form.rows(self._choose(trainer.model, tokenizer), tokenizer)
         args = trainer.args
         prepared = prepare(rows, trainer.processing_class, args, args.packing, None, "train")
         self.counts = {"pool": len(self.pool), **prepared_counts(len(rows), prepared, args)}
@@ -162,8 +177,14 @@ def prepared_counts(chosen: int, prepared: Any, args: Any) -> dict[str, int]:
 
 
 def last_whole_checkpoint(output_dir: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, or None."""
+    """Return the newest checkpoint that was written to its end, or None.
+
+    Only of the rows that were chosen last: an earlier run in the same folder may have got further.
+    """
     found = [path.parent for path in output_dir.glob(f"checkpoint-*/{CHOSEN}")]
+    if (output_dir / CHOSEN).is_file():
+        digest = ChosenIds.read(output_dir).digest
+        found = [checkpoint for checkpoint in found if ChosenIds.read(checkpoint).digest == digest]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.adapters.trl_arguments import Request
-from adg_plugin.adapters.trl_refusals import budget_problems, check_columns
+from adg_plugin.adapters.trl_data import evaluation_set
+from adg_plugin.adapters.trl_refusals import budget_problems, check_columns, check_pool
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.sources import iter_records
@@ -41,8 +42,12 @@ def selection_config(request: Request, run_dir: Path) -> ADGConfig:
     config = ADGConfig.parse(settings, prefix="adg.")
     if problems := [f"adg.{problem}" for problem in budget_problems(config)]:
         raise ConfigError(problems, source=request.given.source)
-    first = next(iter_records(config.datasets))
-    check_columns(first.data, first.spec.path, first.spec)
+    for spec in config.datasets:
+        first = next(iter_records([spec]))
+        check_columns(first.data, first.spec.path, first.spec)
+    held_out = evaluation_set(request)
+    if held_out is not None:
+        check_pool(held_out, "the evaluation split")
     return config
 
 
@@ -62,6 +67,11 @@ def trainer_datasets(request: Request) -> list[dict[str, Any]]:
 def _trainer_problems(request: Request) -> list[str]:
     script, mixture, training = request.script, request.mixture, request.training
     problems = []
+    if request.given.trainer.get("resume_from_checkpoint"):
+        problems.append(
+            "resume_from_checkpoint is set: `adg run` goes on from the last checkpoint of its output by itself; "
+            "leave it out, or use `adg sft`"
+        )
     for name, value in (("dataset_streaming", script.dataset_streaming), ("streaming", mixture.streaming)):
         if value:
             problems.append(f"{name} is true: a stream has no pool to choose from; leave it out")

@@ -98,6 +98,11 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
         ConfigError: with every setting that does not, and the way out.
     """
     problems = [*template_problems(config), *budget_problems(config)]
+    if config.datasets:
+        problems.append(
+            "datasets is set, but the pool is the trainer's data set: leave it out, and rename columns with "
+            "Dataset.rename_column"
+        )
     if (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
         problems.append(
             "dataset_kwargs.skip_prepare_dataset is true: rows would reach the model as they are, with no prompt to "

@@ -12,7 +12,9 @@ from typing import Any
 from adg_plugin.adapters.stages import follow, guarded
 from adg_plugin.adapters.trl_arguments import Request, check, read_command
 from adg_plugin.adapters.trl_contract import trl
+from adg_plugin.adapters.trl_data import evaluation_set, training_set
 from adg_plugin.adapters.trl_refusals import check_pool, check_settings
+from adg_plugin.adapters.trl_rows import as_trl
 from adg_plugin.adapters.trl_summary import write_summary
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, StoreError
@@ -113,7 +115,7 @@ def _selecting(request: Request) -> Job:
     if problems:
         raise ConfigError(problems, source=request.given.source)
     check_settings(config, request.training)
-    train, held_out = _datasets(request)
+    train, held_out = training_set(request), evaluation_set(request)
     check_pool(train)
     trainer = ADGSFTTrainer(
         selection_config=config, train_dataset=train, eval_dataset=held_out, **_trainer_arguments(request)
@@ -149,7 +151,9 @@ def _of_run_folder(request: Request) -> Job:
             f"{checkpoint} was trained on {len(before.ids)} other rows than the {len(chosen.ids)} that {run_dir} holds "
             "now (the pool or the selection's settings have changed): give another output_dir, or go back"
         )
-    held_out = _datasets(request)[1] if request.training.eval_strategy != "no" else None
+    held_out = evaluation_set(request)
+    if held_out is not None:
+        held_out = as_trl(held_out, _tokenizer(request), "auto")
     trainer = FinishedTrainer(
         train_dataset=rows,
         eval_dataset=held_out,
@@ -160,24 +164,14 @@ def _of_run_folder(request: Request) -> Job:
     return Job(trainer, checkpoint, run_dir)
 
 
-def _datasets(request: Request) -> tuple[Any, Any]:
-    """Return the training and, where one is asked for, the evaluation split, loaded as `trl sft` loads them."""
-    from datasets import load_dataset
+def _tokenizer(request: Request) -> Any:
+    """Return the trained model's tokenizer, or None where the trainer is given a chat template."""
+    from transformers import AutoTokenizer
 
-    script, mixture = request.script, request.mixture
-    if mixture.datasets:
-        loaded = trl().get_dataset(mixture)
-    elif script.dataset_name:
-        loaded = load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-    else:
-        raise ConfigError(["dataset_name is missing: give a data set, or a list of them as datasets"])
-    wanted = [script.dataset_train_split]
-    if request.training.eval_strategy != "no":
-        wanted.append(script.dataset_test_split)
-    for split in wanted:
-        if split not in loaded:
-            raise DataError(f"the data set has no split {split!r}, it has {', '.join(loaded)}: set dataset_train_split")
-    return loaded[wanted[0]], loaded[wanted[1]] if len(wanted) > 1 else None
+    if request.training.chat_template_path:
+        return None
+    name, revision = request.model.model_name_or_path, request.model.model_revision
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=request.training.trust_remote_code)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adg_plugin.adapters.trl_choice import Choice, checkpoint_of
 from adg_plugin.adapters.trl_contract import not_asked, trl
 from adg_plugin.adapters.trl_refusals import check_pool, check_processing_class, check_settings
-from adg_plugin.adapters.trl_rows import as_trl, sample_of
+from adg_plugin.adapters.trl_rows import PoolForm, as_trl
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
 
@@ -49,8 +49,10 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
         check_pool(pool)
         if tokenizer is not None:
             check_processing_class(tokenizer)
-        shown = None if getattr(args, "chat_template_path", None) else tokenizer
-        self._held = given["train_dataset"] = sample_of(pool, shown, selection_config.template)
+        # The trainer's own comes later; this one only says whether there is a chat template.
+        shown = None if getattr(args, "chat_template_path", None) else tokenizer or _tokenizer_of(given["model"])
+        form = PoolForm.of(pool, selection_config.template)
+        self._held = given["train_dataset"] = form.sample(pool, shown)
         if given.get("eval_dataset") is not None:
             given["eval_dataset"] = _eval(given["eval_dataset"], shown, selection_config.template)
         self._is_held = False
@@ -76,7 +78,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **keywords: Any) -> Any:
         """Train on the chosen rows; on resume, on those of the checkpoint."""
         checkpoint = checkpoint_of(resume_from_checkpoint, self.args.output_dir)
-        self._choice.checkpoint = checkpoint
+        self._choice.resume(checkpoint)
         return super().train(None if checkpoint is None else str(checkpoint), *arguments, **keywords)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -85,6 +87,17 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
             self.train_dataset = self._choice.prepare(self, super()._prepare_dataset)
         loader: DataLoader[Any] = super().get_train_dataloader()
         return loader
+
+
+def _tokenizer_of(model: Any) -> Any:
+    """Return the tokenizer that SFTTrainer will load for a model, or None where it will say itself what is wrong."""
+    from transformers import AutoTokenizer
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _eval(dataset: Any, tokenizer: Any, template: str) -> Any:

@@ -28,6 +28,7 @@ def borrowed(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
         stack.enter_context(_modes(inner))
         base = stack.enter_context(_without_adapters(inner))
         stack.enter_context(_cached(base))
+        stack.enter_context(_plain_attention(base))
         yield base
 
 
@@ -75,6 +76,20 @@ def _without_adapters(model: Any) -> Iterator[PreTrainedModel]:
             model.enable_adapters()
     else:
         yield model
+
+
+@contextmanager
+def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use sdpa for weights in float32: flash attention takes half precision, which the trainer's autocast makes."""
+    before = model.config._attn_implementation
+    if model.dtype != torch.float32 or before in ("eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 @contextmanager
