@@ -76,3 +76,44 @@ def test_a_missing_plugin_stops_axolotl(tmp_path):
     _, log = axolotl("train", write_config(tmp_path, plugins=None, adg=block), "--launcher", "python", expect=1)
     assert "either datasets or pretraining_dataset is required" in log
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.model
+def test_adg_run_takes_the_recipe_for_a_cpu_from_the_demo_pool_to_an_adapter(tmp_path):
+    from adg_plugin import recipes
+
+    recipe = recipes.find("axolotl/cpu-demo")
+    small = {"adg.max_new_tokens": 4, "adg.num_samples": 3, "budget": 24, "micro_batch_size": 4}
+    small |= {"sequence_len": 256, "dataset_prepared_path": tmp_path / "prepared", "max_prompt_tokens": 120}
+    overrides = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-c", "from adg_plugin.cli import main; main()", "run", str(recipe), *overrides]
+    command += ["--out", str(tmp_path / "out")]
+    environment = {**os.environ, **QUIET, "PATH": "/usr/bin:/bin"}  # as from an environment that is not active
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    log = done.stdout + done.stderr
+    assert done.returncode == 0, log
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out")
+    assert log.count("ADG selects in a process of its own") == 1
+    assert "ADG keeps 24 of " in log
+    state = json.loads(next((tmp_path / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["global_step"] == state["max_steps"] == 6
+    chosen = read_jsonl(tmp_path / "prepared" / "adg" / "selected.jsonl")
+    assert len(chosen) == 24
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_adg_run_refuses_keys_that_axolotl_would_leave_out(tmp_path):
+    block = {**ADG, "datasets": [{"path": "pool.jsonl", "type": "alpaca"}]}
+    config = write_config(tmp_path, adg=block)
+    command = [
+        sys.executable,
+        "-c",
+        "from adg_plugin.cli import main; main()",
+        "run",
+        str(config),
+        "--set",
+        "lerning_rate=1",
+    ]
+    done = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Axolotl has no setting lerning_rate: did you mean `learning_rate`?" in done.stderr

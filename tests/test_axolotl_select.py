@@ -127,6 +127,10 @@ def test_two_data_sets_with_a_budget_each(tmp_path):
         ids = [row["id"] for row in read_jsonl(folder.with_name(f"adg-{number}") / "selected.jsonl")]
         assert ids == expected(tmp_path, sources[number], template, name=f"expected-{number}", budget=budget)
 
+    swapped = {**block, "datasets": entries[::-1], "budget_per_dataset": [0.1, 4]}
+    cfg, again = load_datasets(write_config(tmp_path, adg=swapped))
+    assert sorted(texts(cfg, again.train_dataset)) == sorted(texts(cfg, meta.train_dataset))
+
     with pytest.raises(ConfigError, match="has 1 entries, datasets has 2: give one budget for each"):
         load_datasets(write_config(tmp_path, adg={**block, "budget_per_dataset": [4]}))
 
