@@ -337,3 +337,18 @@ def test_every_data_set_of_a_pool_is_looked_at(tmp_path):
     keys = {"model_name_or_path": "demo", "use_cpu": True}
     with pytest.raises(DataError, match="preference or reward data"):
         recipe_run.make_plan(write(tmp_path, **keys, adg={"datasets": ["demo", str(tmp_path / "pairs.jsonl")]}))
+
+
+def test_training_on_a_cpu_gets_all_cores_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    flag = "--num_cpu_threads_per_process"
+
+    def threads(*launch):
+        command = recipe_run.launch_command(list(launch), ["--config", "c.yaml"])
+        return command[command.index(flag) + 1] if flag in command else None
+
+    assert (threads(), threads("--num_processes", "2"), threads("--num_processes=4")) == ("8", "4", "2")
+    assert threads(flag, "3") == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads() is None

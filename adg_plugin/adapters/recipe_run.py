@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from adg_plugin.store.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
+_THREADS = "--num_cpu_threads_per_process"
 _RECIPE, _SELECTION, _TRAINING = "adg_recipe.json", "adg_selection_config.json", "adg_training.yaml"
 
 
@@ -133,4 +135,16 @@ def _train(plan: Plan) -> None:
 def launch_command(launch: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Return the arguments of Python that start the training script by `accelerate launch`."""
     script = ["--module", "adg_plugin.adapters.trl_script", *arguments]
-    return ["-m", "accelerate.commands.launch", *launcher_arguments(launch), *script]
+    flags = launcher_arguments(launch)
+    return ["-m", "accelerate.commands.launch", *flags, *_threads(flags), *script]
+
+
+def _threads(flags: Sequence[str]) -> list[str]:
+    """Return the flags that let a CPU use all its cores: accelerate would give a process one."""
+    import torch
+
+    given = dict(zip(flags, [*flags[1:], ""], strict=True)) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
+    if torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ:
+        return []
+    processes = given.get("--num_processes", "1")
+    return [_THREADS, str(max(1, (os.cpu_count() or 1) // max(1, int(processes) if processes.isdecimal() else 1)))]
