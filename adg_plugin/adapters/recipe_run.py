@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _threads(flags: Sequence[str]) -> list[str]:
     """Return the flags that let a CPU use all its cores: accelerate would give a process one."""
     import torch
 
-    given = dict(zip(flags, [*flags[1:], ""], strict=True)) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
+    given = dict(pairwise([*flags, ""])) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
     if torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ:
         return []
     processes = given.get("--num_processes", "1")
