@@ -193,6 +193,19 @@ def test_an_error_in_one_process_ends_both_with_its_text(folder, one_process, ti
     assert not (folder / "none" / "adg_summary.json").exists()
 
 
+def test_adg_run_evaluates_on_rows_of_any_layout(tiny, folder):
+    held_out = {"dataset_name": "pool.jsonl", "dataset_test_split": "train", "eval_strategy": "epoch", "packing": True}
+    adg = {"datasets": ["pool.jsonl"], **SELECTION, "max_new_tokens": 4}
+    write(folder / "evaluated.yaml", tiny, adg=adg, max_length=256, padding_free=False, **held_out)
+    done = finish([*ADG, "run", "evaluated.yaml", "--out", "evaluated", "--json"], folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("'eval_loss'") == 2  # after each epoch
+    summary = json.loads(done.stdout.splitlines()[-1])
+    sequences = summary["rows"]["sequences"]
+    assert summary["rows"]["chosen"] == BUDGET > sequences
+    assert summary["steps"] == 2 * -(-sequences // 2)
+
+
 def test_the_literal_command_trains_on_a_finished_run_folder(whole, folder, tiny):
     out, _ = whole
     config = write(folder / "literal.yaml", tiny, dataset_name=str(out / "selection"), output_dir="literal")
