@@ -107,6 +107,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def _set_up_logging() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log is no place for bars
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional kernel whenever PEFT imports it
     if _console.is_terminal:
         handler: logging.Handler = RichHandler(console=_console, show_path=False, show_time=False)
         logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
