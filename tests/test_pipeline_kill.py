@@ -39,6 +39,7 @@ for line in sys.stdin:
         try:
             main(["select", sys.argv[1], "--out", run])
         finally:
+            sys.stdout.flush()
             os._exit(sys.exc_info()[1].code if isinstance(sys.exc_info()[1], SystemExit) else 1)
     while time.monotonic() - began < float(seconds):
         if os.waitpid(pid, os.WNOHANG) != (0, 0):
