@@ -172,6 +172,13 @@ def test_several_ranks_without_a_selection_are_told_to_preprocess(tmp_path, monk
     ("settings", "text"),
     [
         ({"rl": "dpo"}, "rl is 'dpo': preference and reward data"),
+        ({"streaming": True}, "streaming is True: rows that stream cannot be compared"),
+        ({"pretraining_dataset": [{"path": "c4"}]}, "text without instructions cannot be asked"),
+        ({"skip_prepare_dataset": True}, "skip_prepare_dataset is True: the prompts are read from the prepared rows"),
+        ({"processor_type": "AutoProcessor"}, "processor_type is 'AutoProcessor': images and sound are not supported"),
+        ({"reward_model": True}, "reward_model is True: a reward model has no answers"),
+        ({"process_reward_model": True}, "process_reward_model is True: a reward model has no answers"),
+        ({"adg": {"datasets": [{"path": "x", "type": "completion"}]}}, "datasets[0].type is 'completion': finished"),
         ({"adg": {"budgett": 5, "datasets": [{"path": "x", "type": "alpaca"}]}}, "did you mean `budget`?"),
     ],
 )

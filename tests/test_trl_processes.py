@@ -153,6 +153,7 @@ def one_process(folder, tiny):
 def test_adg_sft_resumes_with_the_rows_of_the_checkpoint(one_process, folder, tiny):
     (one_process / "checkpoint-24").rename(folder / "last")
     whole = json.loads((one_process / "adg_summary.json").read_text())
+    assert whole["tokens"] == 2 * sum(map(row_tokens, ids(one_process)))  # which tells what was trained on
     done = sft(folder, tiny, "one", "--resume_from_checkpoint", "true", adg={**SELECTION, "budget": 3})
     assert done.returncode == 0, done.stderr
     resumed = json.loads((one_process / "adg_summary.json").read_text())
