@@ -9,12 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from adg_plugin import keys
 from adg_plugin.config import ADGConfig
@@ -22,10 +19,11 @@ from adg_plugin.engines.base import Engine, Prompt
 from adg_plugin.engines.results import OUT_OF_MEMORY
 from adg_plugin.errors import ConfigError, DataError, OutOfMemoryError, StoreError
 from adg_plugin.finite import FiniteWatch
+from adg_plugin.manifest import score_summary, versions
 from adg_plugin.pool import Pool, stage_pool
 from adg_plugin.progress import SamplingProgress
 from adg_plugin.rows import Reason
-from adg_plugin.scoring import Scored, choose_rows
+from adg_plugin.scoring import choose_rows
 from adg_plugin.sharing import Alone, Team, absorb, my_windows, open_share
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.reader import SELECTED
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _UNFIT_ROWS = 3  # without memory, one after the other: then it is not the rows
-_PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +164,7 @@ def _prepare(
 ) -> None:
     if own:
         _refuse_other_answers(run, config, recipe)
-    run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": _versions()})
+    run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     absorb(run)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
     for sentence in run.damage:
@@ -284,11 +281,11 @@ def choose(
         "sampling": about["sampling"],
         "answer_tokens": int(geometry.answer_tokens.sum()),
         "seconds": time.monotonic() - about["began"],
-        "score": _score_summary(scored, config),
+        "score": score_summary(scored, config.score),
         "warnings": list(scored.warnings),
         "config": config.model_dump(mode="json"),
         "recipe": dict(recipe),
-        "versions": _versions(),
+        "versions": versions(),
     }
     for sentence in scored.warnings:
         logger.warning("%s", sentence)
@@ -299,29 +296,3 @@ def choose(
 def _write_rejected(run: RunFolder) -> str:
     run.write_rejected(run.staged_rejections())
     return str(run.path / "rejected.jsonl")
-
-
-def _score_summary(scored: Scored, config: ADGConfig) -> dict[str, Any]:
-    def percentiles(values: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
-        return {f"p{p}": float(np.percentile(values, p)) for p in (5, 50, 95)}
-
-    about = scored.balance
-    return {
-        "form": config.score,
-        "dispersion": percentiles(scored.dispersion),
-        "anisotropy": percentiles(scored.anisotropy),
-        "score": percentiles(scored.scores),
-        "pearson": {"dispersion": about.pearson_dispersion, "anisotropy": about.pearson_anisotropy},
-        "spearman": {"dispersion": about.spearman_dispersion, "anisotropy": about.spearman_anisotropy},
-        "share_of_variance": {"dispersion": about.share_dispersion, "anisotropy": about.share_anisotropy},
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -172,6 +172,16 @@ def test_a_row_that_never_fits_is_rejected_and_the_others_are_not():
     assert_equal(usual, results)
 
 
+def test_the_batch_grows_again_once_a_row_that_never_fits_is_gone(monkeypatch):
+    made, build = [], memory.Capacity.of
+    monkeypatch.setattr(memory.Capacity, "of", lambda *given: made.append(build(*given)) or made[-1])
+    model = tiny_model()
+    refusing(model, 64)
+    results = run(model, tiny_prompts([100, *[10] * 12]), num_samples=4)
+    assert [name for name, result in results.items() if result.reason] == ["p0"]
+    assert made[0].rows >= 16
+
+
 def test_a_row_that_fits_alone_is_not_rejected_for_what_it_shared_the_batch_with(monkeypatch):
     monkeypatch.setitem(memory._MAX_ROWS, "cpu", 6)  # the second prompt is admitted beside the end of the first
     model, prompts = tiny_model(), tiny_prompts([40, 45, 50, 42])

@@ -150,6 +150,7 @@ class OnePassEngine:
         queue.put_back(back)
         in_flight = len(back) + waiting
         if in_flight == 1:
+            capacity.recover()
             return [rejection(queue.pop(), OUT_OF_MEMORY)]
         capacity.halve(in_flight)
         return []

@@ -35,6 +35,11 @@ class Capacity:
     prefill_tokens: int
     num_samples: int
     max_new_tokens: int
+    first_rows: int = 0
+    first_prefill_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.first_rows, self.first_prefill_tokens = self.rows, self.prefill_tokens
 
     @classmethod
     def of(cls, model: PreTrainedModel, config: ADGConfig) -> Capacity:
@@ -77,6 +82,10 @@ class Capacity:
         self.rows = max(1, min(self.rows, prompts_in_flight * self.num_samples) // 2)
         self.prefill_tokens = max(1, self.prefill_tokens // 2)
         logger.warning("out of memory: going on with %d answers at a time; nothing is lost", self.rows)
+
+    def recover(self) -> None:
+        """Go on with half of the first limits: the row that did not fit alone is gone."""
+        self.rows, self.prefill_tokens = max(1, self.first_rows // 2), max(1, self.first_prefill_tokens // 2)
 
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:

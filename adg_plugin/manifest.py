@@ -1,0 +1,42 @@
+"""What a manifest says of a selection beside its rows: how the scores came out, and which versions made them."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.scoring import Scored
+
+_PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
+
+
+def score_summary(scored: Scored, form: str) -> dict[str, Any]:
+    """Return how the parts and the score are distributed, and how much each part counts."""
+
+    def percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
+        return {f"p{p}": float(np.percentile(values, p)) for p in (5, 50, 95)}
+
+    about = scored.balance
+    return {
+        "form": form,
+        "dispersion": percentiles(scored.dispersion),
+        "anisotropy": percentiles(scored.anisotropy),
+        "score": percentiles(scored.scores),
+        "pearson": {"dispersion": about.pearson_dispersion, "anisotropy": about.pearson_anisotropy},
+        "spearman": {"dispersion": about.spearman_dispersion, "anisotropy": about.spearman_anisotropy},
+        "share_of_variance": {"dispersion": about.share_dispersion, "anisotropy": about.share_anisotropy},
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
