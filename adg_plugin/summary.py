@@ -45,8 +45,6 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
             f"{score['share_of_variance'][name]:.0%}",
         )
     console.print(parts)
-    for sentence in manifest["warnings"]:
-        console.print(Text("note:", style="yellow"), Text(sentence))
     _print_examples(run, console, examples)
 
 

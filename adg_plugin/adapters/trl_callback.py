@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from adg_plugin.adapters.trl_choice import Choice, checkpoint_of
 from adg_plugin.adapters.trl_contract import trl
 from adg_plugin.adapters.trl_refusals import check_pool, check_processing_class, check_settings
+from adg_plugin.adapters.trl_rows import PoolForm
 from adg_plugin.config import IN_MEMORY, ADGConfig
 from adg_plugin.errors import ADGError, ConfigError
 from adg_plugin.layouts import find_layout
@@ -50,7 +51,8 @@ class ADGSelectionCallback(TrainerCallback):
         check_processing_class(trainer.processing_class)
         assert train_dataset is not None
         _check_kind(trainer, train_dataset)
-        self._choice = Choice(train_dataset, config, trainer.args.output_dir)
+        form = PoolForm.of(train_dataset, config.template)
+        self._choice = Choice(train_dataset, form, config, trainer.args.output_dir)
         self._bind(trainer, self._choice)
         trainer.add_callback(self._choice.keeper)
         trainer.add_callback(self)

@@ -81,9 +81,8 @@ class Choice:
         counts: rows of the pool, chosen, and left after the trainer's preparation; None before the choice.
     """
 
-    def __init__(self, pool: Dataset, config: ADGConfig, output_dir: str) -> None:
-        self.pool, self.config = pool, config
-        self.form = PoolForm.of(pool, config.template)
+    def __init__(self, pool: Dataset, form: PoolForm, config: ADGConfig, output_dir: str) -> None:
+        self.pool, self.form, self.config = pool, form, config
         self.run_dir = Path(config.output_dir or Path(output_dir) / "selection")
         self.output_dir = Path(output_dir)
         self.checkpoint: Path | None = None

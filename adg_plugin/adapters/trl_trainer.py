@@ -61,7 +61,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
             raise not_asked(_TRL.__version__)
         check_processing_class(self.processing_class)
         self.train_dataset = pool
-        self._choice = Choice(pool, selection_config, self.args.output_dir)
+        self._choice = Choice(pool, form, selection_config, self.args.output_dir)
         self.add_callback(self._choice.keeper)
 
     @property
