@@ -12,33 +12,37 @@ from store_rows import IDS, check, child, pending, result, run_child, stage, sta
 from adg_plugin.store import RunFolder
 
 
-def kill_at_work(path: Path, work: str, after_s: float) -> str:
-    """Return what a writer had printed, line by line, when it was killed."""
+def kill_at_work(path: Path, work: str, after_s: float, after_lines: int = 0) -> str:
+    """Return what a writer had printed, line by line, when it was killed: so long after so many lines."""
     writer = child(str(path), work)
     assert writer.stdout.readline() == "ready\n"
+    before = "".join(writer.stdout.readline() for _ in range(after_lines))
     time.sleep(after_s)
     writer.kill()
     out, err = writer.communicate()
     assert err == ""
-    return out[: out.rfind("\n") + 1]
+    return before + out[: out.rfind("\n") + 1]
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path):
-    stage(tmp_path, IDS)
+    ids = [f"row-{n:04d}" for n in range(3_000)]
+    stage(tmp_path, ids)
     moments = random.Random(0)
     safe: set[str] = set()
     for _ in range(22):
-        safe.update(kill_at_work(tmp_path, "append", moments.uniform(0.005, 0.15)).split())
+        # Counted in lines, so that neither a fast machine nor a slow one is through or idle when the kill comes.
+        out = kill_at_work(tmp_path, "append", moments.uniform(0, 0.01), after_lines=moments.randrange(10))
+        safe.update(out.split())
         with RunFolder.open(tmp_path) as run:  # the lock went with its process
             assert run.damage == []
             assert not safe & set(pending(run))
             assert not list(tmp_path.rglob("*tmp*"))
-    assert 100 < len(safe) < len(IDS)  # killed at work, neither before nor after
+    assert 100 < len(safe) < len(ids)  # killed at work, neither before nor after
     with RunFolder.open(tmp_path) as run:
         for id in pending(run):
             run.append(result(id))
-    check(tmp_path, IDS)
+    check(tmp_path, ids)
 
 
 KILLED_BEFORE_EVERY_CHANGE = """
