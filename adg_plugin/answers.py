@@ -87,7 +87,7 @@ def _line(values: Mapping[str, Any]) -> bytes:
 def _scored(
     records: Iterable[Record], config: ADGConfig, backbone: Backbone, rejected: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    from adg_plugin.engines.loading import check_model
+    from adg_plugin.engines.making import check_model
 
     check_model(backbone.model, config)
     renderer = PromptRenderer(backbone.tokenizer, config.template, PromptLimit.of(config), config.truncate)

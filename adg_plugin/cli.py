@@ -6,16 +6,21 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from adg_plugin import __version__, cli_train
-from adg_plugin.config import load_config
-from adg_plugin.errors import ADGError
+from adg_plugin.config import ADGConfig, load_config
+from adg_plugin.errors import ADGError, ConfigError
+
+if TYPE_CHECKING:
+    from adg_plugin.sharing import Team
 
 app = typer.Typer(
     help="Choose which instruction rows to train on, by asking the model that will be trained.",
@@ -30,6 +35,11 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, f
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: budget=500, datasets.0.path=more.jsonl."),
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")]
+Executor = Annotated[
+    Literal["inline", "ray"] | None,
+    typer.Option(help="Where the engine runs: in this process, or on the workers of a Ray cluster."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, warnings only.")]
 
@@ -50,26 +60,80 @@ def _root(
 
 
 @app.command()
-def select(
-    config: Config,
-    set_: Set = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")] = None,
-    quiet: Quiet = False,
-) -> None:
+def select(config: Config, set_: Set = None, out: Out = None, executor: Executor = None, quiet: Quiet = False) -> None:
     """Sample, score and select. The last line on stdout is the path of selected.jsonl.
 
     An interrupted run goes on when the same command is given again; another budget, weight, score or bin count samples
-    nothing again.
+    nothing again. Under torchrun or accelerate launch, the ranks share the sampling.
     """
-    settings = load_config(config, set_)
-    from adg_plugin.pipeline import select as run
+    settings, folder = _settings(config, set_, out, executor)
+    from adg_plugin.pipeline import run_selection
+    from adg_plugin.pool import Pool
     from adg_plugin.summary import print_summary
 
-    folder = out or Path(settings.output_dir or Path("runs") / config.stem)
-    selection = run(config=settings, output_dir=folder, show_progress=not quiet)
-    if not quiet:
-        print_summary(selection.run_dir, _console)
-    print(selection.path)
+    with _launched_team() as team:
+        selection = run_selection(Pool.of(settings), settings, folder, team=team, show_progress=not quiet)
+        if team.rank == 0:
+            if not quiet:
+                print_summary(selection.run_dir, _console)
+            print(selection.path)
+
+
+@app.command()
+def sample(config: Config, set_: Set = None, out: Out = None, executor: Executor = None, quiet: Quiet = False) -> None:
+    """Draw answers only, for `adg embed` or `adg select` to go on with, here or in another environment.
+
+    The last line on stdout is the run folder.
+    """
+    _run_stage("sample", config, set_, out, executor, quiet)
+
+
+@app.command()
+def embed(config: Config, set_: Set = None, out: Out = None, quiet: Quiet = False) -> None:
+    """Embed the answers that `adg sample` drew. The last line on stdout is the run folder."""
+    _run_stage("embed", config, set_, out, None, quiet)
+
+
+def _run_stage(
+    stage: Literal["sample", "embed"],
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    executor: str | None,
+    quiet: bool,
+) -> None:
+    settings, folder = _settings(config, overrides, out, executor)
+    from adg_plugin.pipeline import run_stage
+
+    with _launched_team() as team:
+        counts = run_stage(stage, settings, folder, team=team, show_progress=not quiet)
+        if team.rank == 0:
+            _console.print(
+                f"{counts.prompts} rows: {counts.completed} complete, {counts.sampled} to embed, {counts.unsampled} to "
+                "sample",
+                highlight=False,
+                soft_wrap=True,
+            )
+            print(folder)
+
+
+def _settings(
+    config: Path, overrides: list[str] | None, out: Path | None, executor: str | None
+) -> tuple[ADGConfig, Path]:
+    """Return the settings and the run folder."""
+    settings = load_config(config, overrides, **({"executor": executor} if executor else {}))
+    if not settings.datasets:
+        raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"], source=str(config))
+    return settings, out or Path(settings.output_dir or Path("runs") / config.stem)
+
+
+@contextmanager
+def _launched_team() -> Iterator[Team]:
+    """Yield the processes that share this command."""
+    from adg_plugin.adapters.torch_team import launched_team
+
+    with launched_team() as team:
+        yield team
 
 
 @app.command()

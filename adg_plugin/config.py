@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from adg_plugin.config_errors import sentence
 from adg_plugin.config_file import load_yaml, override
+from adg_plugin.config_scale import ScaleSettings
 from adg_plugin.config_values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
 
@@ -71,7 +72,7 @@ def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "datasets": [{"path": e} if isinstance(e, str | Path) else e for e in entries]}
 
 
-class ADGConfig(_Schema):
+class ADGConfig(ScaleSettings):
     """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
 
     budget: Budget = Field(10_000, description="Rows to select, or a fraction of the pool (0.2).")
@@ -164,9 +165,6 @@ class ADGConfig(_Schema):
         "top", description="Which end of each bin is taken; `middle` and `bottom` are for ablations."
     )
 
-    engine: Literal["hf"] = Field(
-        "hf", description="What samples: `hf` is transformers, answers and vectors in one pass."
-    )
     dtype: Dtype = Field("auto", description="Weights' type; `auto` takes the checkpoint's.")
     device: str = Field(
         "auto",
@@ -185,6 +183,15 @@ class ADGConfig(_Schema):
         json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
     )
     keep_vectors: bool = Field(False, description="Store each answer's vector (float16) beside the Gram matrix.")
+
+    @field_validator("load_in_4bit")
+    @classmethod
+    def _not_by_a_server(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("engine") == "vllm-server":
+            raise PydanticCustomError(
+                "four_bit", "a server cannot be asked how it holds its weights: use engine: hf, or engine: vllm"
+            )
+        return value
 
     @field_validator("budget_per_dataset")
     @classmethod

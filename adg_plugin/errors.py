@@ -51,6 +51,12 @@ class NumericalError(ADGError):
     exit_code = 4
 
 
+class ServerError(ADGError):
+    """A server does not respond, or refuses every row."""
+
+    exit_code = 6
+
+
 class OutOfMemoryError(ADGError):
     """Not even one row at a time fits into memory."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from adg_plugin.engines.base import Prompt, RowResult
+from adg_plugin.engines.base import Prompt, RowResult, Sampled
 from adg_plugin.engines.results import NON_FINITE
 from adg_plugin.errors import NumericalError
+
+T = TypeVar("T", Prompt, Sampled)
 
 _BATCH_ROWS = 32
 
@@ -24,7 +27,7 @@ class FiniteWatch:
         self._bad: Counter[int] = Counter()
         self._taken = 0
 
-    def taking(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    def taking(self, prompts: Iterable[T]) -> Iterator[T]:
         """Yield the prompts, and remember which batch each belongs to."""
         for prompt in prompts:
             self._batch_of[prompt.id] = self._taken // _BATCH_ROWS

@@ -77,7 +77,9 @@ def choose_in_memory(
     """
     from adg_plugin.engines.borrowed import borrowed
     from adg_plugin.engines.loading import Source
+    from adg_plugin.sampling import refuse_elsewhere
 
+    refuse_elsewhere(config, why="the model that is trained answers here")
     with borrowed(model) as backbone:
         settings = with_model_of(config, backbone)
         source = Source.loaded(backbone, tokenizer, settings)

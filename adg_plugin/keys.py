@@ -40,6 +40,8 @@ def answer_recipe(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) ->
     """
     names = _SETTINGS + (_FOUR_BIT if config.load_in_4bit else ())
     recipe: dict[str, Any] = {name: getattr(config, name) for name in names}
+    # The same requests, seeds and weights, wherever vLLM runs.
+    recipe["engine"] = config.engine.removesuffix("-server")
     if config.keep_vectors:  # rows stored without vectors will not do
         recipe["keep_vectors"] = True
     return {**recipe, "model": model, "eos_ids": list(eos_ids), "version": SAMPLING_VERSION}

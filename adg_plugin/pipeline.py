@@ -7,26 +7,23 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adg_plugin import keys
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Engine, Prompt
 from adg_plugin.engines.results import OUT_OF_MEMORY
-from adg_plugin.errors import ConfigError, DataError, OutOfMemoryError, StoreError
-from adg_plugin.finite import FiniteWatch
+from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.manifest import score_summary, versions
 from adg_plugin.pool import Pool, stage_pool
-from adg_plugin.progress import SamplingProgress
 from adg_plugin.rows import Reason
 from adg_plugin.scoring import choose_rows
-from adg_plugin.sharing import Alone, Team, absorb, my_windows, open_share
-from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.reader import SELECTED
+from adg_plugin.sharing import Alone, Team, absorb
+from adg_plugin.store import RunFolder
+from adg_plugin.store.reader import SELECTED, Counts
 from adg_plugin.training_rows import write_training_rows
 
 if TYPE_CHECKING:
@@ -131,32 +128,64 @@ def run_selection(
         own: refuse a run folder whose answers came of another model or other settings, instead of adding to it.
         team: the processes that share the sampling; each calls this and gets the same selection.
     """
-    from adg_plugin.engines import loading
+    from adg_plugin.engines.loading import Source
+    from adg_plugin.sampling import fill
 
     if config.budget_per_dataset is not None:
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
     team = team or Alone()
-    source = source or loading.Source.configured(config)
+    source = source or Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
         with team.step("preparing the pool"):
-            if team.rank == 0:
-                run = stack.enter_context(RunFolder.open(run_dir))
+            run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
+            if run is not None:
                 _prepare(run, pool, config, source, recipe, own=own)
-        with team.step("sampling"):
-            if team.rank == 0:
-                sampling = _sample_pending(run, run, config, source, team, show=show_progress)
-            else:
-                shared, mine = open_share(run_dir, team)
-                with mine:
-                    _sample_pending(shared, mine, config, source, team, show=False)
+        sampling = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
         with team.step("choosing"):
-            if team.rank == 0:
-                absorb(run)
+            if run is not None:
                 selection = choose(run, config, recipe, {"sampling": sampling, "began": began}, source.tokenizer)
-        found = team.share({"ids": selection.ids, "manifest": selection.manifest} if team.rank == 0 else None)
+        found = team.share({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
     return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
+
+
+def run_stage(
+    stage: Literal["sample", "embed"],
+    config: ADGConfig,
+    run_dir: Path,
+    *,
+    team: Team | None = None,
+    show_progress: bool = True,
+) -> Counts:
+    """Draw answers, or embed those that are drawn, in a run folder where `run_selection` or the other stage goes on.
+
+    `sample` leaves the vectors to `embed`, but for `engine: hf`, which makes them in the same pass. `embed` samples
+    nothing, and needs neither the pool nor what drew the answers.
+
+    Returns:
+        How far the run folder is.
+
+    Raises:
+        StoreError: `embed` finds no run folder, or one of other settings.
+        ADGError: as `run_selection`.
+    """
+    from adg_plugin.engines.loading import Source
+    from adg_plugin.sampling import fill
+
+    team = team or Alone()
+    source = Source.configured(config)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    with ExitStack() as stack:
+        with team.step("preparing the pool"):
+            run = stack.enter_context(RunFolder.open(run_dir, create=stage == "sample")) if team.rank == 0 else None
+            if run is not None and stage == "sample":
+                _prepare(run, Pool.of(config), config, source, recipe, own=False)
+            elif run is not None:
+                _refuse_other_answers(run, config, recipe)
+        fill((stage,), run, run_dir, config, source, team, show=show_progress)
+        counts = team.share(asdict(run.counts()) if run is not None else None)
+    return Counts(**counts)
 
 
 def _prepare(
@@ -189,57 +218,6 @@ def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str
     )
 
 
-def _sample_pending(
-    pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, show: bool
-) -> dict[str, Any]:
-    """Sample this process's share of the rows of `pool` that have no result into `to`, and return what it took."""
-    from adg_plugin.engines import loading
-
-    counts = pool.counts()
-    pending = counts.pending if team.size == 1 else sum(map(len, my_windows(pool, team)))
-    sampling: dict[str, Any] = {"rows": counts.pending, **({"ranks": team.size} if team.size > 1 else {})}
-    if pending:
-        engine = loading.make_engine(source.load(), config)
-        total = counts.prompts if team.size == 1 else counts.completed + pending
-        with SamplingProgress(total, counts.completed, show=show) as progress:
-            sample(to, engine, progress, my_windows(pool, team))
-        sampling |= {"seconds": progress.seconds, "tokens": progress.tokens}
-        # The engine, and the model with it, goes with this frame: the bins want the memory.
-    return sampling
-
-
-def sample(run: RunFolder, engine: Engine, progress: SamplingProgress, windows: Iterable[list[Prompt]]) -> None:
-    """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
-
-    A row without memory is not stored: it has no result, and the next run tries it again.
-
-    Raises:
-        NumericalError: most rows of a batch give NaN or infinity.
-        OutOfMemoryError: several rows in a row do not fit, each alone.
-    """
-    watch, unfit = FiniteWatch(), 0
-    for result in engine.run(watch.taking(_by_length(windows))):
-        if result.reason == OUT_OF_MEMORY:
-            unfit += 1
-        else:
-            run.append(result)
-            unfit = 0
-        if unfit == _UNFIT_ROWS:
-            raise OutOfMemoryError(
-                f"{unfit} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
-                "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
-            )
-        progress.add(result.num_tokens, rejected=result.reason is not None)
-        watch.add(result)
-    watch.finish()
-
-
-def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
-    """Yield the prompts of each window by length, up and down in turn: neighbours are of similar length."""
-    for number, window in enumerate(windows):
-        yield from sorted(window, key=len, reverse=number % 2 == 1)
-
-
 def choose(
     run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any], tokenizer: Any = None
 ) -> Selection:
@@ -254,7 +232,9 @@ def choose(
     geometry = run.geometry()
     counts = run.counts()
     duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
-    reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections, run.unsampled(OUT_OF_MEMORY)))
+    # Rows without a result are few by now: what they lacked may be there another time.
+    left = run.unsampled(OUT_OF_MEMORY, about["sampling"].pop("left", None))
+    reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections, left))
     if not len(geometry):
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         raise DataError(

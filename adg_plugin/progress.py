@@ -22,19 +22,21 @@ class SamplingProgress:
     Args:
         total: rows of the whole pool.
         done: rows that were there already.
+        verb: what is done to the rows.
         show: False says nothing.
     """
 
-    def __init__(self, total: int, done: int = 0, *, show: bool = True) -> None:
+    def __init__(self, total: int, done: int = 0, *, verb: str = "sampling", show: bool = True) -> None:
         self.total, self.done, self._first = total, done, done
         self.tokens = self.rejected = 0
         self._began = self._said = time.monotonic()
         self._console = Console(stderr=True)
+        self._verb = verb
         self._show = show
         self._bar: Progress | None = None
         if show and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("sampling"),
+                TextColumn(verb),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("rows · {task.fields[speed]} ·"),
@@ -84,7 +86,7 @@ class SamplingProgress:
         left = self.seconds / fresh * (self.total - self.done) if fresh else float("nan")
         rejected = f", {self.rejected} rejected" if self.rejected else ""
         self._console.print(
-            f"sampling: {self.done}/{self.total} rows{rejected}, {self.tokens_per_s:,.0f} tokens/s, "
+            f"{self._verb}: {self.done}/{self.total} rows{rejected}, {self.tokens_per_s:,.0f} tokens/s, "
             f"{_clock(self.seconds)} passed, {_clock(left)} left",
             highlight=False,
             soft_wrap=True,

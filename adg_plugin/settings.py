@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config_scale import ScaleSettings
 
 
 def settings_page() -> str:
@@ -17,7 +18,11 @@ def settings_page() -> str:
             "",
             "Made by `adg settings` from the schema. Keys stand at the top of a YAML file or in its `adg:` block.",
             "",
-            *_table(ADGConfig.model_fields),
+            *_table({n: f for n, f in ADGConfig.model_fields.items() if n not in ScaleSettings.model_fields}),
+            "",
+            "## Engines, servers, Ray",
+            "",
+            *_table(ScaleSettings.model_fields),
             "",
             "## An entry of `datasets`",
             "",

@@ -59,8 +59,8 @@ def is_mine(prompt: Prompt, team: Team) -> bool:
 
 
 def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
-    """Yield this process's share of the pending prompts, about 2,000 of the pool at a time."""
-    for window in run.iter_windows():
+    """Yield this process's share of the prompts without answers, about 2,000 of the pool at a time."""
+    for window in run.iter_windows(unsampled_only=True):
         mine = [prompt for prompt in window if is_mine(prompt, team)]
         if mine:
             yield mine
@@ -78,6 +78,8 @@ def absorb(run: RunFolder) -> None:
         with RunFolder.open(folder, create=False) as helper:
             for result in results_of(helper.stock.parts, helper.stock.completed):
                 run.append(result)
+            for result in results_of(helper.samples_stock.parts, helper.samples_stock.completed):
+                run.append_sample(result)
             run.flush()
         # Out of the way first: half a folder could neither be read nor be taken for something else.
         shutil.rmtree(folder.rename(run.path / f"{_ABSORBED}{folder.name}"))

@@ -166,7 +166,7 @@ def test_a_budget_is_used_as_it_means_or_refused_with_its_value(value):
 def test_a_key_that_resembles_none_gets_the_list():
     (problem,) = problems({"learning_rate_of_the_trainer": 1})
     assert problem.startswith("learning_rate_of_the_trainer is not a setting: known keys: budget, model, ")
-    assert problem.endswith(", ".join(list(ADGConfig.model_fields)[-3:]))
+    assert set(ADGConfig.model_fields) <= set(problem.partition("known keys: ")[2].split(", "))
     (problem,) = problems({3: 1})
     assert "3" in problem
     assert "is not a setting: known keys: budget" in problem

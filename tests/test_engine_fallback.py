@@ -11,7 +11,8 @@ from tiny_models import FAMILIES, ONE_PASS, WINDOW, tiny_model, tiny_prompts, ti
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone, make_engine
+from adg_plugin.engines.loading import Backbone
+from adg_plugin.engines.making import make_engine
 from adg_plugin.engines.probe import one_pass_problem
 from adg_plugin.engines.states import StateTap, last_layers
 

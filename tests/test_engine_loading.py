@@ -19,9 +19,9 @@ from adg_plugin.engines.loading import (
     Source,
     end_tokens,
     load_backbone,
-    make_engine,
     pick_device,
 )
+from adg_plugin.engines.making import make_engine
 from adg_plugin.engines.weights import fingerprint, weights_digest
 from adg_plugin.errors import ADGError, ModelError
 

@@ -10,7 +10,8 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.embed import embed_reference
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone, make_engine
+from adg_plugin.engines.loading import Backbone
+from adg_plugin.engines.making import make_engine
 from adg_plugin.engines.states import StateTap
 
 pytestmark = pytest.mark.tiny

@@ -10,7 +10,8 @@ from adg_plugin.engines import attention, memory
 from adg_plugin.engines.attention import Cohort
 from adg_plugin.engines.embed import embed_answers
 from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone, make_engine
+from adg_plugin.engines.loading import Backbone
+from adg_plugin.engines.making import make_engine
 
 pytestmark = pytest.mark.tiny
 

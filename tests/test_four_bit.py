@@ -9,7 +9,8 @@ from tiny_runs import choose, pool_rows
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.embed import embed_answers
 from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import load_backbone, make_engine
+from adg_plugin.engines.loading import load_backbone
+from adg_plugin.engines.making import make_engine
 
 pytestmark = [pytest.mark.tiny, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 pytest.importorskip("bitsandbytes")

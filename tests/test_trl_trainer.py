@@ -239,7 +239,7 @@ def test_another_budget_asks_nothing_again(tmp_path, monkeypatch):
     model = tiny_model()
     arguments = {"output_dir": tmp_path, "show_progress": False}
     few = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=2), **arguments)
-    monkeypatch.setattr("adg_plugin.engines.loading.make_engine", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("adg_plugin.engines.making.make_engine", lambda *_: pytest.fail("asked again"))
     many = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=9), **arguments)
     assert set(few["id"]) < set(many["id"])
     assert len(many) == 9

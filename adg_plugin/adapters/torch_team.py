@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -68,3 +69,24 @@ def this_team() -> Team:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return TorchTeam()
     return Alone()
+
+
+@contextmanager
+def launched_team() -> Iterator[Team]:
+    """Yield the team of a process that `torchrun` or `accelerate launch` started; alone without them.
+
+    Each process sees its own accelerator only, so that `device: auto` is that one.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+        yield Alone()
+        return
+    local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible is not None else [str(n) for n in range(torch.cuda.device_count())]
+    if local < len(devices):  # fewer where ranks share CPUs
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
+    dist.init_process_group("gloo", timeout=_LONG)
+    try:
+        yield TorchTeam()
+    finally:
+        dist.destroy_process_group()

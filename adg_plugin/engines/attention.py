@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache as cached
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -192,11 +193,18 @@ class Decode:
     cohorts: Sequence[Cohort]
 
 
-_batch: ContextVar[Prefill | Decode] = ContextVar("adg_batch")
+class FlatBatch(Protocol):
+    """A flat batch that attends to itself, such as `encoding.Encode`."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Return the attention output (N, heads, D); query (heads, N, D), key and value likewise."""
+
+
+_batch: ContextVar[Prefill | Decode | FlatBatch] = ContextVar("adg_batch")
 
 
 @contextmanager
-def attending(batch: Prefill | Decode) -> Iterator[None]:
+def attending(batch: Prefill | Decode | FlatBatch) -> Iterator[None]:
     """Tell the attention of the forward pass inside the block what its flat batch holds."""
     token = _batch.set(batch)
     try:
@@ -236,16 +244,18 @@ def attention(
     """
     if attention_mask is not None:
         raise UnsupportedAttention("it builds its own attention mask")
-    rule = _Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     batch = _batch.get()
     if isinstance(batch, Prefill):
         return _prefill(batch, layer, query[0], key[0], value[0], rule)[None], None
-    return _decode(batch, layer, query[0], key[0], value[0], rule)[None], None
+    if isinstance(batch, Decode):
+        return _decode(batch, layer, query[0], key[0], value[0], rule)[None], None
+    return batch.attend(query[0], key[0], value[0], rule)[None], None
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     """How a layer weighs its keys."""
 
     scaling: float
@@ -261,43 +271,67 @@ class _Rule:
         scores = torch.cat((scores, sink.expand(*scores.shape[:-1], 1)), dim=-1)
         return torch.softmax(scores, dim=-1)[..., :-1]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether torch's own attention can compute it, but for the window."""
+        return self.softcap is None and self.sinks is None
+
+    def hidden(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return (M, N) whether the key at a position (N,) is hidden from the query at a position (M,)."""
+        distance = queries[:, None] - keys[None]
+        hidden = distance < 0
+        return hidden if self.window is None else hidden | (distance >= self.window)
+
     def scale(self, scores: Tensor) -> Tensor:
+        """Return raw products as scores; overwrites them."""
         scores = scores.mul_(self.scaling)
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
-def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
+def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Return (N, heads, D). Each prompt is attended alone, so that its result is the same in any batch."""
     batch.cohort.store_prompts(layer, batch.first, batch.lengths, key, value)
     output = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
     group, start = query.shape[0] // key.shape[0], 0
     for length in batch.lengths:
         tokens = slice(start, start + length)
-        output[tokens] = _causal(query[:, tokens], key[:, tokens], value[:, tokens], group, rule).transpose(0, 1)
+        output[tokens] = causal(query[:, tokens], key[:, tokens], value[:, tokens], group, rule).transpose(0, 1)
         start += length
     output[start:] = 0  # tokens that only fill the batch up
     return output
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: _Rule) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule) -> Tensor:
+    """Return the attention output (heads, L, D) of a sequence over itself; `group` query heads share a key head."""
     length = query.shape[1]
-    windowed = rule.window is not None and length > rule.window
-    if not windowed and rule.softcap is None and rule.sinks is None:
+    if rule.is_plain and (rule.window is None or length <= rule.window):
         key, value = (t.repeat_interleave(group, dim=0)[None] for t in (key, value))
         return torch.nn.functional.scaled_dot_product_attention(
             query[None], key, value, is_causal=True, scale=rule.scaling
         )[0]
-    folded = query.unflatten(0, (-1, group))  # (kv heads, group, L, D)
-    scores = rule.scale(folded.float() @ key[:, None].float().transpose(-1, -2))
     position = torch.arange(length, device=query.device)
-    hidden = position[None] > position[:, None]
-    if windowed:
-        hidden |= position[None] <= position[:, None] - rule.window  # type: ignore[operator]
-    scores = scores.masked_fill(hidden, -torch.inf).transpose(1, 2)  # (kv heads, L, group, L)
-    return (rule.softmax(scores).transpose(1, 2).to(value.dtype) @ value[:, None]).flatten(0, 1)
+    return masked(query, key, value, group, rule, rule.hidden(position, position))
 
 
-def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: _Rule) -> Tensor:
+def masked(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:
+    """Return the attention output (..., heads, M, D) of queries over keys (..., kv heads, N, D).
+
+    Args:
+        query: (..., heads, M, D).
+        key: like `value`; `group` query heads share one of its heads.
+        value: see `key`.
+        group: query heads per key head.
+        rule: of the layer.
+        hidden: (M, N) keys that a query does not see.
+    """
+    folded = query.unflatten(-3, (-1, group))  # (..., kv heads, group, M, D)
+    scores = rule.scale(folded.float() @ key.unsqueeze(-3).float().transpose(-1, -2))
+    scores = scores.masked_fill(hidden, -torch.inf).transpose(-3, -2)  # (..., kv heads, M, group, N)
+    weights = rule.softmax(scores).transpose(-3, -2).to(value.dtype)
+    return (weights @ value.unsqueeze(-3)).flatten(-4, -3)
+
+
+def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Return (N, heads, D)."""
     query, key, value = (t.transpose(0, 1) for t in (query, key, value))
     outputs, start = [], 0
@@ -311,7 +345,7 @@ def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: _Rule) -> Tensor:
+def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: Rule) -> Tensor:
     """Return (P, W, heads, D): each row over its prompt's columns and its own, under one softmax.
 
     Throughout, the order is (P, H, W, group): prompts' products run over W * group queries at once, answers' over

@@ -37,7 +37,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What an engine found out about one row. With a `reason`, the row is rejected and the arrays are None."""
+    """What an engine found out about one row. With a `reason`, the row is rejected and the arrays are None.
+
+    Of a `Sampler`, the arrays are None, too: the answers are to be embedded.
+    """
 
     id: str
     key: bytes
@@ -53,9 +56,51 @@ class RowResult:
         return sum(len(answer.token_ids) for answer in self.answers)
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A prompt and the answers that were drawn to it, not embedded yet."""
+
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+
+    @property
+    def id(self) -> str:
+        """The row's id."""
+        return self.prompt.id
+
+    @property
+    def instruction(self) -> str:
+        """The row's own words."""
+        return self.prompt.instruction
+
+    def __len__(self) -> int:
+        """Tokens of the prompt and of all answers."""
+        return len(self.prompt) + sum(len(answer.token_ids) for answer in self.answers)
+
+
 class Engine(Protocol):
     """Draws K answers per prompt and embeds them."""
 
-    def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
+    def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
         """Yield one result per prompt, in the order in which they finish."""
+        ...
+
+
+class Sampler(Protocol):
+    """Draws K answers per prompt and leaves it to an `Encoder` to embed them."""
+
+    def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
+        """Yield one result without vectors per prompt, in the order in which they finish."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds: memory, processes, connections."""
+        ...
+
+
+class Encoder(Protocol):
+    """Embeds answers that were drawn before."""
+
+    def run(self, rows: Iterable[Sampled], /) -> Iterator[RowResult]:
+        """Yield one result per row, in the order in which they finish."""
         ...

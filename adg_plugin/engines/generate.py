@@ -11,11 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Answer, Prompt, RowResult
-from adg_plugin.engines.embed import Weighted, answer_sequence, embed
+from adg_plugin.engines.encoding import encoded_one_by_one
 from adg_plugin.engines.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, gram_matrix, rejection, row_result
+from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection
 from adg_plugin.engines.sampling import stream_keys
-from adg_plugin.engines.states import last_layers
 
 
 class GenerateEngine:
@@ -69,14 +68,7 @@ class GenerateEngine:
         kept = tuple(answers)
         if len(kept) < MIN_ANSWERS:
             return rejection(prompt, EMPTY, kept)
-        ids = prompt.token_ids
-        span = np.zeros(len(ids), dtype=np.float32)
-        span[slice(*prompt.span)] = 1
-        sequences = [*(answer_sequence(ids, a.token_ids) for a in kept), Weighted(ids, span)]
-        vectors = embed(self.model, sequences, last_layers(self.config.layers))
-        answer_vectors = vectors[:-1]
-        gram = gram_matrix(answer_vectors)
-        return row_result(prompt, kept, gram, vectors[-1], answer_vectors if self.config.keep_vectors else None)
+        return encoded_one_by_one(self.model, self.config, prompt, kept)
 
     def _draw(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
         """Return up to `count` answers; those that end at once are left out. Without memory for all, in two halves."""

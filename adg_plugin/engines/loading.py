@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle  # noqa: TID251  # its error only
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,19 +20,10 @@ from transformers import (
 )
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Engine
-from adg_plugin.engines.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
-from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.location import model_location, unreadable
 from adg_plugin.engines.memory import is_out_of_memory
-from adg_plugin.engines.pooling import ReferencePooling
-from adg_plugin.engines.probe import one_pass_problem
-from adg_plugin.engines.states import last_layers
 from adg_plugin.engines.weights import fingerprint, weights_digest
-from adg_plugin.errors import ModelError, OutOfMemoryError, need
-
-logger = logging.getLogger(__name__)
+from adg_plugin.errors import ModelError, need
 
 # What transformers raises for files that are missing, damaged, of another model, or of code that is not there.
 _LOADING_ERRORS = (
@@ -125,6 +115,7 @@ class Source:
         identity: what tells the model's weights from all others.
         positions: tokens that the model can tell apart by position, prompt and answer together; None where it sets no
             limit.
+        stored_dtype: what the checkpoint's weights are, as torch names it; None where it does not say.
         load: returns the model; called only when there are rows to sample.
     """
 
@@ -133,6 +124,19 @@ class Source:
     identity: str
     positions: int | None
     load: Callable[[], Backbone]
+    stored_dtype: str | None = None
+
+    def dtype(self, config: ADGConfig) -> str:
+        """Return the type that the weights are loaded in, as torch names it.
+
+        Raises:
+            ModelError: neither the config nor the checkpoint says.
+        """
+        if config.dtype != "auto":
+            return str(config.dtype)
+        if self.stored_dtype is None:
+            raise ModelError(f"dtype is 'auto': model {config.model!r} does not name its own; set it, such as bfloat16")
+        return self.stored_dtype
 
     @classmethod
     def configured(cls, config: ADGConfig) -> Source:
@@ -143,8 +147,16 @@ class Source:
         """
         tokenizer = load_tokenizer(config)
         eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
-        positions = max_positions(_from_pretrained(AutoConfig, "config", config))
-        return cls(tokenizer, eos_ids, fingerprint(config), positions, lambda: load_backbone(config, tokenizer))
+        about = _from_pretrained(AutoConfig, "config", config)
+        stored = getattr(about.get_text_config(), "dtype", None) or getattr(about, "dtype", None)
+        return cls(
+            tokenizer,
+            eos_ids,
+            fingerprint(config),
+            max_positions(about),
+            lambda: load_backbone(config, tokenizer),
+            None if stored is None else str(stored).removeprefix("torch."),
+        )
 
     @classmethod
     def loaded(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig) -> Source:
@@ -161,56 +173,6 @@ class Source:
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
         backbone = Backbone(model, tokenizer, eos_ids)
         return cls(tokenizer, eos_ids, weights_digest(model), max_positions(model.config), lambda: backbone)
-
-
-def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
-    """Return the engine for a loaded model: in one pass where the model allows it, else by generating and re-encoding.
-
-    Raises:
-        ModelError: `layers` asks for more hidden states than the model has.
-        OutOfMemoryError: nothing fits beside the model.
-    """
-    model = backbone.model
-    check_model(model, config)
-    longest = config.max_prompt_tokens + config.max_new_tokens
-    try:
-        problem = one_pass_problem(model, last_layers(config.layers), longest)
-    except (RuntimeError, MemoryError) as err:
-        if not is_out_of_memory(err):
-            raise
-        raise OutOfMemoryError(f"{model.device} has no memory left for a few tokens beside the model: free it") from err
-    engine: Engine
-    if problem is None:
-        engine = OnePassEngine(model, backbone.tokenizer, config, backbone.eos_ids)
-    else:
-        logger.warning(
-            "%s cannot be run in one pass (%s): generating and re-encoding instead, which is slower",
-            type(model).__name__,
-            problem,
-        )
-        engine = GenerateEngine(model, backbone.tokenizer, config, backbone.eos_ids)
-    return ReferencePooling(engine, backbone.model, backbone.tokenizer) if config.pooling == "reference" else engine
-
-
-def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
-    """Do nothing where the model has the hidden states and positions that the vectors are made of.
-
-    Raises:
-        ModelError: it has fewer.
-    """
-    layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
-    if config.layers > layers:
-        raise ModelError(f"layers is {config.layers}: the model has {layers} layers, use at most that")
-    if config.pooling == "reference" and layers < needed:
-        raise ModelError(
-            f"pooling is reference: the model has {layers} layers, {needed} are needed; use pooling: answer"
-        )
-    positions = max_positions(model.config)
-    if config.pooling == "reference" and positions is not None and positions < REFERENCE_TOKENS:
-        raise ModelError(
-            f"pooling is reference: the model has {positions} positions, {REFERENCE_TOKENS} are needed; "
-            "use pooling: answer"
-        )
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -15,7 +15,9 @@ MIN_ANSWERS = 3  # two answers span a single direction
 # Why an engine rejects a row, as files and counts hold it.
 EMPTY = "too_few_answers"  # the others ended at once, however often they were drawn
 NON_FINITE = "non_finite_states"
-OUT_OF_MEMORY = "out_of_memory"  # with this row alone; not stored, as the next run may have more
+OUT_OF_MEMORY = "out_of_memory"  # with this row alone
+REFUSED = "refused_by_server"
+PASSING = (OUT_OF_MEMORY, REFUSED)  # not stored: the next run may have more memory, or another server
 
 
 def gram_matrix(units: Tensor) -> npt.NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,8 +18,9 @@ from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry
 from adg_plugin.store.files import TEMPORARY, digest_file, remove_leftovers, replacing, write_json, writing
+from adg_plugin.store.ledger import Ledger
 from adg_plugin.store.lock import HOLDER, LOCK, hold, let_go
-from adg_plugin.store.parts import merge_small, take_stock, to_table, write_part
+from adg_plugin.store.parts import Inventory
 from adg_plugin.store.reader import (
     ANSWERS,
     CONFIG,
@@ -28,6 +28,7 @@ from adg_plugin.store.reader import (
     MARKER,
     PROMPTS,
     REJECTED,
+    SAMPLES,
     SCORES,
     SELECTED,
     VERSION,
@@ -35,7 +36,7 @@ from adg_plugin.store.reader import (
     check_is_run_folder,
 )
 from adg_plugin.store.selected import write_chosen
-from adg_plugin.store.staging import Rejection, StagedRow, row_digest
+from adg_plugin.store.staging import Rejection, StagedRow
 
 SMALL_PARTS = 64  # more than these, and closing merges them
 
@@ -45,16 +46,14 @@ class RunFolder(RunReader):
 
     def __init__(self, path: Path, *, wait_s: float, rows_per_part: int, flush_s: float) -> None:
         super().__init__(path)
-        self._rows_per_part = rows_per_part
-        self._flush_s = flush_s
-        self._buffer: list[RowResult] = []
         self._lock = hold(path, wait_s=wait_s)
         try:
             self._begin()
+            options: dict[str, Any] = {"rows_per_part": rows_per_part, "flush_s": flush_s}
+            self._answers, self._samples = Ledger(path / ANSWERS, **options), Ledger(path / SAMPLES, **options)
         except BaseException:
             let_go(path, self._lock)
             raise
-        self._flushed_at = time.monotonic()
 
     @classmethod
     def open(
@@ -110,7 +109,16 @@ class RunFolder(RunReader):
         answers = self.path / ANSWERS
         with writing(answers):
             answers.mkdir(exist_ok=True)
-        self._stock = take_stock(answers, repair=True)
+
+    @property
+    def stock(self) -> Inventory:
+        """The verified parts of answers with vectors."""
+        return self._answers.stock
+
+    @property
+    def samples_stock(self) -> Inventory:
+        """The verified parts of answers without vectors."""
+        return self._samples.stock
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +130,7 @@ class RunFolder(RunReader):
             self.flush()
             if error is None:
                 self.compact(more_than=SMALL_PARTS)
+                self._samples.compact(more_than=SMALL_PARTS)
         except StoreError:
             if error is None:
                 raise  # otherwise the first error is the one to see
@@ -160,26 +169,38 @@ class RunFolder(RunReader):
         """
         if result.reason is None and (result.gram is None or result.prompt_vector is None):
             raise ValueError(f"row {result.id!r} has neither a reason nor both a Gram matrix and a prompt vector")
-        digest = row_digest(result.id, result.key)
-        if digest in self.stock.completed:
-            return
-        self._drop_manifest()
-        self.stock.completed.add(digest)
-        self._buffer.append(result)
-        if len(self._buffer) >= self._rows_per_part or time.monotonic() - self._flushed_at >= self._flush_s:
-            self.flush()
+        if result not in self._answers:
+            self._drop_manifest()
+            self._answers.append(result)
 
-    def flush(self) -> None:
-        """Write the buffered results as one part. When it returns, they survive a power cut.
+    def append_sample(self, result: RowResult) -> None:
+        """Take the answers of one row that are still to be embedded; like `append`, which takes it with its vectors.
+
+        A rejection goes to the answers: there is nothing to embed.
+        """
+        if result.reason is not None:
+            self.append(result)
+        elif result not in self._answers and result not in self._samples:
+            self._drop_manifest()
+            self._samples.append(result)
+
+    def drop_embedded_samples(self) -> None:
+        """Delete the parts of answers without vectors whose rows all have vectors now.
 
         Raises:
-            StoreError: the part cannot be written; the results stay buffered.
+            StoreError: a part cannot be read, written or deleted.
         """
-        if self._buffer:
-            part = write_part(self.path / ANSWERS, self.stock.next_sequence, to_table(self._buffer))
-            self.stock.parts.append(part)
-            self._buffer.clear()
-        self._flushed_at = time.monotonic()
+        self.flush()
+        self._samples.drop_parts_within(self.stock.completed)
+
+    def flush(self) -> None:
+        """Write the buffered results. When it returns, they survive a power cut.
+
+        Raises:
+            StoreError: a part cannot be written; the results stay buffered.
+        """
+        self._answers.flush()
+        self._samples.flush()
 
     def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
         """Yield the results of the current prompts, after writing what is buffered; see `RunReader.results`."""
@@ -192,14 +213,12 @@ class RunFolder(RunReader):
         return super().geometry()
 
     def compact(self, *, more_than: int = 1) -> int:
-        """Merge neighbouring small parts if there are more than so many, and return how many fewer there are now.
+        """Merge neighbouring small parts of answers if there are more than so many, and return how many fewer are left.
 
         Raises:
             StoreError: a part cannot be written. No result is lost.
         """
-        if sum(part.rows < self._rows_per_part for part in self.stock.parts) <= more_than:
-            return 0
-        return merge_small(self.stock, self.path / ANSWERS, small_rows=self._rows_per_part)
+        return self._answers.compact(more_than=more_than)
 
     def write_scores(self, table: pa.Table) -> None:
         """Write scores.parquet, whole or not at all."""

@@ -275,3 +275,23 @@ def results_of(parts: Sequence[Part], wanted: set[bytes]) -> Iterator[RowResult]
         yield from to_results(table.take(pa.array(rows, pa.int64())))
         if not left:
             return
+
+
+class PartIndex:
+    """Which part holds a row's result, for reading rows in another order than that in which they were written."""
+
+    def __init__(self, stock: Inventory) -> None:
+        self._parts = stock.parts
+        self._part_of: dict[bytes, int] = {}
+        for number, part in enumerate(stock.parts):
+            for table in row_groups(part, ["id", "key"]):
+                for digest in digests(table):
+                    self._part_of.setdefault(digest, number)
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._part_of
+
+    def results(self, wanted: set[bytes]) -> Iterator[RowResult]:
+        """Yield the first result of each wanted row; reads only the parts that hold one."""
+        numbers = sorted({self._part_of[digest] for digest in wanted})
+        return results_of([self._parts[number] for number in numbers], wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import Prompt, RowResult
+from adg_plugin.engines.base import Prompt, RowResult, Sampled
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry, assemble
 from adg_plugin.store.files import digest_file, read_json, reading
-from adg_plugin.store.parts import Inventory, digests, results_of, take_stock
+from adg_plugin.store.parts import Inventory, PartIndex, digests, results_of, take_stock
 from adg_plugin.store.staging import Rejection, StagedRow, row_digest
 
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
+SAMPLES = "samples"  # answers that are still to be embedded
 SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
 MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
 VERSION = 1
@@ -32,11 +33,17 @@ class Counts:
     prompts: int  # to be sampled, done or not
     completed: int  # of these, with a result (an engine's rejection is one)
     rejected: int  # while staging
+    sampled: int = 0  # with answers that are still to be embedded
 
     @property
     def pending(self) -> int:
         """Prompts without a result."""
         return self.prompts - self.completed
+
+    @property
+    def unsampled(self) -> int:
+        """Prompts without answers."""
+        return self.pending - self.sampled
 
 
 def check_is_run_folder(path: Path) -> None:
@@ -60,19 +67,28 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stock: Inventory | None = None
+        self._stocks: dict[str, Inventory] = {}
+        self._damaged_pool: list[str] = []
 
     @property
     def stock(self) -> Inventory:
-        """The verified parts; the first use reads every byte of them."""
-        if self._stock is None:
-            self._stock = take_stock(self.path / ANSWERS, repair=False)
-        return self._stock
+        """The verified parts of answers with vectors; the first use reads every byte of them."""
+        return self._stock_of(ANSWERS)
+
+    @property
+    def samples_stock(self) -> Inventory:
+        """The verified parts of answers without vectors; the first use reads every byte of them."""
+        return self._stock_of(SAMPLES)
+
+    def _stock_of(self, folder: str) -> Inventory:
+        if folder not in self._stocks:
+            self._stocks[folder] = take_stock(self.path / folder, repair=False)
+        return self._stocks[folder]
 
     @property
     def damage(self) -> list[str]:
         """Sentences, each naming a file that cannot be used and what is lost with it."""
-        return self.stock.damage
+        return [*self._damaged_pool, *self.stock.damage, *self.samples_stock.damage]
 
     @property
     def selected_path(self) -> Path:
@@ -108,30 +124,46 @@ class RunReader:
         if seal is None:
             return None
         if not seal.is_whole:
-            self.damage.append(f"{path} is damaged (it does not match its checksum): the pool will be staged again")
+            self._damaged_pool = [f"{path} is damaged (it does not match its checksum): the pool will be staged again"]
             return None
         return seal.digest
 
     def counts(self) -> Counts:
         """Return how many rows are staged, completed and rejected. Reads the ids and keys of the pool."""
-        prompts = completed = 0
+        prompts = completed = sampled = 0
+        done, drawn = self.stock.completed, self.samples_stock.completed
         for table in staging.groups(self.path / PROMPTS, ["id", "key"]):
             prompts += table.num_rows
-            completed += sum(digest in self.stock.completed for digest in digests(table))
+            for digest in digests(table):
+                completed += digest in done
+                sampled += digest not in done and digest in drawn
         rejected = sum(t.num_rows for t in staging.groups(self.path / PROMPTS, ["id"], rejected=True))
-        return Counts(prompts, completed, rejected)
+        return Counts(prompts, completed, rejected, sampled)
 
-    def iter_windows(self, *, pending_only: bool = True) -> Iterator[list[Prompt]]:
+    def iter_windows(self, *, pending_only: bool = True, unsampled_only: bool = False) -> Iterator[list[Prompt]]:
         """Yield the prompts, about 2,000 at a time, in the pool's order.
 
         Args:
-            pending_only: leave out those that have a result when their window is reached.
+            pending_only: leave out those that have a result when their window is reached,
+            unsampled_only: and those that have answers without vectors.
 
         Raises:
             StoreError: no pool is staged, or its file is damaged.
         """
-        completed = self.stock.completed
-        return staging.windows(self.path / PROMPTS, lambda digest: not (pending_only and digest in completed))
+        completed = self.stock.completed if pending_only or unsampled_only else set()
+        drawn = self.samples_stock.completed if unsampled_only else set()
+        return staging.windows(self.path / PROMPTS, lambda digest: digest not in completed and digest not in drawn)
+
+    def sampled_windows(self) -> Iterator[list[Sampled]]:
+        """Yield the rows whose answers are still to be embedded, some of the pool at a time, in its order.
+
+        Raises:
+            StoreError: no pool is staged, or a file is damaged.
+        """
+        completed, parts = self.stock.completed, PartIndex(self.samples_stock)
+        for window in staging.windows(self.path / PROMPTS, lambda d: d in parts and d not in completed):
+            found = {result.id: result for result in parts.results({row_digest(p.id, p.key) for p in window})}
+            yield [Sampled(prompt, found[prompt.id].answers) for prompt in window]
 
     def staged_rows(self, ids: Collection[str]) -> Iterator[StagedRow]:
         """Yield the staged rows with these ids, in the pool's order."""
@@ -141,12 +173,17 @@ class RunReader:
         """Yield the rows rejected while staging, in the pool's order."""
         return staging.rejections(self.path / PROMPTS)
 
-    def unsampled(self, reason: str) -> Iterator[Rejection]:
-        """Yield the prompts without a result as rejections for `reason`, in the pool's order."""
+    def unsampled(self, reason: str, reasons: Mapping[str, str] | None = None) -> Iterator[Rejection]:
+        """Yield the prompts without a result as rejections, in the pool's order.
+
+        Args:
+            reason: of rows that `reasons`, by id, do not name.
+        """
+        known = reasons or {}
         for table in staging.groups(self.path / PROMPTS, ["id", "key", "where"]):
             for row, digest in zip(table.to_pylist(), digests(table), strict=True):
                 if digest not in self.stock.completed:
-                    yield Rejection(row["id"], reason, where=row["where"])
+                    yield Rejection(row["id"], known.get(row["id"], reason), where=row["where"])
 
     def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
         """Yield the results of the current prompts, in the order in which they were stored.

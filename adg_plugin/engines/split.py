@@ -1,0 +1,46 @@
+"""A sampler and an encoder as one engine: rows are embedded here while the next are drawn elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from adg_plugin.engines.base import Encoder, Prompt, RowResult, Sampled, Sampler
+
+_ROWS = 64  # embedded together: enough to sort by length, few enough to lose in a crash
+
+
+class SplitEngine:
+    """Draws with one and embeds with the other.
+
+    Args:
+        sampler: draws answers; it is to go on by itself while rows are embedded, as servers do.
+        encoder: embeds them.
+    """
+
+    def __init__(self, sampler: Sampler, encoder: Encoder) -> None:
+        self._sampler, self._encoder = sampler, encoder
+
+    def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
+        """Yield one result per prompt, in the order in which they finish."""
+        in_flight: dict[str, Prompt] = {}
+
+        def remembered() -> Iterator[Prompt]:
+            for prompt in prompts:
+                in_flight[prompt.id] = prompt
+                yield prompt
+
+        drawn = self._sampler.run(remembered())
+        while chunk := list(islice(drawn, _ROWS)):
+            rows = []
+            for result in chunk:
+                prompt = in_flight.pop(result.id)
+                if result.reason is None:
+                    rows.append(Sampled(prompt, result.answers))
+                else:
+                    yield result
+            yield from self._encoder.run(rows)
+
+    def close(self) -> None:
+        """Close the sampler."""
+        self._sampler.close()

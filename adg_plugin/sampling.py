@@ -1,0 +1,232 @@
+"""Fills a run folder: rows without answers are sampled, and answers without vectors embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines import making
+from adg_plugin.engines.base import Engine, Prompt, RowResult, Sampled
+from adg_plugin.engines.loading import Source
+from adg_plugin.engines.results import OUT_OF_MEMORY, PASSING
+from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError
+from adg_plugin.finite import FiniteWatch
+from adg_plugin.progress import SamplingProgress
+from adg_plugin.sharing import Team, absorb, is_mine, my_windows, open_share
+from adg_plugin.store import RunFolder, RunReader
+
+_UNFIT_ROWS = 3  # without memory, or refused, one after the other: then it is not the rows
+
+
+Stage = Literal["sample", "embed"]
+
+
+def fill(
+    stages: Sequence[Stage],
+    run: RunFolder | None,
+    run_dir: Path,
+    config: ADGConfig,
+    source: Source,
+    team: Team,
+    *,
+    show: bool,
+) -> dict[str, Any]:
+    """Give the rows of a run folder answers, vectors or both, shared by a team, and return what it took.
+
+    Args:
+        stages: what to do; all processes of the team give the same.
+        run: the run folder, of process 0; the others give None.
+        run_dir: where it is.
+        config: sampling settings.
+        source: where the model comes from; loaded only if there is something to do.
+        team: the processes that share the work.
+        show: report progress on stderr.
+
+    Raises:
+        ADGError: the engine cannot be used, or rows fail one after the other; what is done is kept.
+    """
+    took: dict[str, Any] = {}
+    show = show and team.rank == 0
+    if "sample" in stages:
+        with team.step("sampling"), _share(run, run_dir, team) as (pool, to):
+            took = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
+        _gather(run, team)
+    if "embed" in stages and config.engine != "hf":
+        with team.step("embedding"), _share(run, run_dir, team) as (pool, to):
+            vectors = _fill_vectors(pool, to, config, source, team, show=show)
+        _gather(run, team)
+        if run is not None:
+            run.drop_embedded_samples()
+        if left := {**took.pop("left", {}), **vectors.pop("left", {})}:
+            took["left"] = left
+        took["embedding"] = vectors
+    return took
+
+
+@contextmanager
+def _share(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[RunReader, RunFolder]]:
+    """Yield what to read the pool from and where results go: the run folder, or this process's own part of it."""
+    if run is not None:
+        run.flush()  # answers still in memory can be neither read nor embedded
+        yield run, run
+        return
+    shared, mine = open_share(run_dir, team)
+    with mine:
+        yield shared, mine
+
+
+def _gather(run: RunFolder | None, team: Team) -> None:
+    with team.step("gathering results"):
+        if run is not None:
+            absorb(run)
+
+
+def _fill_answers(
+    pool: RunReader,
+    to: RunFolder,
+    config: ADGConfig,
+    source: Source,
+    team: Team,
+    *,
+    embed: bool,
+    show: bool,
+) -> dict[str, Any]:
+    """Sample this process's share of the rows of `pool` that have no answers into `to`, and return what it took.
+
+    Args:
+        pool: the run folder whose prompts are sampled.
+        to: where results go: the same, or this process's own.
+        config: sampling settings.
+        source: where the model comes from; loaded only if there is something to sample.
+        team: the processes that share the work.
+        embed: False leaves the vectors to `_fill_vectors`, where the engine can do without them.
+        show: report progress on stderr.
+
+    Raises:
+        NumericalError: most rows of a batch give NaN or infinity.
+        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+    """
+    counts = pool.counts()
+    pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
+    took: dict[str, Any] = {"rows": counts.unsampled, **({"ranks": team.size} if team.size > 1 else {})}
+    if not pending:
+        return took
+    known = counts.completed + counts.sampled
+    total = counts.prompts if team.size == 1 else known + pending
+    windows = my_windows(pool, team)
+    if draws_first(config) or (config.engine != "hf" and not embed):
+        with making.sampler_for(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
+            for result in _watched(sampler.run(chain.from_iterable(windows)), progress, took):
+                to.append_sample(result)
+    else:
+        with making.engine_for(source, config) as engine, SamplingProgress(total, known, show=show) as progress:
+            sample(to, engine, progress, windows, took)
+    took |= {"seconds": progress.seconds, "tokens": progress.tokens}
+    # The engine, and the model with it, goes with this frame: the bins want the memory.
+    return took
+
+
+def draws_first(config: ADGConfig) -> bool:
+    """Return whether all rows are drawn before any is embedded: vLLM in this process leaves no room for the encoder."""
+    return config.engine == "vllm" and config.executor == "inline"
+
+
+def sample(
+    run: RunFolder,
+    engine: Engine,
+    progress: SamplingProgress,
+    windows: Iterable[list[Prompt]],
+    took: dict[str, Any] | None = None,
+) -> None:
+    """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
+
+    A row that is rejected for a passing reason is not stored: it has no result, and the next run tries it again.
+
+    Args:
+        took: gets `left`, the reason of each row that is not stored, by id.
+
+    Raises:
+        NumericalError: most rows of a batch give NaN or infinity.
+        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+    """
+    watch = FiniteWatch()
+    for result in _watched(
+        engine.run(watch.taking(_by_length(windows))), progress, {} if took is None else took, watch
+    ):
+        run.append(result)
+    watch.finish()
+
+
+def _fill_vectors(
+    pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, show: bool
+) -> dict[str, Any]:
+    """Embed this process's share of the stored answers of `pool` that have no vectors into `to`.
+
+    Arguments, result and errors are those of `_fill_answers`.
+    """
+    counts = pool.counts()
+    took: dict[str, Any] = {"rows": counts.sampled}
+    if not counts.sampled:
+        return took
+    encoder = making.make_encoder(source.load(), config)
+    rows = chain.from_iterable(pool.sampled_windows())
+    mine: Iterator[Sampled] = (row for row in rows if team.size == 1 or is_mine(row.prompt, team))
+    watch = FiniteWatch()
+    with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
+        for result in _watched(encoder.run(watch.taking(mine)), progress, took, watch):
+            to.append(result)
+        watch.finish()
+    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+
+
+def _watched(
+    results: Iterable[RowResult], progress: SamplingProgress, took: dict[str, Any], watch: FiniteWatch | None = None
+) -> Iterator[RowResult]:
+    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong."""
+    unfit = 0
+    for result in results:
+        if result.reason in PASSING:
+            unfit += 1
+            took.setdefault("left", {})[result.id] = result.reason
+            if unfit == _UNFIT_ROWS:
+                _give_up(result.reason)
+        else:
+            unfit = 0
+            yield result
+        progress.add(result.num_tokens, rejected=result.reason is not None)
+        if watch is not None:
+            watch.add(result)
+
+
+def _give_up(reason: str) -> None:
+    if reason == OUT_OF_MEMORY:
+        raise OutOfMemoryError(
+            f"{_UNFIT_ROWS} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
+            "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
+        )
+    raise ServerError(f"{_UNFIT_ROWS} rows in a row were refused; the warnings say why. What is sampled is kept")
+
+
+def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
+    """Yield the prompts of each window by length, up and down in turn: neighbours are of similar length."""
+    for number, window in enumerate(windows):
+        yield from sorted(window, key=len, reverse=number % 2 == 1)
+
+
+def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
+    """Do nothing where the model in memory is what samples.
+
+    Raises:
+        ConfigError: the settings name another engine or executor.
+    """
+    problems = []
+    if config.engine != "hf":
+        problems.append(f"engine is {config.engine!r}: {why}; leave it out, or select first with `adg run`")
+    if config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: {why}; leave it out, or select first with `adg run`")
+    if problems:
+        raise ConfigError(problems)
