@@ -95,7 +95,7 @@ class ScaleSettings(BaseModel):
         1.0, ge=0, description="CPUs of each worker.", json_schema_extra={"fix": "use a number, 0 or more"}
     )
     ray_block_rows: Int = Field(
-        256,
+        1024,
         ge=1,
         description="Rows handed to a worker at a time, and repeated if it dies.",
         json_schema_extra={"fix": "use a whole number, 1 or more"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from adg_plugin.engines.results import OUT_OF_MEMORY, PASSING
 from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError
 from adg_plugin.finite import FiniteWatch
 from adg_plugin.progress import SamplingProgress
+from adg_plugin.ray_pool import RayEngine
 from adg_plugin.sharing import Team, absorb, is_mine, my_windows, open_share
 from adg_plugin.store import RunFolder, RunReader
 
@@ -119,15 +120,27 @@ def _fill_answers(
     total = counts.prompts if team.size == 1 else known + pending
     windows = my_windows(pool, team)
     if draws_first(config) or (config.engine != "hf" and not embed):
-        with making.sampler_for(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
+        with _sampler(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
             for result in _watched(sampler.run(chain.from_iterable(windows)), progress, took):
                 to.append_sample(result)
     else:
-        with making.engine_for(source, config) as engine, SamplingProgress(total, known, show=show) as progress:
+        with _engine(source, config) as engine, SamplingProgress(total, known, show=show) as progress:
             sample(to, engine, progress, windows, took)
     took |= {"seconds": progress.seconds, "tokens": progress.tokens}
     # The engine, and the model with it, goes with this frame: the bins want the memory.
     return took
+
+
+def _engine(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
+    if config.executor == "ray":
+        return nullcontext(RayEngine(config, source.identity))
+    return making.engine_for(source, config)
+
+
+def _sampler(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
+    if config.executor == "ray":
+        return nullcontext(RayEngine(config, source.identity, embed=False))
+    return making.sampler_for(source, config)
 
 
 def draws_first(config: ADGConfig) -> bool:

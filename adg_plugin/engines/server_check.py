@@ -22,8 +22,8 @@ _TEXT = (
     "Danube, the Rhine and the Volga.\n\ndef add(a, b):\n    return a + b\n\nEl río más largo es el Volga. Ответ: 42 — "
     "それだけです。\tThe quick brown fox, however, didn't jump."
 )
-# Of the mean difference between two log-probabilities. Measured on the demo model: rounding in bfloat16 gives 0.01 to
-# 0.03, another tuning of the same weights several tenths.
+# Of the mean difference between two log-probabilities. Measured on the demo model: rounding in bfloat16 gives 0.05 (a
+# small model; larger ones round less), noise of 5 % on a quarter of the weights 0.29.
 _TOLERANCE = 0.1
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
@@ -181,7 +181,7 @@ class ServerSampler:
                 ) from err
         return row.result()
 
-    async def _again(self, work: Any, stop: Any) -> None:
+    async def _again(self, work: Callable[[], Awaitable[None]], stop: Any) -> None:
         """Await `work()` until it succeeds, with growing pauses, or `stop` says so; then raise its last error."""
         tenacity = self._tenacity
         first, most = _WAIT_S
@@ -192,7 +192,9 @@ class ServerSampler:
             before_sleep=self._tell,
             reraise=True,
         )
-        await retrying(work)
+        async for attempt in retrying:
+            with attempt:
+                await work()
 
     def _out_of_patience(self, state: Any) -> bool:
         return time.monotonic() - self._last_success > self._config.server_timeout_s

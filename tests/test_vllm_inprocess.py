@@ -1,0 +1,218 @@
+"""vLLM in this process: the distribution of the other engine's answers, its vectors, and whole selections."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import read_jsonl
+from vllm_runs import VLLM_OPTIONS, adg, finish, write_config
+
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines.base import Prompt, Sampled
+from adg_plugin.geometry import anisotropy, dispersion
+from adg_plugin.store import RunFolder
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+QUESTIONS = ("Say yes or no.", "What is the capital of France?", "Count to three.")
+CONFIG = ADGConfig(
+    model="demo", dtype="bfloat16", num_samples=64, max_new_tokens=16, engine="vllm", vllm_options=VLLM_OPTIONS
+)
+SEEDS = range(3)
+
+
+@pytest.fixture(scope="module")
+def source():
+    from adg_plugin.engines.loading import Source
+
+    return Source.configured(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def prompts(source):
+    found = []
+    for number, text in enumerate(QUESTIONS):
+        turns = [{"role": "user", "content": text}]
+        ids = source.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        found.append(Prompt(f"q{number}", np.array(ids, np.int32), (3, len(ids) - 5), bytes(16), text))
+    return found
+
+
+@pytest.fixture(scope="module")
+def sampler(source):
+    from adg_plugin.engines.vllm import VLLMSampler
+
+    sampler = VLLMSampler(CONFIG, source.tokenizer, source.eos_ids, dtype="bfloat16", positions=source.positions)
+    yield sampler
+    sampler.close()
+
+
+def draws(sampler, prompts, seed, **changes):
+    """Return the answers of each prompt under another seed; the engine is the same."""
+    sampler._config = CONFIG.updated(seed=seed, **changes)
+    return {r.id: r for r in sampler.run(prompts)}
+
+
+@pytest.fixture(scope="module")
+def by_vllm(sampler, prompts):
+    return [draws(sampler, prompts, seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def by_hf(source, prompts):
+    from adg_plugin.engines.hf import OnePassEngine
+
+    backbone = source.load()
+    found = []
+    for seed in SEEDS:
+        config = CONFIG.updated(seed=seed, engine="hf", vllm_options={})
+        engine = OnePassEngine(backbone.model, source.tokenizer, config, source.eos_ids, vectors=False)
+        found.append({r.id: r for r in engine.run(prompts)})
+    return found
+
+
+def answers(found, id):
+    return [answer for results in found for answer in results[id].answers]
+
+
+@pytest.mark.parametrize("id", ["q0", "q1", "q2"])
+def test_answers_follow_the_distribution_of_the_other_engine(by_vllm, by_hf, id):
+    """Lengths by Kolmogorov-Smirnov, first tokens by chi-squared; and both tests see a difference of temperature."""
+    from scipy.stats import chi2_contingency, ks_2samp
+
+    ours, theirs = answers(by_vllm, id), answers(by_hf, id)
+    assert len(ours) == len(theirs) == 64 * len(SEEDS)
+    lengths = [[len(a.token_ids) for a in side] for side in (ours, theirs)]
+    assert len(set(lengths[0])) > 1
+    assert ks_2samp(*lengths).pvalue > 0.001
+    first = [Counter(int(a.token_ids[0]) for a in side) for side in (ours, theirs)]
+    common = [t for t, n in (first[0] + first[1]).items() if n >= 10]
+    table = [[c[t] for t in common] + [sum(c.values()) - sum(c[t] for t in common)] for c in first]
+    table = np.array(table)[:, np.sum(table, axis=0) > 0]
+    assert chi2_contingency(table).pvalue > 0.001
+    assert {a.finish_reason for a in ours} == {a.finish_reason for a in theirs}
+
+
+def test_the_distribution_test_would_see_another_temperature(sampler, prompts, by_hf):
+    from scipy.stats import ks_2samp
+    from vllm import SamplingParams
+
+    sampler._settings = sampler._settings | {"temperature": 0.7}
+    assert SamplingParams(**sampler._settings).temperature == 0.7
+    colder = [draws(sampler, prompts, SEEDS[0])]
+    sampler._settings = sampler._settings | {"temperature": CONFIG.temperature}
+    seen = [
+        ks_2samp([len(a.token_ids) for a in answers(colder, id)], [len(a.token_ids) for a in answers(by_hf, id)]).pvalue
+        for id in ("q0", "q1", "q2")
+    ]
+    assert min(seen) < 0.001
+
+
+def test_rows_have_their_own_answers_whatever_their_neighbours(sampler, prompts, by_vllm):
+    again = draws(sampler, prompts[::-1][:2], 0)
+    for id, result in again.items():
+        assert [a.token_ids.tolist() for a in result.answers] == [a.token_ids.tolist() for a in by_vllm[0][id].answers]
+    assert len({a.token_ids.tobytes() for a in by_vllm[0]["q1"].answers}) > 32
+
+
+def test_end_tokens_and_special_tokens_are_not_in_answers(by_vllm, source):
+    for answer in answers(by_vllm, "q0"):
+        assert not set(answer.token_ids.tolist()) & set(source.eos_ids)
+        assert answer.finish_reason in ("eos", "length")
+        assert (answer.finish_reason == "length") == (len(answer.token_ids) == 16)
+        assert answer.text == source.tokenizer.decode(answer.token_ids.tolist(), skip_special_tokens=True)
+
+
+def test_vectors_of_its_answers_are_those_of_a_plain_forward(by_vllm, prompts):
+    """In float32, against one forward pass per answer; and D and I of these."""
+    from adg_plugin.engines.embed import embed_answers
+    from adg_plugin.engines.encoding import SharedPromptEncoder
+    from adg_plugin.engines.loading import load_backbone
+
+    config = ADGConfig(model="demo", dtype="float32", keep_vectors=True)
+    model = load_backbone(config).model
+    rows = [Sampled(p, by_vllm[0][p.id].answers[:5]) for p in prompts]
+    for result in SharedPromptEncoder(model, config).run(rows):
+        row = next(r for r in rows if r.id == result.id)
+        vectors = embed_answers(model, [row.prompt.token_ids] * 5, [a.token_ids for a in row.answers], 4).numpy()
+        np.testing.assert_allclose(result.gram, vectors @ vectors.T, atol=1e-5)
+        for part in (dispersion, anisotropy):
+            np.testing.assert_allclose(part(result.gram[None]), part((vectors @ vectors.T)[None]), atol=1e-4)
+
+
+def test_a_row_that_is_all_empty_is_rejected(sampler, prompts):
+    eos, sampler._eos = sampler._eos, sampler._eos
+    sampler._settings = sampler._settings | {"allowed_token_ids": sorted(eos)}
+    try:
+        results = draws(sampler, prompts[:1], 0, num_samples=3)
+    finally:
+        sampler._settings.pop("allowed_token_ids")
+    assert results["q0"].reason == "too_few_answers"
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory, sampler, by_vllm):
+    """A selection by one command; the sampler above is done by then, so that two are not in memory at once."""
+    sampler.close()
+    folder = tmp_path_factory.mktemp("vllm")
+    config = write_config(folder, engine="vllm", vllm_options=VLLM_OPTIONS)
+    finish(adg("select", config, "--out", folder / "whole"))
+    return folder, config
+
+
+def test_one_command_selects(selected):
+    folder, _ = selected
+    run = RunFolder.read(folder / "whole")
+    assert run.counts() == replace(run.counts(), prompts=30, completed=30, rejected=0, sampled=0)
+    assert len(read_jsonl(folder / "whole" / "selected.jsonl")) == 8
+    assert not list((folder / "whole" / "samples").glob("*"))  # embedded, so kept once
+    assert run.manifest()["recipe"]["engine"] == "vllm"
+
+
+def stored(folder):
+    return {r.id: [a.token_ids.tolist() for a in r.answers] for r in RunFolder.read(folder).results()}
+
+
+def test_stages_in_two_environments_are_one_selection(selected):
+    """vLLM's environment samples; another, which has no vLLM, embeds and selects."""
+    folder, config = selected
+    out = folder / "stages"
+    assert finish(adg("sample", config, "--out", out)) == str(out)
+    run = RunFolder.read(out)
+    assert (run.counts().sampled, run.counts().completed) == (30, 0)
+    trainer = Path(__file__).parents[1] / ".venv" / "bin" / "python"
+    python = str(trainer) if trainer.exists() else sys.executable
+    if trainer.exists():
+        missing = subprocess.run([python, "-c", "import vllm"], capture_output=True)
+        assert missing.returncode != 0
+    assert finish(adg("embed", config, "--out", out, python=python)) == str(out)
+    assert RunFolder.read(out).counts().completed == 30
+    finish(adg("select", config, "--out", out, python=python))
+    assert stored(out) == stored(folder / "whole")
+    assert read_jsonl(out / "selected.jsonl") == read_jsonl(folder / "whole" / "selected.jsonl")
+
+
+def test_another_model_in_the_same_folder_samples_again(selected, tmp_path):
+    """Answers of one model are never taken for those of another."""
+    from safetensors.torch import load_file, save_file
+
+    from adg_plugin.demo import model_path
+
+    folder, _ = selected
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-r", str(model_path()), str(other)], check=True)
+    weights = load_file(other / "model.safetensors")
+    name = next(n for n in weights if "q_proj" in n)
+    weights[name] = weights[name] * 1.01
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    config = write_config(tmp_path / "config", model=str(other), engine="vllm", vllm_options=VLLM_OPTIONS)
+    embedding = adg("embed", config, "--out", folder / "whole")
+    _, err = embedding.communicate(timeout=300)
+    assert embedding.returncode == 3
+    assert "was made with model 'demo'" in err
