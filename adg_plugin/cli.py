@@ -36,7 +36,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: budget=500, datasets.0.path=more.jsonl."),
 ]
-Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")]
+Out = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
+]
 Executor = Annotated[
     Literal["inline", "ray"] | None,
     typer.Option(help="Where the engine runs: in this process, or on the workers of a Ray cluster."),
@@ -66,17 +69,19 @@ def select(config: Config, set_: Set = None, out: Out = None, executor: Executor
     An interrupted run goes on when the same command is given again; another budget, weight, score or bin count samples
     nothing again. Under torchrun or accelerate launch, the ranks share the sampling.
     """
-    settings, folder = _settings(config, set_, out, executor)
+    settings, where = _settings(config, set_, out, executor)
     from adg_plugin.pipeline import run_selection
     from adg_plugin.pool import Pool
     from adg_plugin.summary import print_summary
 
-    with _launched_team() as team:
+    with _launched_team() as team, _run_folder(where, team) as folder:
         selection = run_selection(Pool.of(settings), settings, folder, team=team, show_progress=not quiet)
         if team.rank == 0:
             if not quiet:
                 print_summary(selection.run_dir, _console)
-            print(selection.path)
+            path = f"{where}/{selection.path.name}"
+    if team.rank == 0:
+        print(path)  # a URL holds it only now
 
 
 @app.command()
@@ -98,14 +103,14 @@ def _run_stage(
     stage: Literal["sample", "embed"],
     config: Path,
     overrides: list[str] | None,
-    out: Path | None,
+    out: str | None,
     executor: str | None,
     quiet: bool,
 ) -> None:
-    settings, folder = _settings(config, overrides, out, executor)
+    settings, where = _settings(config, overrides, out, executor)
     from adg_plugin.pipeline import run_stage
 
-    with _launched_team() as team:
+    with _launched_team() as team, _run_folder(where, team) as folder:
         counts = run_stage(stage, settings, folder, team=team, show_progress=not quiet)
         if team.rank == 0:
             _console.print(
@@ -114,17 +119,30 @@ def _run_stage(
                 highlight=False,
                 soft_wrap=True,
             )
-            print(folder)
+    if team.rank == 0:
+        print(where)
 
 
 def _settings(
-    config: Path, overrides: list[str] | None, out: Path | None, executor: str | None
-) -> tuple[ADGConfig, Path]:
-    """Return the settings and the run folder."""
+    config: Path, overrides: list[str] | None, out: str | None, executor: str | None
+) -> tuple[ADGConfig, str]:
+    """Return the settings and the run folder, which may be a URL."""
     settings = load_config(config, overrides, **({"executor": executor} if executor else {}))
     if not settings.datasets:
         raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"], source=str(config))
-    return settings, out or Path(settings.output_dir or Path("runs") / config.stem)
+    where = out or settings.output_dir or str(Path("runs") / config.stem)
+    return settings, where.rstrip("/") or "/"
+
+
+@contextmanager
+def _run_folder(where: str, team: Team) -> Iterator[Path]:
+    """Yield the run folder, or a local copy of a URL."""
+    from adg_plugin.store.mirror import local_run_folder
+
+    if "://" in where and team.size > 1:
+        raise ConfigError([f"--out is {where!r}: ranks meet in a folder that all of them see; give one, not a URL"])
+    with local_run_folder(where) as folder:
+        yield folder
 
 
 @contextmanager

@@ -180,7 +180,7 @@ def stored(folder):
 
 
 def test_stages_in_two_environments_are_one_selection(selected):
-    """vLLM's environment samples; another, which has no vLLM, embeds and selects."""
+    """vLLM's environment samples; another, which has no vLLM, embeds on two ranks and selects."""
     folder, config = selected
     out = folder / "stages"
     assert finish(adg("sample", config, "--out", out)) == str(out)
@@ -191,7 +191,7 @@ def test_stages_in_two_environments_are_one_selection(selected):
     if trainer.exists():
         missing = subprocess.run([python, "-c", "import vllm"], capture_output=True)
         assert missing.returncode != 0
-    assert finish(adg("embed", config, "--out", out, python=python)) == str(out)
+    assert finish(adg("embed", config, "--out", out, python=python, ranks=2)) == str(out)
     assert RunFolder.read(out).counts().completed == 30
     finish(adg("select", config, "--out", out, python=python))
     assert stored(out) == stored(folder / "whole")

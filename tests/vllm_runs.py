@@ -49,9 +49,10 @@ def write_config(folder: Path, rows: int = 30, **settings: Any) -> Path:
     return path
 
 
-def adg(*arguments: object, python: str = sys.executable) -> subprocess.Popen[str]:
-    """Start `adg`."""
-    command = [python, "-c", "from adg_plugin.cli import main; main()", *map(str, arguments)]
+def adg(*arguments: object, python: str = sys.executable, ranks: int = 1) -> subprocess.Popen[str]:
+    """Start `adg`, under torchrun where there are several ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [python, *launcher, "-m", "adg_plugin", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment())
 

@@ -1,0 +1,196 @@
+"""A run folder on an object store or any other file system that fsspec knows, worked on in a local copy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from adg_plugin.errors import StoreError
+from adg_plugin.store.lock import HOLDER, LOCK
+from adg_plugin.store.reader import ANSWERS, MANIFEST, SAMPLES
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT = "in-use.json"
+_PUSH_EVERY_S = 20.0
+_STALE_S = 300.0  # a heartbeat this old is of a process that is gone
+_OWN = (LOCK, HOLDER, _HEARTBEAT)
+
+
+@contextmanager
+def local_run_folder(out: str | Path) -> Iterator[Path]:
+    """Yield the folder to work in: `out`, or, where that is a URL, a local copy that is kept in step with it.
+
+    New parts are uploaded while the work goes on, and everything when it ends, also by an error. The copy is under
+    `$ADG_RUN_CACHE`, else in the user's cache; it may be deleted between runs.
+
+    Raises:
+        StoreError: the URL cannot be read or written, or another process works on it.
+    """
+    if "://" not in str(out):
+        yield Path(out)
+        return
+    mirror = _Mirror(str(out))
+    with mirror.held():
+        mirror.pull()
+        with mirror.pushing():
+            yield mirror.path
+
+
+class _Mirror:
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        with self._reaching("use"):
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+            self._root = str(root).rstrip("/")
+        cache = Path(os.environ.get("ADG_RUN_CACHE") or Path.home() / ".cache" / "adg_plugin" / "runs")
+        self.path = cache / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
+        self._id = uuid.uuid4().hex
+
+    @contextmanager
+    def _reaching(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, ImportError) as err:
+            first = (str(err).strip() or type(err).__name__).splitlines()[0]
+            raise StoreError(
+                f"cannot {verb} {self.url}: {first}. Check the URL, the credentials and that its fsspec driver (s3fs, "
+                "gcsfs, ...) is installed; the same command goes on from here"
+            ) from err
+
+    # --- one process at a time
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Claim the URL, as far as a store without locks allows.
+
+        Raises:
+            StoreError: another process has claimed it and still says so.
+        """
+        beat = f"{self._root}/{_HEARTBEAT}"
+        with self._reaching("read"):
+            if self._fs.exists(beat):
+                other = json.loads(self._fs.cat_file(beat))
+                if time.time() - other["time"] < _STALE_S:
+                    raise StoreError(
+                        f"run folder {self.url} is in use by process {other['pid']} on host {other['host']}: wait for "
+                        f"it (if it was killed, {_STALE_S:.0f} s), or give another --out"
+                    )
+        self._beat()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                self._fs.rm_file(beat)
+
+    def _beat(self) -> None:
+        about = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        with self._reaching("write"):
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(f"{self._root}/{_HEARTBEAT}", json.dumps(about).encode())
+
+    # --- there and back
+
+    def pull(self) -> None:
+        """Bring the local copy up to date: of parts it keeps its own, too; all other files are those of the URL.
+
+        Raises:
+            StoreError: the URL cannot be read.
+        """
+        remote = self._remote()
+        for path in self._local():
+            if not _is_part(path) and path not in remote:
+                (self.path / path).unlink()
+        for path, size in remote.items():
+            local = self.path / path
+            if _is_part(path) and local.is_file() and local.stat().st_size == size:
+                continue  # the name of a part holds its checksum
+            local.parent.mkdir(parents=True, exist_ok=True)
+            arriving = local.with_name(f"{local.name}.adg-tmp")
+            with self._reaching("read"):
+                self._fs.get_file(f"{self._root}/{path}", str(arriving))
+            arriving.replace(local)
+
+    @contextmanager
+    def pushing(self) -> Iterator[None]:
+        """Upload new parts every now and then inside the block, and everything at its end.
+
+        Raises:
+            StoreError: the last upload failed; the local copy has everything.
+        """
+        done = threading.Event()
+
+        def push_now_and_then() -> None:
+            while not done.wait(_PUSH_EVERY_S):
+                try:
+                    self._beat()
+                    self._push_parts()
+                except StoreError as err:
+                    logger.warning("%s", err)
+
+        thread = threading.Thread(target=push_now_and_then, name="adg-mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self._push_all()
+
+    def _push_parts(self) -> None:
+        remote = self._remote()
+        for path in self._local():
+            if _is_part(path) and path not in remote:
+                with suppress(FileNotFoundError):  # merged with others in the meantime
+                    self._put(path)
+
+    def _push_all(self) -> None:
+        """Upload everything; the manifest goes first and comes last, so that it is there only with what it names."""
+        self._remove(MANIFEST)
+        self._push_parts()
+        local = set(self._local())
+        for path in sorted(path for path in local if not _is_part(path) and path != MANIFEST):
+            self._put(path)
+        for path in self._remote():
+            if path not in local:
+                self._remove(path)
+        if MANIFEST in local:
+            self._put(MANIFEST)
+
+    def _put(self, path: str) -> None:
+        target = f"{self._root}/{path}"
+        with self._reaching("write"):
+            self._fs.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
+            self._fs.put_file(str(self.path / path), target)
+
+    def _remove(self, path: str) -> None:
+        with self._reaching("write"), suppress(FileNotFoundError):
+            self._fs.rm_file(f"{self._root}/{path}")
+
+    def _remote(self) -> dict[str, int]:
+        """Return the sizes of the URL's files by their path within it."""
+        with self._reaching("read"):
+            self._fs.invalidate_cache()
+            found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)
+        files = {name[len(self._root) :].lstrip("/"): int(about["size"]) for name, about in found.items()}
+        return {path: size for path, size in files.items() if path not in _OWN}
+
+    def _local(self) -> list[str]:
+        files = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".adg-tmp"))
+        return [p for p in (file.relative_to(self.path).as_posix() for file in files) if p not in _OWN]
+
+
+def _is_part(path: str) -> bool:
+    return PurePosixPath(path).parts[0] in (ANSWERS, SAMPLES)

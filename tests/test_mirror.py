@@ -1,0 +1,141 @@
+"""A run folder behind a URL: the local copy comes and goes, the URL has everything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+from store_rows import IDS, check, pending, result, stage, staged
+
+from adg_plugin.errors import StoreError
+from adg_plugin.store import RunFolder, mirror
+from adg_plugin.store.mirror import local_run_folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ADG_RUN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"file://{tmp_path}/bucket/run"
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    return tmp_path / "bucket" / "run"
+
+
+def test_a_path_is_itself(tmp_path):
+    with local_run_folder(str(tmp_path / "run")) as folder:
+        assert folder == tmp_path / "run"
+        assert not folder.exists()
+
+
+def test_the_url_has_everything_and_another_machine_goes_on(url, bucket, cache):
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:40])
+        with RunFolder.open(folder, rows_per_part=5) as run:
+            for id in IDS[:20]:
+                run.append(result(id))
+        assert folder != bucket
+    shutil.rmtree(cache)  # another machine
+    with local_run_folder(url) as folder:
+        with RunFolder.open(folder) as run:
+            assert run.damage == []
+            left = pending(run)
+            assert left == IDS[20:40]
+            for id in left:
+                run.append(result(id))
+            run.flush()
+            run.compact()
+        check(folder, IDS[:40])
+    check(bucket, IDS[:40])
+    assert len(list((bucket / "answers").iterdir())) == 1  # the merged parts are gone there, too
+
+
+def test_an_error_in_the_middle_uploads_what_there_is(url, bucket):
+    def work():
+        with local_run_folder(url) as folder:
+            stage(folder, IDS[:10])
+            with RunFolder.open(folder, rows_per_part=2) as run:
+                for id in IDS[:4]:
+                    run.append(result(id))
+                raise RuntimeError("of the work")
+
+    with pytest.raises(RuntimeError, match="of the work"):
+        work()
+    assert len(list(RunFolder.read(bucket).results())) == 4
+
+
+def test_parts_are_uploaded_while_the_work_goes_on(url, bucket, monkeypatch):
+    monkeypatch.setattr(mirror, "_PUSH_EVERY_S", 0.02)
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:10])
+        with RunFolder.open(folder, rows_per_part=2) as run:
+            run.append(result(IDS[0]))
+            run.append(result(IDS[1]))
+            deadline = time.monotonic() + 20
+            while not list(bucket.glob("answers/part-*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
+def test_what_was_sampled_before_a_crash_is_kept_and_everything_else_is_the_urls(url, bucket, cache):
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:10])
+    saved = folder
+    with RunFolder.open(saved, rows_per_part=2) as run:  # written locally, never uploaded: the machine went down
+        run.append(result(IDS[0]))
+        run.append(result(IDS[1]))
+        run.stage_prompts([staged(id) for id in IDS[:3]], digest="other")
+    with local_run_folder(url) as folder, RunFolder.open(folder) as run:
+        assert run.staged_digest() == "d"
+        assert pending(run) == IDS[2:10]
+
+
+def test_a_manifest_is_there_only_with_all_that_it_names(url, bucket, monkeypatch):
+    import pyarrow as pa
+
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:10])
+        with RunFolder.open(folder) as run:
+            run.write_scores(pa.table({"id": IDS[:10]}))
+            run.write_selected(IDS[:2])
+            run.write_manifest({"rows": 2})
+    assert RunFolder.read(bucket).manifest()["rows"] == 2
+
+    def fail(self, path):
+        if path.startswith("scores"):
+            raise StoreError("the line is cut")
+        return put(self, path)
+
+    put = mirror._Mirror._put
+    monkeypatch.setattr(mirror._Mirror, "_put", fail)
+    with pytest.raises(StoreError, match="the line is cut"), local_run_folder(url) as folder:
+        pass
+    assert RunFolder.read(bucket).manifest() is None
+
+
+def test_two_processes_do_not_work_on_one_url(url, bucket):
+    in_use = r"is in use by process \d+ on host \S+: wait for it"
+    with local_run_folder(url):
+        with pytest.raises(StoreError, match=in_use), local_run_folder(url):
+            pass
+        about = json.loads((bucket / "in-use.json").read_text())
+    assert not (bucket / "in-use.json").exists()
+    (bucket / "in-use.json").write_text(json.dumps({**about, "time": time.time() - 301}))  # killed long ago
+    with local_run_folder(url):
+        pass
+
+
+def test_an_unknown_protocol_is_named():
+    with (
+        pytest.raises(StoreError, match=r"cannot use nosuch://bucket/run: .*Check the URL, the credentials"),
+        local_run_folder("nosuch://bucket/run"),
+    ):
+        pass
