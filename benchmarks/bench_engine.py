@@ -9,6 +9,12 @@ sides' vectors are compared on the same answers. The last line is JSON:
     ratio            tokens/s of ours / theirs
     gemm_fraction    our tokens/s / what the model's matrix products alone allow at our batch size
     vector_overhead  our time with vectors / our time sampling alone - 1
+
+Where vLLM is installed (`.venv-vllm/bin/python benchmarks/bench_engine.py`), it draws the same rows in the same rounds:
+
+    vllm_tokens_per_s   drawing alone
+    vllm_ratio          tokens/s of drawing and embedding apart / of ours in one pass
+    encoder_tokens_per_s  answer tokens embedded, each prompt once for its K answers
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -26,8 +33,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.demo import pool_paths
-from adg_plugin.engines.base import Prompt, RowResult
+from adg_plugin.engines.base import Prompt, RowResult, Sampled
 from adg_plugin.engines.embed import embed_answers
+from adg_plugin.engines.encoding import SharedPromptEncoder
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone, load_backbone
 from adg_plugin.engines.memory import Capacity
@@ -100,6 +108,30 @@ def check_same_vectors(model: PreTrainedModel, prompts: Sequence[Prompt], result
     return max(gaps)
 
 
+def vllm_sides(
+    config: ADGConfig, backbone: Backbone, prompts: Sequence[Prompt]
+) -> tuple[Callable[[], int], Callable[[], int]] | None:
+    """Return what draws answers with vLLM and what embeds them, each returning the answers' tokens; None without it."""
+    if find_spec("vllm") is None:
+        return None
+    from adg_plugin.engines.vllm import VLLMSampler
+
+    options = {"kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 160}
+    config = config.updated(engine="vllm", vllm_options=options)
+    sampler = VLLMSampler(config, backbone.tokenizer, backbone.eos_ids, dtype="bfloat16")
+    encoder = SharedPromptEncoder(backbone.model, config)
+    by_id, rows = {p.id: p for p in prompts}, []
+
+    def draw() -> int:
+        rows[:] = [Sampled(by_id[r.id], r.answers) for r in sampler.run(prompts) if r.reason is None]
+        return sum(len(a.token_ids) for r in rows for a in r.answers)
+
+    def embed() -> int:
+        return sum(r.num_tokens for r in encoder.run(rows))
+
+    return draw, embed
+
+
 def timed(run: Callable[[], int]) -> tuple[float, int]:
     began = time.perf_counter()
     tokens = run()
@@ -130,13 +162,17 @@ def main() -> None:
     gap = check_same_vectors(model, prompts, results)
     print(f"largest difference of Gram entries, one pass against encoding again: {gap:.1e}")
     rows = min(Capacity.of(model, config).rows, args.prompts * config.num_samples)
-    full, alone, theirs, gemm = [], [], [], []
+    full, alone, theirs, gemm, drawn, embedded = [], [], [], [], [], []
+    by_vllm = vllm_sides(config, backbone, prompts)
     for turn in range(args.rounds):
         gemm.append(gemm_tokens_per_s(model, rows))
         full.append(timed(lambda: ours(True)))
         alone.append(timed(lambda: ours(False)))
         if turn == 0 and not args.skip_theirs:
             theirs.append(timed(lambda: released_method(model, tokenizer, config, eos[0], prompts)))
+        if by_vllm is not None:
+            drawn.append(timed(by_vllm[0]))
+            embedded.append(timed(by_vllm[1]))
         print(f"round {turn + 1}: ours {full[-1][1] / full[-1][0]:.0f} tokens/s, sampling alone "
               f"{alone[-1][1] / alone[-1][0]:.0f}, products alone {gemm[-1]:.0f}")  # fmt: skip
     speed = median(n / s for s, n in full)
@@ -153,6 +189,13 @@ def main() -> None:
             "ratio": round(speed * seconds / tokens, 2),
             "ratio_range": [round(f(n / s for s, n in full) * seconds / tokens, 2) for f in (min, max)],
         }  # fmt: skip
+    if by_vllm is not None:
+        apart = [n / (s + t) for (s, n), (t, _) in zip(drawn, embedded, strict=True)]
+        report |= {
+            "vllm_tokens_per_s": round(median(n / s for s, n in drawn), 1),
+            "encoder_tokens_per_s": round(median(n / s for s, n in embedded), 1),
+            "vllm_ratio": round(median(a * s / n for a, (s, n) in zip(apart, full, strict=True)), 2),
+        }
     print(json.dumps(report))
 
 

@@ -11,9 +11,20 @@ import pytest
 from tiny_runs import read_jsonl
 from vllm_runs import API_KEY, Proxy, VLLMServer, adg, chaos, finish, without_token_ids, write_config
 
+from adg_plugin import select
+from adg_plugin.config import load_config
+from adg_plugin.errors import ADGError
 from adg_plugin.store import RunFolder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def api_key():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADG_SERVER_API_KEY", API_KEY)
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +40,12 @@ def whole(tmp_path_factory, server):
     """A selection through the server that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     config = write_config(folder, engine="vllm-server", server_urls=[server.url])
-    finish(adg("select", config, "--out", folder / "run"))
-    return folder / "run"
+    return choose(config, folder / "run").run_dir
+
+
+def choose(config, run):
+    """Return a selection made in this process, which has imported everything already."""
+    return select(config=load_config(config), output_dir=run, show_progress=False)
 
 
 def stored(folder):
@@ -54,7 +69,7 @@ def test_a_proxy_that_breaks_half_of_all_answers_changes_nothing(whole, server, 
     happened = []
     proxies = [Proxy(server.port, chaos(seed, happened)) for seed in (1, 2)]
     config = write_config(tmp_path, engine="vllm-server", server_urls=[p.url for p in proxies])
-    finish(adg("select", config, "--out", tmp_path / "run"))
+    choose(config, tmp_path / "run")
     for proxy in proxies:
         assert proxy.completions
         proxy.close()
@@ -67,7 +82,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing_but_time(whole, tm
     server = VLLMServer(demo_model, tmp_path / "log.txt")
     server.wait()
     proxy = Proxy(server.port)
-    settings = {"server_urls": [proxy.url], "server_concurrency": 2}
+    settings = {"server_urls": [proxy.url], "server_concurrency": 4}
     config = write_config(tmp_path, engine="vllm-server", **settings)
     process = adg("select", config, "--out", tmp_path / "run")
     deadline = time.monotonic() + 240
@@ -90,12 +105,12 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing_but_time(whole, tm
 
 def refused(config, tmp_path):
     """Return what a selection says that is refused before it samples anything."""
-    process = adg("select", config, "--out", tmp_path / "run")
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, out) in ((2, ""), (6, "")), err
+    with pytest.raises(ADGError) as caught:
+        choose(config, tmp_path / "run")
+    assert caught.value.exit_code in (2, 6)
     assert not list((tmp_path / "run").rglob("part-*"))
-    assert API_KEY not in err
-    return [line for line in err.splitlines() if line.startswith("error: ")][-1]
+    assert API_KEY not in str(caught.value)
+    return str(caught.value)
 
 
 def test_other_weights_behind_the_url_are_refused(server, tmp_path, demo_model):
@@ -136,7 +151,7 @@ def test_a_model_of_another_name_is_refused_and_the_servers_own_name_may_be_give
     said = refused(write_config(tmp_path / "b", server_model="nobody", **settings), tmp_path)
     assert f"server_model is 'nobody': server {server.url} has {demo_model}; use one of these" in said
     config = write_config(tmp_path / "c", 3, server_model=str(demo_model), budget=2, **settings)
-    finish(adg("select", config, "--out", tmp_path / "run"))
+    choose(config, tmp_path / "run")
 
 
 def test_a_server_without_token_ids_is_refused(server, tmp_path):
@@ -144,6 +159,7 @@ def test_a_server_without_token_ids_is_refused(server, tmp_path):
     config = write_config(tmp_path, engine="vllm-server", server_urls=[proxy.url])
     assert f"server {proxy.url} returns no token ids: it needs vLLM 0.10.2 or newer" in refused(config, tmp_path)
     proxy.close()
+    assert not proxy.completions
 
 
 def test_a_wrong_key_and_a_missing_one_are_told_apart(server, tmp_path, monkeypatch):
@@ -175,7 +191,6 @@ def test_the_gap_of_rounding_is_far_from_the_tolerance(server, demo_model, monke
     from adg_plugin.engines.loading import load_backbone
     from adg_plugin.engines.server_client import Server, make_client
 
-    monkeypatch.setenv("ADG_SERVER_API_KEY", API_KEY)
     monkeypatch.setattr(server_check, "_TOLERANCE", 0.7 * server_check._TOLERANCE)
     for dtype in ("bfloat16", "float32"):
         config = ADGConfig(model="demo", dtype=dtype, engine="vllm-server", server_urls=(server.url,))

@@ -86,7 +86,10 @@ def _own_card(server: Server, config: ADGConfig, cards: list[dict[str, Any]]) ->
     wanted = config.server_model
     for card in cards:
         known = {str(card["id"]), str(card.get("root"))}
-        if wanted in known if wanted is not None else known & _names(config):
+        if wanted is not None and wanted in known:
+            return card
+        # The last part of a path will do: another machine has the model elsewhere, and the weights are compared.
+        if wanted is None and (known | {PurePath(name).name for name in known}) & _names(config):
             return card
     if wanted is not None:
         raise ModelError(f"server_model is {wanted!r}: server {server.url} has {', '.join(names)}; use one of these")
