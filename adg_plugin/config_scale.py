@@ -23,7 +23,6 @@ VLLM_OPTIONS = (
     "enforce_eager",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
-    "load_format",
     "max_num_batched_tokens",
     "max_num_seqs",
     "max_parallel_loading_workers",
@@ -83,7 +82,7 @@ class ScaleSettings(BaseModel):
         None,
         ge=1,
         description="Workers to grow to. Default: as many as the cluster has room for.",
-        json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
+        json_schema_extra={"fix": "use a whole number, ray_min_workers or more, or leave it out"},
     )
     ray_num_gpus: Float | None = Field(
         None,

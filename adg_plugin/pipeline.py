@@ -105,7 +105,10 @@ def select(
     settings = settings.updated(**changes) if changes else settings
     if rows is None and not settings.datasets:
         raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"])
-    run_dir = Path(output_dir or settings.output_dir or "runs/selection")
+    where = str(output_dir or settings.output_dir or "runs/selection")
+    if "://" in where:
+        raise ConfigError([f"output_dir is {where!r}: only `adg select --out` takes URLs; give a folder"])
+    run_dir = Path(where)
     return run_selection(Pool.of(settings, rows), settings, run_dir, show_progress=show_progress)
 
 
@@ -135,6 +138,7 @@ def run_selection(
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
     team = team or Alone()
+    _refuse_for_teams(config, team)
     source = source or Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
@@ -174,6 +178,7 @@ def run_stage(
     from adg_plugin.sampling import fill
 
     team = team or Alone()
+    _refuse_for_teams(config, team)
     source = Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
@@ -186,6 +191,16 @@ def run_stage(
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
         counts = team.share(asdict(run.counts()) if run is not None else None)
     return Counts(**counts)
+
+
+def _refuse_for_teams(config: ADGConfig, team: Team) -> None:
+    problems = []
+    if team.size > 1 and config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
+    if team.size > 1 and ":" in config.device:
+        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _prepare(

@@ -55,6 +55,8 @@ class RayEngine:
                 )
             except (ConnectionError, ValueError, RuntimeError) as err:
                 text = str(err).strip().splitlines()[0]
+                if config.ray_address is None:
+                    raise ADGError(f"Ray cannot be started on this machine: {text}") from err
                 raise ADGError(
                     f"ray_address is {config.ray_address!r}: there is no such cluster ({text}); start one with "
                     "`ray start --head`, or leave ray_address out"

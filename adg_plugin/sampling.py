@@ -8,12 +8,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from adg_plugin import keys
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import making
 from adg_plugin.engines.base import Engine, Prompt, RowResult, Sampled
 from adg_plugin.engines.loading import Source
 from adg_plugin.engines.results import OUT_OF_MEMORY, PASSING
-from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError
+from adg_plugin.engines.split import SplitEngine
+from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError, StoreError
 from adg_plugin.finite import FiniteWatch
 from adg_plugin.progress import SamplingProgress
 from adg_plugin.ray_pool import RayEngine
@@ -55,10 +57,12 @@ def fill(
     if "sample" in stages:
         with team.step("sampling"), _share(run, run_dir, team) as (pool, to):
             took = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
+        took = _together(took, team)
         _gather(run, team)
     if "embed" in stages and config.engine != "hf":
         with team.step("embedding"), _share(run, run_dir, team) as (pool, to):
             vectors = _fill_vectors(pool, to, config, source, team, show=show)
+        vectors = _together(vectors, team)
         _gather(run, team)
         if run is not None:
             run.drop_embedded_samples()
@@ -78,6 +82,18 @@ def _share(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[R
     shared, mine = open_share(run_dir, team)
     with mine:
         yield shared, mine
+
+
+def _together(took: dict[str, Any], team: Team) -> dict[str, Any]:
+    """Return what a stage took the whole team: seconds of the slowest, tokens and rows left out of all."""
+    each = team.gather(took)
+    whole = dict(each[0])
+    if any("tokens" in one for one in each):
+        whole["seconds"] = max(one.get("seconds", 0.0) for one in each)
+        whole["tokens"] = sum(one.get("tokens", 0) for one in each)
+    if left := {id: reason for one in each for id, reason in one.get("left", {}).items()}:
+        whole["left"] = left
+    return whole
 
 
 def _gather(run: RunFolder | None, team: Team) -> None:
@@ -166,10 +182,9 @@ def sample(
         NumericalError: most rows of a batch give NaN or infinity.
         OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
     """
-    watch = FiniteWatch()
-    for result in _watched(
-        engine.run(watch.taking(_by_length(windows))), progress, {} if took is None else took, watch
-    ):
+    watch, in_turn = FiniteWatch(), not isinstance(engine, SplitEngine | RayEngine)
+    found = engine.run(watch.taking(_by_length(windows)))
+    for result in _watched(found, progress, {} if took is None else took, watch, in_turn=in_turn):
         run.append(result)
     watch.finish()
 
@@ -186,8 +201,9 @@ def _fill_vectors(
     if not counts.sampled:
         return took
     encoder = making.make_encoder(source.load(), config)
+    recipe = keys.digest(keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids))
     rows = chain.from_iterable(pool.sampled_windows())
-    mine: Iterator[Sampled] = (row for row in rows if team.size == 1 or is_mine(row.prompt, team))
+    mine = (_checked(row, recipe, pool) for row in rows if team.size == 1 or is_mine(row.prompt, team))
     watch = FiniteWatch()
     with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
         for result in _watched(encoder.run(watch.taking(mine)), progress, took, watch):
@@ -196,19 +212,44 @@ def _fill_vectors(
     return took | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
+def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
+    """Return the row, if its answers came of these settings.
+
+    Raises:
+        StoreError: they did not: a run with other settings was stopped before it had staged the pool.
+    """
+    if keys.row_key(recipe, row.prompt.token_ids, row.prompt.span) != row.prompt.key:
+        raise StoreError(
+            f"run folder {pool.path}: row {row.id!r} was drawn under other settings: run `adg select` or `adg sample` "
+            "with the settings that are to be used"
+        )
+    return row
+
+
 def _watched(
-    results: Iterable[RowResult], progress: SamplingProgress, took: dict[str, Any], watch: FiniteWatch | None = None
+    results: Iterable[RowResult],
+    progress: SamplingProgress,
+    took: dict[str, Any],
+    watch: FiniteWatch | None = None,
+    *,
+    in_turn: bool = False,
 ) -> Iterator[RowResult]:
-    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong."""
-    unfit = 0
+    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong.
+
+    Args:
+        in_turn: the results come in the order in which the engine ended the rows.
+    """
+    unfit = stored = 0
     for result in results:
         if result.reason in PASSING:
             unfit += 1
             took.setdefault("left", {})[result.id] = result.reason
-            if unfit == _UNFIT_ROWS:
+            # Most engines hand rows over in chunks, those that failed together: there, only many mean something.
+            if unfit >= _UNFIT_ROWS and (in_turn or unfit > stored):
                 _give_up(result.reason)
         else:
-            unfit = 0
+            stored += 1
+            unfit = 0 if in_turn else unfit
             yield result
         progress.add(result.num_tokens, rejected=result.reason is not None)
         if watch is not None:
@@ -221,7 +262,7 @@ def _give_up(reason: str) -> None:
             f"{_UNFIT_ROWS} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
             "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
         )
-    raise ServerError(f"{_UNFIT_ROWS} rows in a row were refused; the warnings say why. What is sampled is kept")
+    raise ServerError("most rows were refused; the warnings say why. What is sampled is kept")
 
 
 def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:

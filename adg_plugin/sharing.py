@@ -36,6 +36,9 @@ class Team(Protocol):
     def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Return the JSON object of process 0; the others pass None."""
 
+    def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the JSON objects of all processes, by rank."""
+
 
 class Alone:
     """A team of one."""
@@ -51,6 +54,10 @@ class Alone:
         """Return the value."""
         assert value is not None
         return value
+
+    def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the value alone."""
+        return [value]
 
 
 def is_mine(prompt: Prompt, team: Team) -> bool:

@@ -34,7 +34,7 @@ def row_bytes(width: int, prompt: int, answer: int, samples: int) -> dict[str, f
 
 def hours(seconds: float) -> str:
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.2g} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         for name, (_, width) in BACKBONES.items():
             kept = sum(row_bytes(width, *shape).values()) * rows
             times = " | ".join(hours(rows / speeds[name][0] / n) for n in ACCELERATORS)
-            print(f"| {pool} | {name} | {rows * shape[1] * shape[2] / 1e9:.2g} G | {kept / 1e9:,.2g} GB | {times} |")
+            print(f"| {pool} | {name} | {rows * shape[1] * shape[2] / 1e9:,.2f} G | {kept / 1e9:,.1f} GB | {times} |")
 
 
 if __name__ == "__main__":

@@ -411,3 +411,34 @@ def test_every_wrong_set_and_every_wrong_key_come_together(tmp_path: Path):
 def test_what_python_passes_wins_over_the_file_and_set(tmp_path: Path):
     config = load_config(write(tmp_path, "budget: 1\nseed: 1\n"), ["budget=2", "seed=2"], budget=3)
     assert (config.budget, config.seed) == (3, 2)
+
+
+# --- where answers are drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"engine": "vllm-server"}, "server_urls is (): give the servers, such as [http://localhost:8000]"),
+        ({"server_urls": ["http://a"]}, "server_urls is ['http://a']: set engine: vllm-server, too"),
+        ({"engine": "vllm-server", "server_urls": ["gpu1:8000"]}, "use URLs such as http://localhost:8000"),
+        ({"engine": "vllm-server", "server_urls": ["http://key@a"]}, "leave keys and passwords out"),
+        ({"engine": "vllm-server", "server_urls": ["http://a?key=1"]}, "leave keys and passwords out"),
+        ({"engine": "vllm-server", "server_urls": ["http://a", "http://a/v1"]}, "name each server once"),
+        ({"engine": "vllm", "vllm_options": {"quantization": "fp8"}}, "not among the options that change no answer"),
+        ({"engine": "vllm", "vllm_options": {"load_format": "dummy"}}, "not among the options that change no answer"),
+        (
+            {"engine": "vllm-server", "server_urls": ["http://a"], "load_in_4bit": True},
+            "load_in_4bit is True: a server cannot be asked how it holds its weights",
+        ),
+        ({"ray_min_workers": 4, "ray_max_workers": 2}, "ray_max_workers is 2: use a whole number, ray_min_workers or more"),
+        ({"engine": "vlm"}, "did you mean `vllm`?"),
+    ],
+)
+def test_settings_of_scale_that_contradict_each_other(settings, said):
+    (problem,) = problems(settings)
+    assert said in problem
+
+
+def test_a_single_url_may_stand_alone_and_end_in_v1():
+    assert ADGConfig.parse({"engine": "vllm-server", "server_urls": "http://a:1/v1/"}).server_urls == ("http://a:1",)

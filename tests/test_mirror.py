@@ -9,7 +9,7 @@ import time
 import pytest
 from store_rows import IDS, check, pending, result, stage, staged
 
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.store import RunFolder, mirror
 from adg_plugin.store.mirror import local_run_folder
 
@@ -121,9 +121,12 @@ def test_a_manifest_is_there_only_with_all_that_it_names(url, bucket, monkeypatc
     assert RunFolder.read(bucket).manifest() is None
 
 
-def test_two_processes_do_not_work_on_one_url(url, bucket):
-    in_use = r"is in use by process \d+ on host \S+: wait for it"
+def test_two_processes_do_not_work_on_one_url(url, bucket, tmp_path, monkeypatch):
     with local_run_folder(url):
+        with pytest.raises(StoreError, match="is in use by another process of this machine"), local_run_folder(url):
+            pass
+        monkeypatch.setenv("ADG_RUN_CACHE", str(tmp_path / "of another machine"))
+        in_use = r"is in use by process \d+ on host \S+: wait for it"
         with pytest.raises(StoreError, match=in_use), local_run_folder(url):
             pass
         about = json.loads((bucket / "in-use.json").read_text())
@@ -137,5 +140,55 @@ def test_an_unknown_protocol_is_named():
     with (
         pytest.raises(StoreError, match=r"cannot use nosuch://bucket/run: .*Check the URL, the credentials"),
         local_run_folder("nosuch://bucket/run"),
+    ):
+        pass
+
+
+def test_a_run_that_was_taken_over_uploads_and_deletes_nothing_more(url, bucket, caplog):
+    def work():
+        with local_run_folder(url) as folder:
+            stage(folder, IDS[:4])
+            with RunFolder.open(folder, rows_per_part=2) as run:
+                run.append(result(IDS[0]))
+                run.append(result(IDS[1]))
+            # Out of reach for long, while another machine took the run over.
+            (bucket / "answers").mkdir(parents=True, exist_ok=True)
+            (bucket / "answers" / "part-of-the-other").write_text("kept")
+            (bucket / "in-use.json").write_text(
+                json.dumps({"id": "other", "pid": 7, "host": "far", "time": time.time()})
+            )
+
+    with pytest.raises(StoreError, match=r"was taken over by process 7 on host far: nothing more is uploaded"):
+        work()
+    assert (bucket / "answers" / "part-of-the-other").read_text() == "kept"
+    assert (bucket / "in-use.json").exists()
+    assert not (bucket / "prompts.parquet").exists()
+
+
+def test_what_others_have_put_there_is_not_deleted(url, bucket):
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:4])
+        bucket.mkdir(parents=True, exist_ok=True)
+        (bucket / "notes.txt").write_text("mine")
+    assert (bucket / "notes.txt").read_text() == "mine"
+
+
+def test_an_upload_that_was_cut_off_is_repeated(url, bucket):
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:4])
+        with RunFolder.open(folder, rows_per_part=4) as run:
+            for id in IDS[:4]:
+                run.append(result(id))
+    [part] = (bucket / "answers").iterdir()
+    part.write_bytes(part.read_bytes()[:100])
+    with local_run_folder(url) as folder:
+        check(folder, IDS[:4])
+    check(bucket, IDS[:4])
+
+
+def test_a_password_in_the_url_is_refused():
+    with (
+        pytest.raises(ConfigError, match="a URL with a password in it"),
+        local_run_folder("s3://key:secret@bucket/run"),
     ):
         pass

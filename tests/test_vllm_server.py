@@ -78,9 +78,7 @@ def test_a_proxy_that_breaks_half_of_all_answers_changes_nothing(whole, server, 
     assert read_jsonl(tmp_path / "run" / "selected.jsonl") == read_jsonl(whole / "selected.jsonl")
 
 
-def test_a_server_that_is_killed_and_comes_back_costs_nothing_but_time(whole, tmp_path, demo_model):
-    server = VLLMServer(demo_model, tmp_path / "log.txt")
-    server.wait()
+def test_a_server_that_is_killed_and_comes_back_costs_nothing_but_time(whole, server, tmp_path):
     proxy = Proxy(server.port)
     settings = {"server_urls": [proxy.url], "server_concurrency": 4}
     config = write_config(tmp_path, engine="vllm-server", **settings)
@@ -97,7 +95,6 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing_but_time(whole, tm
     assert proxy.completions - before <= 2  # those that had come through when it was killed
     server.start()
     finish(process)
-    server.kill()
     proxy.close()
     assert proxy.completions >= 30
     assert stored(tmp_path / "run") == stored(whole)

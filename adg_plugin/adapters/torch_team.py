@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch.distributed as dist
 
 from adg_plugin.errors import ADGError
 from adg_plugin.sharing import Alone, Team
+
+logger = logging.getLogger(__name__)
 
 _LONG = timedelta(days=30)  # one process waits while another samples; the job's own limit is ten minutes with NCCL
 
@@ -32,14 +35,16 @@ class TorchTeam:
         Raises:
             ADGError: another process failed; names it and its error.
         """
-        problem = ""
         try:
             yield
         except Exception as err:
-            problem = f"{type(err).__name__}: {err}"
+            # At once: the others may work for hours before they hear of it.
+            logger.error("rank %d failed while %s: %s", self.rank, name, err)
+            with suppress(ADGError):  # of others that have ended: this one's error is the one to see
+                self._gather(f"{type(err).__name__}: {err}")
             raise
-        finally:
-            failed = {rank: text for rank, text in enumerate(self._gather(problem)) if text}
+        # An interrupted process does not get here: it ends, and its launcher ends the others.
+        failed = {rank: text for rank, text in enumerate(self._gather("")) if text}
         if failed:
             rank, text = next(iter(failed.items()))
             raise ADGError(f"rank {rank} failed while {name}: {text}")
@@ -50,7 +55,17 @@ class TorchTeam:
         shared: Mapping[str, Any] = json.loads(text)
         return shared
 
+    def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the JSON objects of all ranks."""
+        return [json.loads(text) for text in self._gather(json.dumps(value))]
+
     def _gather(self, text: str) -> list[str]:
+        try:
+            return self._gathered(text)
+        except RuntimeError as err:  # gloo's, when a connection is closed
+            raise ADGError("another rank has ended: its own messages say why. What is sampled is kept") from err
+
+    def _gathered(self, text: str) -> list[str]:
         mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
@@ -85,6 +100,8 @@ def launched_team() -> Iterator[Team]:
     devices = visible.split(",") if visible is not None else [str(n) for n in range(torch.cuda.device_count())]
     if local < len(devices):  # fewer where ranks share CPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
+    if torch.accelerator.is_available() and torch.accelerator.device_count() > 1:
+        torch.accelerator.set_device_index(local % torch.accelerator.device_count())  # the variable came too late
     dist.init_process_group("gloo", timeout=_LONG)
     try:
         yield TorchTeam()

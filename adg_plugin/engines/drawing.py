@@ -69,20 +69,23 @@ class RowDraws:
         """Seed of the next request."""
         return self.seeds[self.attempt]
 
-    def take(self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any) -> None:
+    def take(
+        self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any, *, limit: int
+    ) -> None:
         """Take the answers to one request; those that ended at once are to be drawn again.
 
         Args:
             drawn: token ids, which may hold the end-of-answer token last, and vLLM's finish reason of each.
             eos_ids: tokens that end an answer.
             tokenizer: of the model.
+            limit: tokens of an answer that does not end by itself.
 
         Raises:
             UnusableAnswer: not as many as asked for, or one that ended for another reason.
         """
         if len(drawn) != self.missing:
             raise UnusableAnswer(f"{len(drawn)} answers came where {self.missing} were asked for")
-        found = [answer for ids, reason in drawn if (answer := _answer(ids, reason, eos_ids)) is not None]
+        found = [answer for ids, reason in drawn if (answer := _answer(ids, reason, eos_ids, limit)) is not None]
         texts = tokenizer.batch_decode([ids.tolist() for ids, _ in found], skip_special_tokens=True) if found else []
         self.answers += [Answer(ids, str(text), reason) for (ids, reason), text in zip(found, texts, strict=True)]
         self.attempt += 1
@@ -96,11 +99,13 @@ class RowDraws:
 
 
 def _answer(
-    ids: Sequence[int], reason: str | None, eos_ids: frozenset[int]
+    ids: Sequence[int], reason: str | None, eos_ids: frozenset[int], limit: int
 ) -> tuple[np.ndarray[Any, np.dtype[np.int32]], FinishReason] | None:
     tokens = np.array(ids, dtype=np.int32)
     ended = reason == "stop" and len(tokens) > 0 and int(tokens[-1]) in eos_ids
-    if not ended and (reason != "length" or not len(tokens)):
-        raise UnusableAnswer(f"an answer of {len(tokens)} tokens ended with {reason!r}, neither EOS nor its length")
+    if not ended and (reason != "length" or len(tokens) != limit):
+        raise UnusableAnswer(
+            f"an answer of {len(tokens)} tokens ended with {reason!r}, neither with EOS nor after {limit} tokens"
+        )
     tokens = tokens[:-1] if ended else tokens
     return (tokens, "eos" if ended else "length") if len(tokens) else None

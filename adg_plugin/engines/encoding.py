@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -119,13 +120,14 @@ class SharedPromptEncoder:
         """Yield one result per row, in the order in which they finish."""
         source = iter(rows)
         while chunk := list(islice(source, _SORTED_ROWS)):
-            pending = list(_batches(sorted(chunk, key=len), self.batch_tokens))
+            # The shortest first: what fits is done before what may not.
+            pending = deque(_batches(sorted(chunk, key=len), self.batch_tokens))
             while pending:
-                batch = pending.pop()
+                batch = pending.popleft()
                 results = self._tried(batch)
                 if results is None:
                     release_memory(self.model.device)
-                    pending += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                    pending.extendleft((batch[len(batch) // 2 :], batch[: len(batch) // 2]))
                 else:
                     yield from results
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.errors import ModelError, need
+from adg_plugin.errors import ConfigError, ModelError, need
 
 _WHY = "engine: vllm-server"
 _CONNECT_S = 10.0
+_BUSY_S = 1.0
 _EXCERPT = 300
 
 
@@ -40,7 +42,11 @@ def import_httpx() -> ModuleType:
 def make_client(config: ADGConfig) -> Any:
     """Return an asynchronous HTTP client with the API key, if there is one, in its headers."""
     httpx = import_httpx()
-    key = os.environ.get(config.server_api_key_env, "")
+    key = os.environ.get(config.server_api_key_env, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            [f"{config.server_api_key_env}: the API key there has signs that no HTTP header can hold; set it again"]
+        )
     return httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx.Timeout(config.server_timeout_s, connect=_CONNECT_S),
@@ -56,6 +62,7 @@ class Server:
         model: the name it gives the model; known once `server_check` has asked.
         verified: whether it holds the right model, as far as is known: not after it was away.
         in_flight: requests it has.
+        busy_until: when it may be asked again after it said that it has too much to do; of `time.monotonic`.
     """
 
     def __init__(self, url: str, client: Any, key_env: str) -> None:
@@ -63,6 +70,7 @@ class Server:
         self.model = ""
         self.verified = False
         self.in_flight = 0
+        self.busy_until = 0.0
 
     async def get(self, path: str) -> Any:
         """Return the JSON body of a GET; raises as `post`."""
@@ -86,7 +94,9 @@ class Server:
             data = response.json() if response.is_success else None
         except httpx.TransportError as err:
             self.verified = False
-            raise TryAgain(f"{self.url}: {type(err).__name__} {err}".strip()) from err
+            # Errors of this side may quote headers, and so the key.
+            about = "" if isinstance(err, httpx.LocalProtocolError) else f" {err}"
+            raise TryAgain(f"{self.url}: {type(err).__name__}{about}".strip()) from err
         except (httpx.DecodingError, json.JSONDecodeError, UnicodeDecodeError) as err:
             raise TryAgain(f"{self.url}{path}: no whole JSON came") from err
         finally:
@@ -98,7 +108,14 @@ class Server:
     def _raise(self, response: Any, text: str) -> None:
         if response.status_code in (401, 403):
             given = "the key there is not the right one" if os.environ.get(self._key_env) else "it is not set"
-            raise ModelError(f"{text}: put its API key into the environment variable {self._key_env} ({given})")
+            raise ModelError(
+                f"{text}: put its API key into the environment variable {self._key_env} of this machine ({given})"
+            )
+        # At once and without work, errors come faster than answers: a server that is out of order would get every row.
+        if response.status_code >= 500:
+            self.verified = False
+        if response.status_code in (408, 425, 429):
+            self.busy_until = time.monotonic() + _BUSY_S
         if response.status_code == 500:
             raise Failed(text)
         if response.status_code in (408, 425, 429) or response.status_code > 500:

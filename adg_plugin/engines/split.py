@@ -32,14 +32,10 @@ class SplitEngine:
 
         drawn = self._sampler.run(remembered())
         while chunk := list(islice(drawn, _ROWS)):
-            rows = []
-            for result in chunk:
-                prompt = in_flight.pop(result.id)
-                if result.reason is None:
-                    rows.append(Sampled(prompt, result.answers))
-                else:
-                    yield result
-            yield from self._encoder.run(rows)
+            prompts_of = {result.id: in_flight.pop(result.id) for result in chunk}
+            whole = [Sampled(prompts_of[r.id], r.answers) for r in chunk if r.reason is None]
+            yield from self._encoder.run(whole)
+            yield from (result for result in chunk if result.reason is not None)
 
     def close(self) -> None:
         """Close the sampler."""

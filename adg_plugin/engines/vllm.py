@@ -88,7 +88,7 @@ class VLLMSampler:
                     number += 1
                 if not rows:
                     return
-                for output in self._engine.step():
+                for output in self._stepped():
                     if output.finished:
                         row = rows.pop(output.request_id)
                         self._take(row, output)
@@ -99,8 +99,20 @@ class VLLMSampler:
                         else:
                             yield row.result()
         finally:
-            if rows:  # whoever takes the results has stopped: the engine must not go on with the others
+            if (
+                rows and self._engine is not None
+            ):  # whoever takes the results has stopped: the engine must not go on with the others
                 self._engine.abort_request(list(rows))
+
+    def _stepped(self) -> Any:
+        try:
+            return self._engine.step()
+        except Exception as err:  # of any kind, see above; the engine is of no use any more
+            first = (str(err).strip() or type(err).__name__).splitlines()[0]
+            raise ModelError(
+                f"vLLM has failed ({first}): see its own messages. What is sampled is kept, and the same command goes "
+                "on. If it was memory, lower vllm_options.gpu_memory_utilization or max_num_seqs"
+            ) from err
 
     def _ask(self, request: str, row: RowDraws) -> None:
         params = self._params(n=row.missing, seed=row.seed, **self._settings)
@@ -111,7 +123,7 @@ class VLLMSampler:
     def _take(self, row: RowDraws, output: Any) -> None:
         drawn = [(choice.token_ids, choice.finish_reason) for choice in sorted(output.outputs, key=lambda c: c.index)]
         try:
-            row.take(drawn, self._eos, self._tokenizer)
+            row.take(drawn, self._eos, self._tokenizer, limit=self._config.max_new_tokens)
         except UnusableAnswer as err:
             raise ModelError(
                 f"row {row.prompt.id!r}: vLLM was to draw {row.missing} answers, but {err}: use engine: hf, or another "
@@ -134,6 +146,8 @@ def import_vllm() -> Any:
         MissingExtraError: it is not installed.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # A forked engine would inherit the lock of the run folder, and hold it when this process is killed.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     try:
         return need("vllm", extra="vllm", why=_WHY)
     except MissingExtraError as err:

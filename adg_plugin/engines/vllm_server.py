@@ -75,7 +75,8 @@ class ServerSampler:
         self._servers = [Server(url, self._client, config.server_api_key_env) for url in config.server_urls]
         self._reviving: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(config.server_concurrency * len(self._servers))
-        self._last_success = time.monotonic()
+        self._last_success = self._asked_since = time.monotonic()
+        self._rows = 0
         self._said = 0.0
         try:
             for server in self._servers:
@@ -155,19 +156,23 @@ class ServerSampler:
     async def _row(self, prompt: Prompt) -> RowResult:
         """Return a row's answers, asked for as often as it takes."""
         row = RowDraws.of(prompt, self._config)
-        failures = 0
+        failures, failed_at = 0, 0.0
 
         async def attempt() -> None:
-            nonlocal failures
+            nonlocal failures, failed_at
             try:
                 await self._ask(row)
             except Failed as err:
-                failures += 1
+                failures += self._last_success > failed_at  # else it may be the server
+                failed_at = time.monotonic()
                 if failures == _FAILURES_OF_A_ROW:
                     raise Refused(str(err)) from err
                 raise
 
         async with self._places:
+            if not self._rows:  # while none was asked for, no answer came either
+                self._asked_since = time.monotonic()
+            self._rows += 1
             try:
                 while row.missing:
                     await self._again(attempt, self._out_of_patience)
@@ -179,6 +184,8 @@ class ServerSampler:
                     f"no server has responded for {self._config.server_timeout_s:.0f} s (the last said: {err}): start "
                     "them again and give the same command. What is sampled is kept"
                 ) from err
+            finally:
+                self._rows -= 1
         return row.result()
 
     async def _again(self, work: Callable[[], Awaitable[None]], stop: Any) -> None:
@@ -197,7 +204,7 @@ class ServerSampler:
                 await work()
 
     def _out_of_patience(self, state: Any) -> bool:
-        return time.monotonic() - self._last_success > self._config.server_timeout_s
+        return time.monotonic() - max(self._last_success, self._asked_since) > self._config.server_timeout_s
 
     def _tell(self, state: Any) -> None:
         """Say now and then why there is no progress."""
@@ -213,7 +220,8 @@ class ServerSampler:
         up = [server for server in self._servers if server.verified]
         if not up:
             raise TryAgain("none is there: " + ", ".join(s.url for s in self._servers))
-        server = min(up, key=lambda s: s.in_flight)
+        now = time.monotonic()
+        server = min(up, key=lambda s: (s.busy_until > now, s.in_flight))
         body = {
             "model": server.model,
             "prompt": row.prompt.token_ids.tolist(),
@@ -230,7 +238,7 @@ class ServerSampler:
                 raise TryAgain(f"{server.url}: the answers are of model {response['model']!r}")
             choices = sorted(response["choices"], key=lambda choice: choice["index"])
             drawn = [(choice["token_ids"], choice["finish_reason"]) for choice in choices]
-            row.take(drawn, self._eos, self._tokenizer)
+            row.take(drawn, self._eos, self._tokenizer, limit=self._config.max_new_tokens)
         except (KeyError, TypeError, ValueError, OverflowError, UnusableAnswer) as err:
             raise Failed(f"{server.url}: unusable response ({type(err).__name__}: {err})") from err
         self._last_success = time.monotonic()

@@ -10,16 +10,19 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
+from filelock import FileLock, Timeout
 
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import ADGError, ConfigError, StoreError
+from adg_plugin.store.files import digest_file
 from adg_plugin.store.lock import HOLDER, LOCK
-from adg_plugin.store.reader import ANSWERS, MANIFEST, SAMPLES
+from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
         yield Path(out)
         return
     mirror = _Mirror(str(out))
-    with mirror.held():
+    with mirror.alone_here(), mirror.held():
         mirror.pull()
         with mirror.pushing():
             yield mirror.path
@@ -52,18 +55,23 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
 class _Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        if urlsplit(self.url).username or urlsplit(self.url).password:
+            raise ConfigError(["--out is a URL with a password in it: leave that to the driver's own configuration"])
         with self._reaching("use"):
             self._fs, root = fsspec.core.url_to_fs(self.url)
             self._root = str(root).rstrip("/")
         cache = Path(os.environ.get("ADG_RUN_CACHE") or Path.home() / ".cache" / "adg_plugin" / "runs")
         self.path = cache / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
         self._id = uuid.uuid4().hex
+        self._known: set[str] = set()  # files of the URL that this process has seen or made, and so may delete
 
     @contextmanager
     def _reaching(self, verb: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ImportError) as err:
+        except ADGError:
+            raise
+        except Exception as err:  # every driver has errors of its own
             first = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise StoreError(
                 f"cannot {verb} {self.url}: {first}. Check the URL, the credentials and that its fsspec driver (s3fs, "
@@ -73,33 +81,96 @@ class _Mirror:
     # --- one process at a time
 
     @contextmanager
+    def alone_here(self) -> Iterator[None]:
+        """Keep other processes of this machine away from the local copy.
+
+        Raises:
+            StoreError: one has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path.with_suffix(".lock"), thread_local=False).acquire(timeout=0)
+        except Timeout:
+            raise StoreError(
+                f"run folder {self.url} is in use by another process of this machine: wait for it, or give "
+                "another --out"
+            ) from None
+        with lock:
+            yield
+
+    @contextmanager
     def held(self) -> Iterator[None]:
         """Claim the URL, as far as a store without locks allows.
 
         Raises:
             StoreError: another process has claimed it and still says so.
         """
+        other = self._claim()
+        if other is not None and time.time() - other["time"] < _STALE_S:
+            raise StoreError(
+                f"run folder {self.url} is in use by process {other['pid']} on host {other['host']}: wait for it (if "
+                f"it was killed, {_STALE_S:.0f} s), or give another --out"
+            )
+        self._beat()
+        with self._now_and_then(self._check_and_beat):
+            try:
+                yield
+            finally:
+                if (self._claim() or {}).get("id") == self._id:
+                    self._remove(_HEARTBEAT)
+
+    def _claim(self) -> dict[str, Any] | None:
+        """Return who says that it works on the URL."""
         beat = f"{self._root}/{_HEARTBEAT}"
         with self._reaching("read"):
-            if self._fs.exists(beat):
-                other = json.loads(self._fs.cat_file(beat))
-                if time.time() - other["time"] < _STALE_S:
-                    raise StoreError(
-                        f"run folder {self.url} is in use by process {other['pid']} on host {other['host']}: wait for "
-                        f"it (if it was killed, {_STALE_S:.0f} s), or give another --out"
-                    )
-        self._beat()
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                self._fs.rm_file(beat)
+            self._fs.invalidate_cache()
+            if not self._fs.exists(beat):
+                return None
+            about: dict[str, Any] = json.loads(self._fs.cat_file(beat))
+            return about
 
     def _beat(self) -> None:
         about = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
         with self._reaching("write"):
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{_HEARTBEAT}", json.dumps(about).encode())
+
+    def _check_and_beat(self) -> None:
+        self._check()
+        self._beat()
+
+    def _check(self) -> None:
+        """Do nothing while the URL is this process's.
+
+        Raises:
+            StoreError: another took it over, after this one had been out of reach for long.
+        """
+        other = self._claim()
+        if other is not None and other["id"] != self._id:
+            raise StoreError(
+                f"run folder {self.url} was taken over by process {other['pid']} on host {other['host']}: nothing more "
+                f"is uploaded from here; what this process has is in {self.path}"
+            )
+
+    @contextmanager
+    def _now_and_then(self, work: Callable[[], None]) -> Iterator[None]:
+        """Do `work` every 20 seconds, beside the block; its errors are warnings."""
+        done = threading.Event()
+
+        def loop() -> None:
+            while not done.wait(_PUSH_EVERY_S):
+                try:
+                    work()
+                except Exception as err:  # it must go on: the next time may be better
+                    logger.warning("%s", err)
+
+        thread = threading.Thread(target=loop, name="adg-mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     # --- there and back
 
@@ -110,13 +181,14 @@ class _Mirror:
             StoreError: the URL cannot be read.
         """
         remote = self._remote()
+        self._known = set(remote)
         for path in self._local():
             if not _is_part(path) and path not in remote:
                 (self.path / path).unlink()
         for path, size in remote.items():
             local = self.path / path
-            if _is_part(path) and local.is_file() and local.stat().st_size == size:
-                continue  # the name of a part holds its checksum
+            if _is_part(path) and local.is_file() and (local.stat().st_size == size or _is_whole(local)):
+                continue  # where the sizes differ and ours is whole, an upload was cut off
             local.parent.mkdir(parents=True, exist_ok=True)
             arriving = local.with_name(f"{local.name}.adg-tmp")
             with self._reaching("read"):
@@ -130,41 +202,36 @@ class _Mirror:
         Raises:
             StoreError: the last upload failed; the local copy has everything.
         """
-        done = threading.Event()
-
-        def push_now_and_then() -> None:
-            while not done.wait(_PUSH_EVERY_S):
-                try:
-                    self._beat()
-                    self._push_parts()
-                except StoreError as err:
-                    logger.warning("%s", err)
-
-        thread = threading.Thread(target=push_now_and_then, name="adg-mirror", daemon=True)
-        thread.start()
         try:
-            yield
+            with self._now_and_then(self._push_parts):
+                yield
         finally:
-            done.set()
-            thread.join()
             self._push_all()
 
     def _push_parts(self) -> None:
+        self._check()
         remote = self._remote()
         for path in self._local():
-            if _is_part(path) and path not in remote:
+            if _is_part(path):
+                local = self.path / path
                 with suppress(FileNotFoundError):  # merged with others in the meantime
-                    self._put(path)
+                    if remote.get(path) != local.stat().st_size:
+                        self._put(path)
 
     def _push_all(self) -> None:
         """Upload everything; the manifest goes first and comes last, so that it is there only with what it names."""
+        local = set(self._local())
+        if CONFIG not in local:
+            return  # nothing was begun here
+        self._check()
         self._remove(MANIFEST)
         self._push_parts()
         local = set(self._local())
         for path in sorted(path for path in local if not _is_part(path) and path != MANIFEST):
             self._put(path)
         for path in self._remote():
-            if path not in local:
+            if path not in local and path in self._known:
+                self._check()
                 self._remove(path)
         if MANIFEST in local:
             self._put(MANIFEST)
@@ -173,7 +240,13 @@ class _Mirror:
         target = f"{self._root}/{path}"
         with self._reaching("write"):
             self._fs.makedirs(str(PurePosixPath(target).parent), exist_ok=True)
-            self._fs.put_file(str(self.path / path), target)
+            try:
+                self._fs.put_file(str(self.path / path), target)
+            except FileNotFoundError:
+                if (self.path / path).exists():
+                    raise
+                return  # merged with others in the meantime
+        self._known.add(path)
 
     def _remove(self, path: str) -> None:
         with self._reaching("write"), suppress(FileNotFoundError):
@@ -190,6 +263,11 @@ class _Mirror:
     def _local(self) -> list[str]:
         files = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".adg-tmp"))
         return [p for p in (file.relative_to(self.path).as_posix() for file in files) if p not in _OWN]
+
+
+def _is_whole(part: Path) -> bool:
+    """Return whether the bytes of a part are those that its name promises."""
+    return digest_file(part) in part.name
 
 
 def _is_part(path: str) -> bool:

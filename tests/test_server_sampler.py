@@ -1,0 +1,201 @@
+"""What a sampler does about servers that are sick, slow or wrong; a stand-in speaks for vLLM, whose faults it feigns.
+
+The real servers are in test_vllm_server.py; none of them can be told to fail for one row only.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from tiny_models import EOS, tiny_prompts, tiny_tokenizer
+
+pytest.importorskip("httpx")
+pytest.importorskip("tenacity")
+
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines import vllm_server
+from adg_plugin.engines.base import RowResult
+from adg_plugin.engines.server_check import Probe
+from adg_plugin.engines.split import SplitEngine
+from adg_plugin.errors import ConfigError, ServerError
+from adg_plugin.progress import SamplingProgress
+from adg_plugin.sampling import sample
+
+KEY = "sk-of-the-test"
+PROBE = Probe("", np.zeros(1, np.int32), np.zeros(0, np.float32))
+
+
+class StandIn:
+    """Answers completions with two tokens and EOS; `fault(body)` gives a status, or a change of the response."""
+
+    def __init__(self, fault=lambda body: None):
+        self.asked = 0
+        self.headers = []
+        stand_in = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                stand_in.asked += 1
+                stand_in.headers.append(self.headers.get("Authorization"))
+                choice = {"token_ids": [70, 71, EOS], "finish_reason": "stop"}
+                found = fault(body)
+                if callable(found):
+                    found(choice)
+                    found = None
+                answers = [{"index": k, **choice} for k in range(body["n"])]
+                data = {"model": "m", "choices": answers} if found is None else {"error": {"message": f"is {found}"}}
+                text = json.dumps(data).encode()
+                self.send_response(found or 200)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A function that starts servers; each passes the check of its model."""
+
+    async def passed(server, *_):
+        server.model, server.verified = "m", True
+
+    monkeypatch.setattr(vllm_server, "check_server", passed)
+    monkeypatch.setattr(vllm_server, "_WAIT_S", (0.01, 0.1))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    started = []
+
+    def start(*faults):
+        started.extend(StandIn(fault) for fault in faults)
+        return started
+
+    yield start
+    for one in started:
+        one.server.shutdown()
+        one.server.server_close()
+
+
+def draw(servers, rows=40, **settings):
+    """Return the results of some rows by id."""
+    config = ADGConfig(
+        engine="vllm-server", server_urls=tuple(s.url for s in servers), num_samples=3, max_new_tokens=9, **settings
+    )
+    sampler = vllm_server.ServerSampler(config, tiny_tokenizer(), (EOS,), probe=PROBE, longest=20)
+    try:
+        found = list(sampler.run(tiny_prompts([5 + n % 7 for n in range(rows)])))
+    finally:
+        sampler.close()
+    assert len(found) == len({r.id for r in found}) == rows
+    return {r.id: r for r in found}
+
+
+def test_a_sick_server_does_not_draw_all_rows_to_itself(stand_in):
+    servers = stand_in(lambda body: 503, lambda body: None, lambda body: 500)
+    found = draw(servers, server_concurrency=4)
+    assert {r.reason for r in found.values()} == {None}
+    assert all([a.token_ids.tolist() for a in r.answers] == [[70, 71]] * 3 for r in found.values())
+
+
+def test_a_server_that_fails_for_a_while_refuses_no_row(stand_in):
+    until = time.monotonic() + 1.5
+    servers = stand_in(lambda body: 500 if time.monotonic() < until else None)
+    assert {r.reason for r in draw(servers, rows=5).values()} == {None}
+    assert servers[0].asked > 5 + 6  # longer than the tries that a row has while others succeed
+
+
+@pytest.mark.parametrize("status", [500, 400, 422])
+def test_a_row_that_a_server_cannot_take_is_refused_alone(stand_in, status, caplog):
+    bad = tiny_prompts([5 + n % 7 for n in range(40)])[7].token_ids.tolist()
+    servers = stand_in(lambda body: status if body["prompt"] == bad else time.sleep(0.01))
+    found = draw(servers, server_concurrency=2)
+    assert {id for id, r in found.items() if r.reason} == {"p7"}
+    assert found["p7"].reason == "refused_by_server"
+    assert f"row 'p7' is left out for now: {servers[0].url}/v1/completions says {status}: is {status}" in caplog.text
+
+
+def test_an_answer_cut_shorter_than_asked_is_not_taken(stand_in):
+    """As by a server with a limit of its own."""
+
+    def shorten(choice):
+        choice.update(token_ids=[70, 71], finish_reason="length")
+
+    bad = tiny_prompts([5 + n % 7 for n in range(40)])[3].token_ids.tolist()
+    servers = stand_in(lambda body: shorten if body["prompt"] == bad else time.sleep(0.01))
+    assert {id for id, r in draw(servers, server_concurrency=2).items() if r.reason} == {"p3"}
+
+
+def test_no_response_ends_the_run_after_the_time_set(stand_in):
+    servers = stand_in(lambda body: 429)
+    with pytest.raises(ServerError, match=r"no server has responded for 1 s \(the last said: .*429: is 429\)"):
+        draw(servers, rows=3, server_timeout_s=1)
+
+
+def test_the_key_goes_into_the_header_and_nowhere_else(stand_in, monkeypatch):
+    servers = stand_in(lambda body: None)
+    monkeypatch.setenv("ADG_SERVER_API_KEY", f"{KEY}\n")  # as files of secrets end
+    draw(servers, rows=2)
+    assert set(servers[0].headers) == {f"Bearer {KEY}"}
+    monkeypatch.setenv("ADG_SERVER_API_KEY", f"{KEY}\nx")
+    with pytest.raises(ConfigError, match="ADG_SERVER_API_KEY: the API key there has signs") as caught:
+        draw(servers, rows=2)
+    assert KEY not in str(caught.value)
+
+
+class Everything:
+    """An encoder that takes every row."""
+
+    def run(self, rows):
+        for row in rows:
+            yield RowResult(row.id, row.prompt.key, row.answers, np.eye(3, dtype=np.float32), np.ones(4, np.float16))
+
+
+class Stored(dict):
+    def append(self, result):
+        self[result.id] = result
+
+
+class Drawn:
+    """A sampler that refuses some rows."""
+
+    def __init__(self, refuses):
+        self._refuses = refuses
+
+    def run(self, prompts):
+        for number, prompt in enumerate(prompts):
+            reason = "refused_by_server" if self._refuses(number) else None
+            yield RowResult(prompt.id, prompt.key, (), None, None, reason)
+
+
+def test_some_refused_rows_in_each_chunk_do_not_end_a_run():
+    stored, took = Stored(), {}
+    prompts = tiny_prompts([6] * 200)
+    engine = SplitEngine(Drawn(lambda n: n % 10 == 0), Everything())
+    with SamplingProgress(200, show=False) as progress:
+        sample(stored, engine, progress, [prompts], took)
+    assert len(stored) == 180
+    assert len(took["left"]) == 20
+
+
+def test_a_run_ends_when_most_rows_are_refused():
+    stored = Stored()
+    engine = SplitEngine(Drawn(lambda n: n > 10), Everything())
+    with (
+        SamplingProgress(200, show=False) as progress,
+        pytest.raises(ServerError, match=r"most rows were refused; the warnings say why\. What is sampled is kept"),
+    ):
+        sample(stored, engine, progress, [tiny_prompts([6] * 200)])
+    assert len(stored) == 11
