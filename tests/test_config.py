@@ -431,7 +431,7 @@ def test_what_python_passes_wins_over_the_file_and_set(tmp_path: Path):
             {"engine": "vllm-server", "server_urls": ["http://a"], "load_in_4bit": True},
             "load_in_4bit is True: a server cannot be asked how it holds its weights",
         ),
-        ({"ray_min_workers": 4, "ray_max_workers": 2}, "ray_max_workers is 2: use a whole number, ray_min_workers or more"),
+        ({"ray_min_workers": 4, "ray_max_workers": 2}, "ray_max_workers is 2: use a whole number, ray_min_workers"),
         ({"engine": "vlm"}, "did you mean `vllm`?"),
     ],
 )
