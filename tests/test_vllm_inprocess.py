@@ -216,3 +216,25 @@ def test_another_model_in_the_same_folder_samples_again(selected, tmp_path):
     _, err = embedding.communicate(timeout=300)
     assert embedding.returncode == 3
     assert "was made with model 'demo'" in err
+
+
+def test_four_bits_are_refused_without_the_plugin_of_vllm(source):
+    """Never sampled in bfloat16 in silence."""
+    from adg_plugin.engines.vllm import VLLMSampler
+    from adg_plugin.errors import MissingExtraError
+
+    config = CONFIG.updated(load_in_4bit=True)
+    with pytest.raises(MissingExtraError, match=r"load_in_4bit with engine: vllm needs `vllm-bnb-plugin`: pip install"):
+        VLLMSampler(config, source.tokenizer, source.eos_ids, dtype="bfloat16")
+
+
+def test_only_the_form_of_four_bits_that_vllm_has_is_taken(monkeypatch):
+    from adg_plugin.engines import vllm
+    from adg_plugin.errors import ConfigError
+
+    monkeypatch.setattr(vllm, "version", lambda name: "0.0.3")
+    with pytest.raises(ConfigError) as caught:
+        vllm._four_bit(CONFIG.updated(load_in_4bit=True, bnb_4bit_quant_type="fp4"))
+    assert len(caught.value.problems) == 2
+    right = CONFIG.updated(load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    assert vllm._four_bit(right) == "bitsandbytes"
