@@ -140,6 +140,7 @@ def test_every_error_is_an_adg_error_with_an_exit_code():
         "StoreError": 3,
         "NumericalError": 4,
         "OutOfMemoryError": 5,
+        "ServerError": 6,
     }
 
 

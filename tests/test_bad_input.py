@@ -96,7 +96,7 @@ def test_an_empty_pool(refused):
     assert refused("pool.jsonl") == "no rows in pool.jsonl: give a data set with rows"
     Path("folder").mkdir()
     assert refused("folder") == f"folder: no data file in this folder (saw nothing): use {ACCEPTED_FILES}"
-    assert refused() == "datasets is missing: give a pool, such as datasets: [pool.jsonl]"
+    assert refused() == "run.yaml: datasets is missing: give a pool, such as datasets: [pool.jsonl]"
 
 
 def test_two_rows_with_one_id(refused):

@@ -188,7 +188,7 @@ def test_an_interrupted_command_ends_with_130_and_says_how_to_go_on(config, adg,
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adg_plugin.pipeline.select", interrupted)
+    monkeypatch.setattr("adg_plugin.pipeline.run_selection", interrupted)
     code, out, err = adg("select", config)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: give the same command again, `adg select` goes on from here"
