@@ -44,6 +44,7 @@ Executor = Annotated[
     Literal["inline", "ray"] | None,
     typer.Option(help="Where the engine runs: in this process, or on the workers of a Ray cluster."),
 ]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished selection.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, warnings only.")]
 
 
@@ -169,6 +170,30 @@ def score(
     note = f", {counts.rejected} rejected: see {counts.rejected_path}" if counts.rejected else ""
     _console.print(f"{counts.scored} rows scored{note}", highlight=False, markup=False, soft_wrap=True)
     print(out)
+
+
+@app.command()
+def show(
+    run_dir: RunDir,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show at each end of the choice.")] = 10,
+) -> None:
+    """Show what a selection chose: counts, the parts of the score, the top and bottom rows."""
+    from adg_plugin.explain import finished
+    from adg_plugin.store import RunFolder
+    from adg_plugin.summary import print_summary
+
+    finished(RunFolder.read(run_dir))
+    print_summary(run_dir, Console(width=None if sys.stdout.isatty() else 120), examples=rows)
+
+
+@app.command()
+def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", help="Id of a row.")]) -> None:
+    """Say why a row was chosen or left out, and what would have changed it."""
+    from adg_plugin.explain import explain as explained
+    from adg_plugin.explain_view import print_explanation
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    print_explanation(explained(str(run_dir), id), console)
 
 
 @app.command()

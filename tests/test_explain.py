@@ -1,0 +1,125 @@
+"""`adg explain` and `adg show`: what they say of a row is what a selection under those changes does."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tiny_runs import SETTINGS, choose, pool_rows, save
+
+from adg_plugin.cli import main
+from adg_plugin.errors import DataError, StoreError
+from adg_plugin.explain import explain
+from adg_plugin.explain_view import print_explanation
+from adg_plugin.store import RunFolder
+
+pytestmark = pytest.mark.tiny
+
+MARKUP = "[red]not a colour[/red] <script>alert(1)</script> عربي 🌍 " + "long" * 60
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explain")
+    rows = [*pool_rows(60), {"id": "odd", "instruction": MARKUP, "output": "x"}, {"id": "empty", "instruction": ""}]
+    return choose(rows, save(folder / "model"), folder / "run", bins=4, budget=20)
+
+
+def table(run_dir):
+    return {row["id"]: row for row in RunFolder.read(run_dir).scores().to_pylist()}
+
+
+def again(run, tmp_path, **settings):
+    """Return what a selection from the same answers chooses under other settings."""
+    import shutil
+
+    copy = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
+    shutil.copytree(run.run_dir, copy)
+    rows = [*pool_rows(60), {"id": "odd", "instruction": MARKUP, "output": "x"}, {"id": "empty", "instruction": ""}]
+    model = run.manifest["config"]["model"]
+    return table(choose(rows, model, copy, **{"bins": 4, "budget": 20, **settings}).run_dir)
+
+
+def test_the_numbers_are_those_of_the_selection(run):
+    for id, row in table(run.run_dir).items():
+        about = explain(str(run.run_dir), id)
+        assert (about.score, about.rank, about.quota, about.chosen) == (
+            row["score"],
+            row["rank_in_bin"],
+            row["bin_quota"],
+            row["chosen"],
+        )
+        assert about.eigenvalues.sum() == pytest.approx(SETTINGS["num_samples"] * about.dispersion, abs=1e-6)
+        np.testing.assert_allclose(np.diag(about.similarity), 1, atol=1e-5)
+        assert len(about.answers) == SETTINGS["num_samples"]
+
+
+@pytest.mark.parametrize("form", ["rank", "residual", "zscore"])
+def test_the_ranks_under_other_scores_are_those_of_such_a_selection(run, tmp_path, form):
+    for id, row in again(run, tmp_path, score=form).items():
+        about = explain(str(run.run_dir), id)
+        assert about.ranks[form] == row["rank_in_bin"]
+        flips = (row["rank_in_bin"] <= row["bin_quota"]) != about.chosen
+        assert any(f"score: {form} would have" in change for change in about.changes) == flips
+
+
+def test_the_budget_that_it_names_reaches_the_row(run, tmp_path):
+    left = [id for id, row in table(run.run_dir).items() if not row["chosen"]]
+    for id in left[::9]:
+        (sentence,) = [c for c in explain(str(run.run_dir), id).changes if "a budget of about" in c]
+        enough = int(sentence.partition("about ")[2].split()[0].replace(",", ""))
+        assert enough > 20
+        assert again(run, tmp_path, budget=enough)[id]["reason"] == "in quota"
+        assert again(run, tmp_path, budget=enough - 1)[id]["reason"] != "in quota"
+
+
+def test_the_score_that_it_names_is_the_cut(run):
+    rows = table(run.run_dir)
+    for id, row in rows.items():
+        mates = sorted((r["score"] for r in rows.values() if r["bin"] == row["bin"]), reverse=True)
+        (first,) = [c for c in explain(str(run.run_dir), id).changes if c.startswith("a score")]
+        cut = mates[row["bin_quota"] - 1] if not row["chosen"] else mates[row["bin_quota"]]
+        word = "below" if row["chosen"] else "above"
+        assert first.startswith(f"a score {word} {cut:.4f} ({cut - row['score']:+.4f}) would have")
+
+
+def test_a_row_that_is_not_there_and_one_that_was_rejected(run):
+    with pytest.raises(DataError, match=r"there is no row 'row-5x' in .*: did you mean row-5"):
+        explain(str(run.run_dir), "row-5x")
+    with pytest.raises(DataError, match=r"row 'empty' of .* was rejected: "):
+        explain(str(run.run_dir), "empty")
+
+
+def test_an_unfinished_run_is_named(run, tmp_path, capsys):
+    (run.run_dir / "manifest.json").rename(tmp_path / "manifest.json")
+    try:
+        with pytest.raises(StoreError, match="is not complete yet: run adg select on it"):
+            explain(str(run.run_dir), "row-1")
+        with pytest.raises(SystemExit) as ended:
+            main(["show", str(run.run_dir)])
+        assert ended.value.code == 3
+    finally:
+        (tmp_path / "manifest.json").rename(run.run_dir / "manifest.json")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_it_fits_the_terminal_and_shows_texts_as_they_are(run, width):
+    out = io.StringIO()
+    print_explanation(explain(str(run.run_dir), "odd"), Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "[red]not a colour[/red]" in text
+    if width == 200:
+        assert "<script>alert(1)</script>" in text
+
+
+def test_the_commands(run, capsys):
+    for arguments in (["explain", str(run.run_dir), "row-3"], ["show", str(run.run_dir), "--rows", "3"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "row row-3 of " in out
+    assert "20 of 61 scored rows chosen from 4 bins" in out
