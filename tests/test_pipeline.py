@@ -31,6 +31,7 @@ from tiny_runs import (
 from adg_plugin import pipeline
 from adg_plugin.engines import loading
 from adg_plugin.errors import DataError, NumericalError, StoreError
+from adg_plugin.progress import SamplingProgress
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
@@ -263,7 +264,7 @@ def test_the_order_of_the_pool_and_the_batch_change_nothing(finished, model, tmp
 
 
 def test_any_number_of_interruptions_changes_nothing(finished, pool, model, tmp_path, monkeypatch):
-    add = pipeline.SamplingProgress.add
+    add = SamplingProgress.add
     left = [0]
 
     def add_some(self, tokens, *, rejected):
@@ -272,7 +273,7 @@ def test_any_number_of_interruptions_changes_nothing(finished, pool, model, tmp_
         if left[0] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.SamplingProgress, "add", add_some)
+    monkeypatch.setattr(SamplingProgress, "add", add_some)
     done = 0
     for count in (1, 7, 2, 15):
         left[0] = count
