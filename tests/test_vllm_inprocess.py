@@ -81,36 +81,32 @@ def answers(found, id):
     return [answer for results in found for answer in results[id].answers]
 
 
-@pytest.mark.parametrize("id", ["q0", "q1", "q2"])
-def test_answers_follow_the_distribution_of_the_other_engine(by_vllm, by_hf, id):
-    """Lengths by Kolmogorov-Smirnov, first tokens by chi-squared; and both tests see a difference of temperature."""
+def p_values(ours, theirs):
+    """Return those of equal lengths (Kolmogorov-Smirnov) and of equal first tokens (chi-squared)."""
     from scipy.stats import chi2_contingency, ks_2samp
 
-    ours, theirs = answers(by_vllm, id), answers(by_hf, id)
-    assert len(ours) == len(theirs) == 64 * len(SEEDS)
-    lengths = [[len(a.token_ids) for a in side] for side in (ours, theirs)]
-    assert len(set(lengths[0])) > 1
-    assert ks_2samp(*lengths).pvalue > 0.001
+    lengths = ks_2samp(*([len(a.token_ids) for a in side] for side in (ours, theirs))).pvalue
     first = [Counter(int(a.token_ids[0]) for a in side) for side in (ours, theirs)]
     common = [t for t, n in (first[0] + first[1]).items() if n >= 10]
     table = [[c[t] for t in common] + [sum(c.values()) - sum(c[t] for t in common)] for c in first]
     table = np.array(table)[:, np.sum(table, axis=0) > 0]
-    assert chi2_contingency(table).pvalue > 0.001
+    return float(lengths), float(chi2_contingency(table).pvalue)
+
+
+@pytest.mark.parametrize("id", ["q0", "q1", "q2"])
+def test_answers_follow_the_distribution_of_the_other_engine(by_vllm, by_hf, id):
+    ours, theirs = answers(by_vllm, id), answers(by_hf, id)
+    assert len(ours) == len(theirs) == 64 * len(SEEDS)
+    assert len({len(a.token_ids) for a in ours}) > 1
+    assert min(p_values(ours, theirs)) > 1e-4  # the draws are the same on every run, but not on every kind of processor
     assert {a.finish_reason for a in ours} == {a.finish_reason for a in theirs}
 
 
 def test_the_distribution_test_would_see_another_temperature(sampler, prompts, by_hf):
-    from scipy.stats import ks_2samp
-    from vllm import SamplingParams
-
     sampler._settings = sampler._settings | {"temperature": 0.7}
-    assert SamplingParams(**sampler._settings).temperature == 0.7
     colder = [draws(sampler, prompts, SEEDS[0])]
     sampler._settings = sampler._settings | {"temperature": CONFIG.temperature}
-    seen = [
-        ks_2samp([len(a.token_ids) for a in answers(colder, id)], [len(a.token_ids) for a in answers(by_hf, id)]).pvalue
-        for id in ("q0", "q1", "q2")
-    ]
+    seen = [min(p_values(answers(colder, id), answers(by_hf, id))) for id in ("q0", "q1", "q2")]
     assert min(seen) < 0.001
 
 

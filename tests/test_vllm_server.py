@@ -161,7 +161,9 @@ def test_a_server_without_token_ids_is_refused(server, tmp_path):
 
 def test_a_wrong_key_and_a_missing_one_are_told_apart(server, tmp_path, monkeypatch):
     config = write_config(tmp_path, engine="vllm-server", server_urls=[server.url], server_api_key_env="OTHER_KEY")
-    assert "put its API key into the environment variable OTHER_KEY (it is not set)" in refused(config, tmp_path)
+    assert "put its API key into the environment variable OTHER_KEY of this machine (it is not set)" in refused(
+        config, tmp_path
+    )
     monkeypatch.setenv("OTHER_KEY", "wrong-key-of-the-test")
     said = refused(config, tmp_path)
     assert "(the key there is not the right one)" in said
