@@ -90,7 +90,8 @@ def _together(took: dict[str, Any], team: Team) -> dict[str, Any]:
     whole = dict(each[0])
     if any("tokens" in one for one in each):
         whole["seconds"] = max(one.get("seconds", 0.0) for one in each)
-        whole["tokens"] = sum(one.get("tokens", 0) for one in each)
+        tokens = [one.get("tokens", 0) for one in each]
+        whole |= {"tokens": sum(tokens), **({"tokens_per_rank": tokens} if team.size > 1 else {})}
     if left := {id: reason for one in each for id, reason in one.get("left", {}).items()}:
         whole["left"] = left
     return whole

@@ -170,7 +170,10 @@ def test_two_processes_share_the_sampling_and_choose_the_rows_of_one(one_process
     assert ids(folder / "two") == ids(one_process)
     manifest = json.loads((folder / "two" / "selection" / "manifest.json").read_text())
     assert manifest["sampling"]["ranks"] == 2
-    assert manifest["sampling"]["tokens"] < 0.7 * manifest["answer_tokens"]  # rank 0 sampled its share only
+    assert manifest["sampling"]["tokens"] == manifest["answer_tokens"]
+    shares = manifest["sampling"]["tokens_per_rank"]
+    assert len(shares) == 2
+    assert max(shares) < 0.7 * sum(shares) == 0.7 * manifest["answer_tokens"]  # each sampled its share only
     assert not list((folder / "two" / "selection" / "ranks").iterdir())
     summary = json.loads((folder / "two" / "adg_summary.json").read_text())
     assert summary["steps"] == BUDGET // 2
