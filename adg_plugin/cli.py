@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import __version__, cli_train
+from adg_plugin import __version__, cli_look, cli_train
 from adg_plugin.config import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
 
@@ -44,7 +44,6 @@ Executor = Annotated[
     Literal["inline", "ray"] | None,
     typer.Option(help="Where the engine runs: in this process, or on the workers of a Ray cluster."),
 ]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished selection.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, warnings only.")]
 
 
@@ -173,30 +172,6 @@ def score(
 
 
 @app.command()
-def show(
-    run_dir: RunDir,
-    rows: Annotated[int, typer.Option(min=0, help="Rows to show at each end of the choice.")] = 10,
-) -> None:
-    """Show what a selection chose: counts, the parts of the score, the top and bottom rows."""
-    from adg_plugin.explain import finished
-    from adg_plugin.store import RunFolder
-    from adg_plugin.summary import print_summary
-
-    finished(RunFolder.read(run_dir))
-    print_summary(run_dir, Console(width=None if sys.stdout.isatty() else 120), examples=rows)
-
-
-@app.command()
-def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", help="Id of a row.")]) -> None:
-    """Say why a row was chosen or left out, and what would have changed it."""
-    from adg_plugin.explain import explain as explained
-    from adg_plugin.explain_view import print_explanation
-
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    print_explanation(explained(str(run_dir), id), console)
-
-
-@app.command()
 def settings() -> None:
     """Print every setting with its default, as a page of Markdown."""
     from adg_plugin.settings import settings_page
@@ -204,6 +179,7 @@ def settings() -> None:
     print(settings_page(), end="")
 
 
+cli_look.register(app)
 cli_train.register(app)
 
 
