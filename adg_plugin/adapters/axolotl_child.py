@@ -11,6 +11,7 @@ from adg_plugin.adapters.stages import follow, guarded, interruptible
 from adg_plugin.config import ADGConfig
 from adg_plugin.pipeline import run_selection
 from adg_plugin.pool import Pool
+from adg_plugin.report.after import offer_report
 from adg_plugin.store import RunFolder
 from adg_plugin.summary import print_summary
 
@@ -24,6 +25,7 @@ def select_staged(run_dir: Path, fingerprint: str) -> None:
     config = ADGConfig.parse(RunFolder.read(run_dir).read_config()["config"])
     selection = run_selection(Pool((), fingerprint), config, run_dir)
     print_summary(selection.run_dir, Console(stderr=True))
+    offer_report(selection.run_dir)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.loading import load_tokenizer
 from adg_plugin.pipeline import run_selection
 from adg_plugin.pool import Pool
+from adg_plugin.report.after import offer_report
 from adg_plugin.store import RunFolder
 from adg_plugin.summary import print_summary
 from adg_plugin.training_rows import write_training_rows
@@ -31,6 +32,7 @@ def main() -> None:
         of_trained = config.updated(model=trained[0], revision=trained[1])
         write_training_rows(RunFolder.read(selection.run_dir), selection.ids, load_tokenizer(of_trained), config)
     print_summary(selection.run_dir, Console(stderr=True))
+    offer_report(selection.run_dir)
 
 
 if __name__ == "__main__":

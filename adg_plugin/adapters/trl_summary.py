@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from adg_plugin.report import REPORT
 from adg_plugin.store.files import read_json, write_json
 
 SUMMARY = "adg_summary.json"
@@ -65,5 +66,8 @@ def print_training(summary: Mapping[str, Any], console: Console) -> None:
         f"{summary['kind']}  {summary['model']}",
         f"selection {summary['run_folder']}",
     ]
+    report = Path(summary["run_folder"]) / REPORT
+    if report.is_file():
+        lines.append(f"report   {report}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)

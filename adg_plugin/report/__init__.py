@@ -1,0 +1,3 @@
+"""A finished run folder -> one HTML file that shows what was chosen and why, static figures, and JSON."""
+
+REPORT = "report.html"

@@ -1,0 +1,116 @@
+"""What the pool is made of: columns of the rows, languages, lengths."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.store import RunReader
+from adg_plugin.store.reader import PROMPTS
+from adg_plugin.store.staging import groups
+
+# Columns that data sets use for where a row came from and what it is about.
+_COLUMNS = {
+    "source": ("source", "data_source", "origin", "dataset"),
+    "category": ("category", "task", "task_type", "domain", "topic", "subject", "type"),
+}
+_MOST_VALUES = 12  # of a facet; the rest are counted together
+_MOST_DISTINCT = 2_000  # more: a column of texts, not of kinds
+_LANGUAGE_ROWS = 5_000
+_LONGEST_VALUE = 60  # characters
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Facets:
+    """What is known of the N scored rows beside their scores, in the order of their ids.
+
+    Attributes:
+        prompt_tokens: (N,) of the rendered prompts.
+        reference_words: (N,) of the rows' own answers.
+        kinds: by facet, (N,) value of each row; a facet that no row has is left out.
+        instructions: (N,) the first characters of each instruction.
+    """
+
+    prompt_tokens: Ints
+    reference_words: Ints
+    kinds: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
+    instructions: list[str] = field(default_factory=list)
+
+
+def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], characters: int) -> Facets:
+    """Return the facets of the rows `ids`, reading the staged pool once.
+
+    Args:
+        run: the run folder.
+        ids: (N,) of the scored rows.
+        paths: of the settings' data sets, which serve as source where rows name none.
+        characters: kept of each instruction.
+    """
+    place = {id: row for row, id in enumerate(ids)}
+    facets = Facets(np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64), {}, [""] * len(ids))
+    kinds = {name: np.full(len(ids), None, dtype=object) for name in (*_COLUMNS, "data set")}
+    for row in _staged(run):
+        at = place.get(row["id"])
+        if at is None:
+            continue
+        facets.prompt_tokens[at] = row["num_tokens"]
+        facets.reference_words[at] = len((row["reference"] or "").split())
+        facets.instructions[at] = " ".join(row["instruction"].split())[:characters]
+        for name, value in _kinds_of(json.loads(row["data"])).items():
+            kinds[name][at] = value
+        if len(paths) > 1:
+            kinds["data set"][at] = paths[row["dataset"] or 0]
+    facets.kinds = {name: values for name, values in kinds.items() if _is_a_kind(values)}
+    return facets
+
+
+def _staged(run: RunReader) -> Iterator[dict[str, Any]]:
+    columns = ["id", "num_tokens", "instruction", "reference", "data", "dataset"]
+    for table in groups(run.path / PROMPTS, columns):
+        yield from table.to_pylist()
+
+
+def _kinds_of(data: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, columns in _COLUMNS.items():
+        value = next((data[column] for column in columns if isinstance(data.get(column), str | int)), None)
+        if value is not None and str(value).strip():
+            found[name] = str(value)[:_LONGEST_VALUE]
+    return found
+
+
+def _is_a_kind(values: npt.NDArray[np.object_]) -> bool:
+    distinct = len({value for value in values if value is not None})
+    return 1 < distinct <= max(2, min(_MOST_DISTINCT, len(values) // 2))
+
+
+def add_languages(facets: Facets, texts: Sequence[str], rng: np.random.Generator) -> None:
+    """Add the facet `language` of a sample of rows, where the package that tells languages is installed."""
+    try:
+        from adg_plugin.languages import language_of
+    except ImportError:
+        return
+    rows = np.sort(rng.permutation(len(texts))[:_LANGUAGE_ROWS])
+    found = np.full(len(texts), None, dtype=object)
+    found[rows] = [language_of(texts[row]) or "cannot tell" for row in rows]
+    facets.kinds["language"] = found
+
+
+def count_kinds(values: npt.NDArray[np.object_], chosen: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Return `value`, `pool`, `chosen` of each value of a facet, most frequent first; rows without one are left out."""
+    pool = Counter(value for value in values if value is not None)
+    among = Counter(value for value in values[chosen] if value is not None)
+    frequent = sorted(pool, key=lambda value: (-pool[value], value))
+    counted = [{"value": value, "pool": pool[value], "chosen": among[value]} for value in frequent[:_MOST_VALUES]]
+    if rest := frequent[_MOST_VALUES:]:
+        other = {"pool": sum(pool[value] for value in rest), "chosen": sum(among[value] for value in rest)}
+        counted.append({"value": f"{len(rest)} others", **other})
+    return counted

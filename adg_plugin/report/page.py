@@ -1,0 +1,128 @@
+"""The report as one HTML file that loads nothing, and its figures as PNG and SVG files."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from adg_plugin import __version__
+from adg_plugin.errors import need
+from adg_plugin.report.gather import Gathered
+from adg_plugin.store.files import replacing, writing
+
+LARGEST = 9_500_000  # bytes of the file
+_FEW_ANSWERED, _SHORT = 250, 60  # rows; characters
+_STATIC_WIDTH = {True: 760, False: 460}
+_WHY = "the report"
+
+
+def page(found: Gathered) -> str:
+    """Return the report as HTML.
+
+    Texts of the data set reach the page as compressed JSON, which a script puts in place as text: none is ever markup.
+
+    Raises:
+        MissingExtraError: vl-convert-python, which brings the scripts of Vega-Lite, is not installed.
+    """
+    scripts = need("vl_convert", extra="report", why=_WHY).javascript_bundle()
+    source = files("adg_plugin.report")
+    parts = {name: (source / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")}
+    room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in parts.values())
+    return Template(parts["html"]).substitute(
+        title=_escaped(f"ADG selection {found.about['summary']['run']}"),
+        version=__version__,
+        style=parts["css"],
+        libraries=scripts.replace("</script", "<\\/script"),
+        script=parts["js"],
+        data=_fitting(found, room),
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _fitting(found: Gathered, room: int) -> str:
+    """Return the data, compressed, in base64; what does not fit into `room` bytes goes.
+
+    First half of the answers after half, then the ends of the listed instructions, then listed rows.
+    """
+    texts, rows, characters = dict(found.texts), len(found.table["id"]), None
+    while True:
+        packed = _packed(found, texts, rows, characters)
+        if len(packed) <= room or rows <= 1:
+            return packed
+        if len(texts) > _FEW_ANSWERED or (texts and characters):
+            texts = dict(list(texts.items())[: len(texts) // 2])
+        elif characters is None:
+            characters = _SHORT
+        else:
+            rows //= 2
+
+
+def _packed(found: Gathered, texts: dict[str, Any], rows: int, characters: int | None) -> str:
+    table = {name: _first(column, rows) for name, column in found.table.items()}
+    table["instruction"] = [text[:characters] for text in table["instruction"]]
+    data = {
+        "about": found.about,
+        "figures": [asdict(figure) for figure in found.figures],
+        "table": table,
+        "texts": texts,
+        "rejected": found.rejected,
+    }
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(errors="replace"), mtime=0)).decode()
+
+
+def _first(column: Any, rows: int) -> Any:
+    return {**column, "codes": column["codes"][:rows]} if isinstance(column, dict) else column[:rows]
+
+
+def write_page(found: Gathered, path: Path) -> None:
+    """Write the report to `path`, whole or not at all.
+
+    Raises:
+        MissingExtraError: as `page`.
+        StoreError: it cannot be written.
+    """
+    text = page(found)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as sink:
+        sink.write(text.encode())
+
+
+def write_figures(found: Gathered, folder: Path) -> list[Path]:
+    """Write each figure as PNG and SVG, and return the paths.
+
+    Raises:
+        MissingExtraError: as `page`.
+        StoreError: the folder cannot be written.
+    """
+    draw = need("vl_convert", extra="report", why="--figures")
+    paths = []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for figure in found.figures:
+        spec = {
+            **figure.spec,
+            "width": _STATIC_WIDTH[figure.wide],
+            "title": {"text": figure.title, "subtitle": figure.note, "anchor": "start", "limit": 900},
+            "background": "white",
+        }
+        name = figure.name.replace(" ", "_")
+        for suffix, data in (
+            ("svg", draw.vegalite_to_svg(spec).encode()),
+            ("png", draw.vegalite_to_png(spec, scale=2)),
+        ):
+            path = folder / f"{name}.{suffix}"
+            with replacing(path) as sink:
+                sink.write(data)
+            paths.append(path)
+    return paths

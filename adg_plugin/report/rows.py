@@ -1,0 +1,106 @@
+"""The rows that a report lists, and those of them whose answers it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from adg_plugin.report.facets import Facets
+from adg_plugin.store import RunReader
+
+MOST_ROWS = 50_000
+MOST_ANSWERED = 2_000  # rows with their answers
+_TEXT, _ANSWER = 2_000, 1_200  # characters
+
+Ints = npt.NDArray[np.int64]
+
+
+def listed_rows(table: pa.Table, most: int, rng: np.random.Generator) -> Ints:
+    """Return which rows are listed, ascending: all, or of a large pool the chosen first and then a sample."""
+    if len(table) <= most:
+        return np.arange(len(table))
+    chosen = np.flatnonzero(table["chosen"].to_numpy())
+    left = np.flatnonzero(~table["chosen"].to_numpy())
+    of_chosen = min(len(chosen), max(most // 2, most - len(left)))
+    picked = [rng.permutation(chosen)[:of_chosen], rng.permutation(left)[: most - of_chosen]]
+    return np.sort(np.concatenate(picked))
+
+
+def answered_rows(table: pa.Table, listed: Ints, most: int, rng: np.random.Generator) -> Ints:
+    """Return which of the listed rows are shown with their answers.
+
+    All if they fit; else a random half, and of the rest the best, the worst and those nearest to the cut of their bin.
+    """
+    if len(listed) <= most:
+        return listed
+    score = table["score"].to_numpy()[listed]
+    off_cut = np.abs(table["rank_in_bin"].to_numpy() - table["bin_quota"].to_numpy() - 0.5)[listed]
+    by_score = np.argsort(-score, kind="stable")
+    quarter = most // 6
+    orders = [rng.permutation(len(listed))[: most // 2], by_score[:quarter], by_score[::-1][:quarter]]
+    orders.append(np.argsort(off_cut, kind="stable")[:quarter])
+    kept: Ints = listed[np.unique(np.concatenate(orders))]
+    return kept
+
+
+def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
+    """Return the listed rows column by column, which compresses better than row by row."""
+    part = table.take(pa.array(listed))
+    answers = np.maximum(1, part["num_answers"].to_numpy())
+    found: dict[str, Any] = {
+        "id": part["id"].to_pylist(),
+        "chosen": [int(value) for value in part["chosen"].to_pylist()],
+        "score": _rounded(part["score"]),
+        "D": _rounded(part["dispersion"]),
+        "I": _rounded(part["anisotropy"]),
+        "bin": part["bin"].to_pylist(),
+        "rank": part["rank_in_bin"].to_pylist(),
+        "quota": part["bin_quota"].to_pylist(),
+        "why": _coded(part["reason"].to_pylist()),
+        "tokens": [round(n, 1) for n in (part["answer_tokens"].to_numpy() / answers).tolist()],
+        "instruction": [facets.instructions[row] for row in listed],
+    }
+    for name, values in facets.kinds.items():
+        if name != "language":  # known of a sample only
+            found[name] = _coded([values[row] for row in listed])
+    return found
+
+
+def _rounded(column: pa.ChunkedArray) -> list[float]:
+    return [float(f"{value:.5g}") for value in column.to_pylist()]
+
+
+def _coded(values: Sequence[str | None]) -> dict[str, Any]:
+    """Return values of a few kinds as numbers into a list of them."""
+    kinds = sorted({value or "" for value in values})
+    code = {value: number for number, value in enumerate(kinds)}
+    return {"kinds": kinds, "codes": [code[value or ""] for value in values]}
+
+
+def texts(run: RunReader, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return by id what a row says in full: its instruction, reference, place, answers and their similarity."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in run.staged_rows(ids):
+        found[row.prompt.id] = {
+            "instruction": _cut(row.prompt.instruction, _TEXT),
+            "reference": _cut(row.reference, _ANSWER),
+            "where": row.where,
+        }
+    for result in run.results(set(ids)):
+        if result.gram is None or result.id not in found:
+            continue
+        found[result.id] |= {
+            "answers": [
+                [_cut(a.text, _ANSWER), len(a.token_ids), int(a.finish_reason == "length")] for a in result.answers
+            ],
+            "similarity": [[round(float(value), 3) for value in row] for row in result.gram],
+        }
+    return {id: about for id, about in found.items() if "answers" in about}
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
