@@ -159,7 +159,7 @@ def _grams(
             rejected.append({"id": answered.id, "reason": "too_few_answers", "detail": detail})
             continue
         longest = len(prompt.token_ids) + max(len(t) for _, t in kept)
-        if config.pooling == "answer" and positions is not None and longest > positions:
+        if config.pooling != "reference" and positions is not None and longest > positions:
             detail = f"prompt and longest answer have {longest} tokens, the model has {positions} positions"
             rejected.append({"id": answered.id, "reason": "too_long", "detail": detail})
             continue
@@ -170,7 +170,7 @@ def _grams(
             if config.pooling == "reference":
                 sequences.append(reference_sequence(tokenizer, _instruction(answered.row, prompt), text))
             else:
-                sequences.append(answer_sequence(prompt.token_ids, np.array(ids, dtype=np.int32)))
+                sequences.append(answer_sequence(prompt.token_ids, np.array(ids, dtype=np.int32), config.pooling))
     if not sequences:
         return
     indices = REFERENCE_LAYERS if config.pooling == "reference" else last_layers(config.layers)

@@ -19,13 +19,14 @@ from pydantic_core import PydanticCustomError
 
 from adg_plugin.config_errors import sentence
 from adg_plugin.config_file import load_yaml, override
+from adg_plugin.config_filters import Filters, OptionalFilters
 from adg_plugin.config_scale import ScaleSettings
 from adg_plugin.config_values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
 
 ScoreForm = Literal["raw", "rank", "zscore", "residual"]
 Subset = Literal["top", "middle", "bottom"]
-Pooling = Literal["answer", "reference"]
+Pooling = Literal["answer", "last_token", "skip_first", "surprisal", "reference"]
 
 
 class _Schema(BaseModel):
@@ -92,6 +93,11 @@ class ADGConfig(ScaleSettings):
     output_dir: PathText | None = Field(
         None, min_length=1, description="Run folder. Default: `runs/NAME-OF-THE-CONFIG`."
     )
+    filters: OptionalFilters = Field(
+        Filters(),
+        description="Which rows are rejected before they are sampled, such as `{min_words: 3}`. Default: none.",
+        json_schema_extra={"fix": "use a mapping, such as {min_words: 3, underspecified: true}"},
+    )
 
     num_samples: Int = Field(
         5,
@@ -136,7 +142,9 @@ class ADGConfig(ScaleSettings):
     eos_token: str | None = Field(None, description="End-of-answer token, for a model that names none.")
 
     pooling: Pooling = Field(
-        "answer", description="`answer`: mean over the answer's tokens; `reference`: as the authors' released code."
+        "answer",
+        description="An answer's vector: `answer`: mean over its tokens; `last_token`; `skip_first`: mean without the "
+        "first; `surprisal`: mean weighted by -log p of each token; `reference`: as the authors' released code.",
     )
     layers: Int = Field(
         4,
@@ -221,7 +229,8 @@ class ADGConfig(ScaleSettings):
         try:
             return cls.model_validate(dict(data))
         except ValidationError as err:
-            problems = [sentence(detail, prefix, cls, {"datasets": DatasetSpec}) for detail in err.errors()]
+            nested: dict[str, type[BaseModel]] = {"datasets": DatasetSpec, "filters": Filters}
+            problems = [sentence(detail, prefix, cls, nested) for detail in err.errors()]
             raise ConfigError(problems, source=source) from None
 
     def updated(self, **changes: Any) -> ADGConfig:

@@ -27,7 +27,7 @@ def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries:
     Args:
         prefix: put before the key, `adg.` for a block in a larger file.
         schema: the settings; a field's own fix is under `fix` in its `json_schema_extra`.
-        entries: by name of a setting that is a list, the schema of its entries.
+        entries: by name of a setting that holds others, or a list of such, the schema of those.
     """
     location = error["loc"]
     key = prefix + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).removeprefix(".")
@@ -39,13 +39,15 @@ def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries:
         return f"{key} is not a setting: {hint}"
     if error["type"] == "missing":
         return f"{key} is missing: set it"
-    return f"{key} is {error['input']!r}: {_fix(error, schema)}"
+    return f"{key} is {error['input']!r}: {_fix(error, schema, entries)}"
 
 
-def _fix(error: ErrorDetails, schema: type[BaseModel]) -> str:
+def _fix(error: ErrorDetails, schema: type[BaseModel], entries: Mapping[str, type[BaseModel]]) -> str:
     location = error["loc"]
-    if len(location) == 1 and isinstance(location[0], str):
-        extra = schema.model_fields[location[0]].json_schema_extra
+    if len(location) == 2 and location[0] in entries:
+        schema, location = entries[str(location[0])], location[1:]
+    if len(location) == 1 and location[0] in schema.model_fields:
+        extra = schema.model_fields[str(location[0])].json_schema_extra
         if isinstance(extra, dict) and "fix" in extra:
             return str(extra["fix"])
     if error["type"] == "literal_error":

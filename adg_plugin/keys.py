@@ -52,9 +52,23 @@ def digest(settings: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).digest()
 
 
-def row_key(recipe: bytes, token_ids: npt.NDArray[np.int32], span: tuple[int, int]) -> bytes:
-    """Return the 16-byte key of a prompt's answers under a recipe's digest."""
+def row_key(
+    recipe: bytes,
+    token_ids: npt.NDArray[np.int32],
+    span: tuple[int, int],
+    reference_ids: npt.NDArray[np.int32] | None = None,
+) -> bytes:
+    """Return the 16-byte key of a prompt's answers under a recipe's digest, and of their agreement if it is asked for.
+
+    Args:
+        recipe: see `answer_recipe`.
+        token_ids: of the prompt.
+        span: of the instruction's own tokens.
+        reference_ids: of the row's own answer, where agreement is asked for.
+    """
     hashed = hashlib.blake2b(recipe, digest_size=16)
     hashed.update(np.array(span, dtype="<i4").tobytes())
     hashed.update(np.ascontiguousarray(token_ids, dtype="<i4").tobytes())
+    if reference_ids is not None:
+        hashed.update(b"agreement" + np.ascontiguousarray(reference_ids, dtype="<i4").tobytes())
     return hashed.digest()

@@ -44,6 +44,13 @@ class Reason(StrEnum):
     NO_SPAN = "no_instruction_tokens"
     TOO_LONG = "prompt_too_long"
     NO_ANSWER = "no_answer"
+    FEW_WORDS = "too_few_words"  # this and what follows: by the settings under `filters`
+    MANY_WORDS = "too_many_words"
+    FEW_ANSWER_WORDS = "too_few_answer_words"
+    MANY_ANSWER_WORDS = "too_many_answer_words"
+    UNDERSPECIFIED = "underspecified"
+    LANGUAGE = "other_language"
+    NEAR_DUPLICATE = "near_duplicate"
 
 
 class UnusableRowError(Exception):

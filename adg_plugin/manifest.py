@@ -20,6 +20,7 @@ def score_summary(scored: Scored, form: str) -> dict[str, Any]:
         return {f"p{p}": float(np.percentile(values, p)) for p in (5, 50, 95)}
 
     about = scored.balance
+    known = scored.agreement[~np.isnan(scored.agreement)].astype(np.float64)
     return {
         "form": form,
         "dispersion": percentiles(scored.dispersion),
@@ -28,6 +29,7 @@ def score_summary(scored: Scored, form: str) -> dict[str, Any]:
         "pearson": {"dispersion": about.pearson_dispersion, "anisotropy": about.pearson_anisotropy},
         "spearman": {"dispersion": about.spearman_dispersion, "anisotropy": about.spearman_anisotropy},
         "share_of_variance": {"dispersion": about.share_dispersion, "anisotropy": about.share_anisotropy},
+        **({"agreement": percentiles(known)} if len(known) else {}),
     }
 
 

@@ -20,7 +20,7 @@ from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.manifest import score_summary, versions
 from adg_plugin.pool import Pool, stage_pool
 from adg_plugin.rows import Reason
-from adg_plugin.scoring import choose_rows
+from adg_plugin.scoring import choose_rows, eligible
 from adg_plugin.sharing import Alone, Team, absorb
 from adg_plugin.store import RunFolder
 from adg_plugin.store.reader import SELECTED, Counts
@@ -215,7 +215,11 @@ def _prepare(
         logger.warning("%s", sentence)
     counts = run.counts()
     if not counts.prompts:
-        raise DataError(f"none of the {counts.rejected} rows can be sampled: see {_write_rejected(run)}")
+        reasons = run.write_rejected(run.staged_rejections())
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        raise DataError(
+            f"none of the {counts.rejected} rows can be sampled ({told}): see {run.path / 'rejected.jsonl'}"
+        )
 
 
 def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
@@ -244,7 +248,7 @@ def choose(
     Raises:
         DataError: no row can be scored.
     """
-    geometry = run.geometry()
+    geometry = eligible(run.geometry(), config)
     counts = run.counts()
     duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
     # Rows without a result are few by now: what they lacked may be there another time.
@@ -286,8 +290,3 @@ def choose(
         logger.warning("%s", sentence)
     run.write_manifest(manifest)
     return Selection(run.path, path, tuple(ids), manifest)
-
-
-def _write_rejected(run: RunFolder) -> str:
-    run.write_rejected(run.staged_rejections())
-    return str(run.path / "rejected.jsonl")

@@ -15,6 +15,8 @@ from adg_plugin import __version__, keys
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.engines.base import Prompt
 from adg_plugin.errors import ConfigError
+from adg_plugin.filters import RowFilters, row_settings
+from adg_plugin.filters.agreement import OwnAnswers
 from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Reason, Rejection, Row, row_json, unique_rows
 from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
@@ -95,6 +97,7 @@ def stage_pool(
     Raises:
         DataError: the pool cannot be read.
         ConfigError, ModelError: the template does not exist or does not fit the tokenizer.
+        MissingExtraError: a package that a filter needs is not installed.
         StoreError: the run folder cannot be written.
     """
     limit = PromptLimit.of(config, positions)
@@ -103,7 +106,9 @@ def stage_pool(
         logger.info("the pool is staged already")
         return
     renderer = PromptRenderer(tokenizer, config.template, limit, config.truncate)
-    run.stage_prompts(_staged(pool, renderer, keys.digest(recipe)), digest=digest)
+    own = OwnAnswers.of(config, tokenizer)
+    rows = _staged(pool, renderer, RowFilters(config.filters), own, keys.digest(recipe))
+    run.stage_prompts(rows, digest=digest)
 
 
 def staging_digest(
@@ -121,6 +126,8 @@ def staging_digest(
         "tokenizer": _tokenizer_digest(tokenizer),
         "max_prompt_tokens": PromptLimit.of(config, positions).tokens,
         "truncate": config.truncate,
+        "filters": dict(row_settings(config.filters)),
+        "own_answers": OwnAnswers.of(config, tokenizer).tokens,
     }
     return keys.digest(settings).hex()
 
@@ -133,8 +140,13 @@ def _tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.blake2b(json.dumps(about, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _staged(pool: Pool, renderer: PromptRenderer, recipe: bytes) -> Iterator[StagedRow | StoredRejection]:
-    """Yield every record once, as a prompt or as a rejection; order is kept among the prompts."""
+def _staged(
+    pool: Pool, renderer: PromptRenderer, filters: RowFilters, own: OwnAnswers, recipe: bytes
+) -> Iterator[StagedRow | StoredRejection]:
+    """Yield every record once, as a prompt or as a rejection; order is kept among the prompts.
+
+    The filters see only rows that could be sampled: a row without a prompt cannot stand for its near-duplicates.
+    """
     rejected: list[Rejection] = []
     rows, rendered_of = tee(_usable(unique_rows(pool.records), rejected, pool.for_training))
     for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
@@ -142,8 +154,10 @@ def _staged(pool: Pool, renderer: PromptRenderer, recipe: bytes) -> Iterator[Sta
         rejected.clear()
         if isinstance(rendered, Rejection):
             yield _stored(rendered)
+        elif (filtered := filters.rejection(row)) is not None:
+            yield _stored(filtered)
         else:
-            yield _staged_row(row, rendered, recipe)
+            yield _staged_row(row, rendered, own, recipe)
     yield from (_stored(r) for r in rejected)
 
 
@@ -157,10 +171,11 @@ def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_trai
             yield row
 
 
-def _staged_row(row: Row, rendered: Rendered, recipe: bytes) -> StagedRow:
-    key = keys.row_key(recipe, rendered.token_ids, rendered.span)
+def _staged_row(row: Row, rendered: Rendered, own: OwnAnswers, recipe: bytes) -> StagedRow:
+    reference_ids = own.ids(row.reference)
+    key = keys.row_key(recipe, rendered.token_ids, rendered.span, reference_ids)
     instruction = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, instruction)
+    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, instruction, reference_ids)
     return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where, row.entry)
 
 

@@ -132,6 +132,7 @@ def _to_block(prompts: Sequence[Prompt]) -> pa.Table:
             "token_ids": pa.array([p.token_ids for p in prompts], pa.list_(pa.int32())),
             "start": pa.array([p.span[0] for p in prompts], pa.int32()),
             "end": pa.array([p.span[1] for p in prompts], pa.int32()),
+            "reference_ids": pa.array([p.reference_ids for p in prompts], pa.list_(pa.int32())),
             "instruction": pa.array([p.instruction for p in prompts], pa.string()),
         }
     )
@@ -140,7 +141,8 @@ def _to_block(prompts: Sequence[Prompt]) -> pa.Table:
 def _prompts_of(block: pa.Table) -> Iterator[Prompt]:
     for row in block.to_pylist():
         tokens = np.array(row["token_ids"], np.int32)
-        yield Prompt(row["id"], tokens, (row["start"], row["end"]), row["key"], row["instruction"])
+        own = None if row["reference_ids"] is None else np.array(row["reference_ids"], np.int32)
+        yield Prompt(row["id"], tokens, (row["start"], row["end"]), row["key"], row["instruction"], own)
 
 
 def _cause(err: BaseException | None) -> str:

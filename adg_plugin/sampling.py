@@ -219,7 +219,7 @@ def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
     Raises:
         StoreError: they did not: a run with other settings was stopped before it had staged the pool.
     """
-    if keys.row_key(recipe, row.prompt.token_ids, row.prompt.span) != row.prompt.key:
+    if keys.row_key(recipe, row.prompt.token_ids, row.prompt.span, row.prompt.reference_ids) != row.prompt.key:
         raise StoreError(
             f"run folder {pool.path}: row {row.id!r} was drawn under other settings: run `adg select` or `adg sample` "
             "with the settings that are to be used"

@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from adg_plugin.bins import assign_bins
 from adg_plugin.config import ADGConfig
+from adg_plugin.filters.agreement import DISAGREES, details, least_agreeing
 from adg_plugin.geometry import Balance, balance, combine, parts
 from adg_plugin.selection import Choice, choose, resolve_budget
-from adg_plugin.store import Geometry
+from adg_plugin.store import Geometry, Rejection
 
 Floats = npt.NDArray[np.float64]
 
@@ -29,6 +30,7 @@ class Scored:
     choice: Choice
     num_answers: npt.NDArray[np.int32]
     answer_tokens: npt.NDArray[np.int32]
+    agreement: npt.NDArray[np.float32]
     balance: Balance
     warnings: tuple[str, ...]
 
@@ -39,21 +41,32 @@ class Scored:
 
     def table(self) -> pa.Table:
         """Return what scores.parquet holds."""
-        return pa.table(
-            {
-                "id": pa.array(self.ids, pa.string()),
-                "dispersion": self.dispersion,
-                "anisotropy": self.anisotropy,
-                "score": self.scores,
-                "bin": self.bins,
-                "rank_in_bin": self.choice.rank.astype(np.int32),
-                "bin_quota": self.choice.quota.astype(np.int32),
-                "chosen": self.choice.chosen,
-                "reason": pa.array(self.choice.reason, pa.string()),
-                "num_answers": self.num_answers,
-                "answer_tokens": self.answer_tokens,
-            }
-        )
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "dispersion": self.dispersion,
+            "anisotropy": self.anisotropy,
+            "score": self.scores,
+            "bin": self.bins,
+            "rank_in_bin": self.choice.rank.astype(np.int32),
+            "bin_quota": self.choice.quota.astype(np.int32),
+            "chosen": self.choice.chosen,
+            "reason": pa.array(self.choice.reason, pa.string()),
+            "num_answers": self.num_answers,
+            "answer_tokens": self.answer_tokens,
+        }
+        if not np.isnan(self.agreement).all():
+            columns["agreement"] = self.agreement
+        return pa.table(columns)
+
+
+def eligible(geometry: Geometry, config: ADGConfig) -> Geometry:
+    """Return the rows that may be chosen: without those that the filter on agreement rejects, each with its reason."""
+    if not config.filters.asks_agreement:
+        return geometry
+    rejected = least_agreeing(geometry.agreement, config.filters)
+    told = details(geometry.agreement[rejected], config.filters)
+    rows = zip(geometry.ids[rejected], told, strict=True)
+    return geometry.without(rejected, [Rejection(str(id), DISAGREES, detail) for id, detail in rows])
 
 
 def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, Floats]:
@@ -82,5 +95,15 @@ def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int) -> Scored
         num_answers[group.rows] = group.grams.shape[1]
     warnings = (*([warning] if warning else []), *about.warnings)
     return Scored(
-        geometry.ids, dispersion, anisotropy, scores, bins, choice, num_answers, geometry.answer_tokens, about, warnings
+        geometry.ids,
+        dispersion,
+        anisotropy,
+        scores,
+        bins,
+        choice,
+        num_answers,
+        geometry.answer_tokens,
+        geometry.agreement,
+        about,
+        warnings,
     )

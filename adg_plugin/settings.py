@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config_filters import Filters
 from adg_plugin.config_scale import ScaleSettings
 
 
@@ -23,6 +25,13 @@ def settings_page() -> str:
             "## Engines, servers, Ray",
             "",
             *_table(ScaleSettings.model_fields),
+            "",
+            "## Keys of `filters`",
+            "",
+            "All are off by default. Rows that they reject are in `rejected.jsonl`, each with value and limit. A "
+            "changed filter samples nothing again that is there. `adg score` scores every row it is given.",
+            "",
+            *_table(Filters.model_fields),
             "",
             "## An entry of `datasets`",
             "",
@@ -46,6 +55,6 @@ def _shown(field: FieldInfo) -> str:
     if field.is_required():
         return "needed"
     value: Any = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value == () or value == {}:
+    if value is None or value == () or value == {} or isinstance(value, BaseModel):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -9,10 +9,14 @@ from tiny_models import tiny_tokenizer
 
 from adg_plugin.adapters.axolotl_rows import Training, answer_start, frame, row_digests, stage
 from adg_plugin.config import ADGConfig
+from adg_plugin.config_filters import Filters
 from adg_plugin.errors import ConfigError
+from adg_plugin.filters import RowFilters
+from adg_plugin.filters.agreement import OwnAnswers
 from adg_plugin.prompts import PromptLimit, PromptRenderer
 from adg_plugin.rows import parse_row
 from adg_plugin.sources import Record
+from adg_plugin.store import Rejection as StoredRejection
 
 END = frozenset({2})
 NO_LIMIT = 10**6
@@ -65,6 +69,7 @@ def training(**changes):
     values = {
         "limit": PromptLimit.of(ADGConfig()),
         "recipe": b"r",
+        "own_answers": OwnAnswers(tiny_tokenizer(), 0),
         "tokenizer": tiny_tokenizer(),
         "end_tokens": END,
         "sequence_len": 512,
@@ -101,10 +106,10 @@ SPEC = ADGConfig.parse({"datasets": ["x"]}).datasets[0]
 ROWS = [{"id": f"r{n}", "instruction": f"Say {n} words", "output": "a b c"} for n in range(5)]
 
 
-def staged(sources, **changes):
+def staged(sources, filters=None, **changes):
     ids = {}
     wanted = [d for s in sources for d in row_digests(s.tokenised, 512)]
-    return list(stage(sources, wanted, training(**changes), ids)), ids
+    return list(stage(sources, wanted, training(**changes), ids, filters)), ids
 
 
 def test_prompts_ids_and_spans_are_those_of_adg_select():
@@ -184,3 +189,28 @@ def test_flags_within_a_message_are_refused_by_row_and_name():
     flagged.raw = Dataset.from_list([{"messages": turns}])
     with pytest.raises(ConfigError, match=r"^x:1: a part of `content` has `train`"):
         staged([flagged])
+
+
+def test_filters_look_at_the_rows_that_training_would_get():
+    rows = [{**row, "output": "a b c " * n} for n, row in enumerate(ROWS, 1)]
+    rows += [{**ROWS[0], "id": "twin", "instruction": "say 0 WORDS."}]
+    filters = RowFilters(Filters(max_answer_words=12, near_duplicates=0.9))
+    found, ids = staged([source(rows)], filters=filters)
+    rejected = {row.id: (row.reason, row.detail) for row in found if isinstance(row, StoredRejection)}
+    assert rejected == {
+        "r4": ("too_many_answer_words", "15 words in the answer, filters.max_answer_words is 12"),
+        "twin": ("near_duplicate", "1 like 'r0', filters.near_duplicates is 0.9"),
+    }
+    assert [row.prompt.id for row in found if not isinstance(row, StoredRejection)] == ["r0", "r1", "r2", "r3"]
+    assert list(ids.values()) == ["r0", "r1", "r2", "r3", "r4", "twin"]  # rejected rows are of the pool, too
+
+
+def test_filters_that_cannot_see_a_row_s_text_are_refused_by_name():
+    filters = RowFilters(Filters(min_words=2, underspecified=True, languages=("en", "es")))
+    with pytest.raises(ConfigError) as caught:
+        staged([source(ROWS, raw=False)], filters=filters)
+    assert str(caught.value) == (
+        "adg.filters.min_words is 2, adg.filters.underspecified is true, adg.filters.languages is [en, es], but what "
+        "the instruction of x:1 is cannot be told: leave adg.filters out, or write the rows as alpaca or chat_template"
+    )
+    assert len(staged([source(ROWS, raw=False)], filters=RowFilters(Filters()))[0]) == len(ROWS)

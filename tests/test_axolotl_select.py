@@ -209,3 +209,22 @@ def test_the_manifest_names_what_was_asked(tmp_path):
     manifest = json.loads((Path(cfg["dataset_prepared_path"]) / "adg" / "manifest.json").read_text())
     assert manifest["config"]["model"] == str(tmp_path / "backbone")
     assert manifest["rows"]["selected"] == 10
+
+
+def test_filters_choose_from_the_rows_that_are_left_and_a_changed_one_samples_nothing_again(tmp_path):
+    pool = write_jsonl(tmp_path / "pool.jsonl", QUESTIONS)
+    adg = {**ADG, "budget": 1.0, "datasets": [{"path": str(pool), "type": "alpaca"}]}
+    cfg, meta = load_datasets(write_config(tmp_path, adg={**adg, "filters": {"max_words": 5}}))
+    short = [row for row in QUESTIONS if row["instruction"].startswith("What is")]
+    assert len(meta.train_dataset) == len(short) == 20
+    assert chosen(cfg) == expected(tmp_path, QUESTIONS, "alpaca", budget=1.0, filters={"max_words": 5})
+    folder = Path(cfg["dataset_prepared_path"]) / "adg"
+    assert read_jsonl(folder / "rejected.jsonl")[0]["detail"] == "10 words, filters.max_words is 5"
+
+    parts = sorted((folder / "answers").iterdir())
+    cfg, meta = load_datasets(write_config(tmp_path, adg={**adg, "filters": {"max_words": 5, "min_words": 5}}))
+    assert len(meta.train_dataset) == 20
+    assert sorted((folder / "answers").iterdir()) == parts
+    cfg, meta = load_datasets(write_config(tmp_path, adg={**adg, "filters": {"min_words": 6}}))
+    assert len(meta.train_dataset) == 20
+    assert not set(chosen(cfg)) & {row["id"] for row in short}

@@ -152,7 +152,7 @@ def test_rows_that_cannot_be_asked_are_rejected_with_their_reason_and_counted(mo
 
 def test_long_prompts_are_cut_only_when_that_is_allowed(model, tmp_path):
     rows = [{**row, "instruction": f"{row['id']} " + "word " * 100} for row in pool_rows(6)]
-    with pytest.raises(DataError, match=r"^none of the 6 rows can be sampled: see .*rejected.jsonl$"):
+    with pytest.raises(DataError, match=r"^none of the 6 rows can be sampled \(.*\): see .*rejected.jsonl$"):
         choose(rows, model, tmp_path / "run", max_prompt_tokens=200)
     selection = choose(rows, model, tmp_path / "run", max_prompt_tokens=200, truncate=True)
     assert len(selection.ids) == 6

@@ -101,7 +101,7 @@ def test_one_problem_is_one_line():
         ("model", "", "use text of at least one character, or leave it out"),
         ("template", "", "use text of at least one character, or leave it out"),
         ("dtype", "bf61", "use 'auto', 'bfloat16', 'float16' or 'float32'"),
-        ("pooling", "answers", "use 'answer' or 'reference'; did you mean `answer`?"),
+        ("bnb_4bit_quant_type", "nf3", "use 'nf4' or 'fp4'; did you mean `nf4`?"),
         ("datasets", None, "use a list of paths, or of mappings with `path`"),
     ],
 )

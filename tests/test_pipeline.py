@@ -393,7 +393,7 @@ def test_no_row_to_sample_is_an_error_that_shows_the_reasons(model, tmp_path, no
     with pytest.raises(DataError) as caught:
         choose([{"instruction": " "}, {"instruction": "\t"}], model, tmp_path / "run")
     rejected = tmp_path / "run" / "rejected.jsonl"
-    assert str(caught.value) == f"none of the 2 rows can be sampled: see {rejected}"
+    assert str(caught.value) == f"none of the 2 rows can be sampled (only_white_space 2): see {rejected}"
     assert [row["reason"] for row in read_jsonl(rejected)] == ["only_white_space"] * 2
 
 

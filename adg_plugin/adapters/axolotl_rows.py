@@ -17,6 +17,8 @@ from adg_plugin import keys
 from adg_plugin.config import DatasetSpec
 from adg_plugin.engines.base import Prompt
 from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.filters import RowFilters
+from adg_plugin.filters.agreement import OwnAnswers
 from adg_plugin.layouts import Reason
 from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Rejection, Row, parse_row, row_json
@@ -42,6 +44,7 @@ class Training:
     Attributes:
         limit: the longest prompt that is sampled.
         recipe: digest of what else produces the answers.
+        own_answers: tokens of the rows' own answers, where agreement with them is asked for.
         tokenizer: the one that training uses.
         end_tokens: ids that end a turn.
         sequence_len: rows are known by so many tokens, as Axolotl may cut the rest.
@@ -52,6 +55,7 @@ class Training:
 
     limit: PromptLimit
     recipe: bytes
+    own_answers: OwnAnswers
     tokenizer: Any
     end_tokens: frozenset[int]
     sequence_len: int
@@ -103,7 +107,11 @@ def frame(prompts: Iterable[Tokens]) -> tuple[int, int]:
 
 
 def stage(
-    sources: Iterable[Any], wanted: Container[bytes], training: Training, ids: dict[bytes, str]
+    sources: Iterable[Any],
+    wanted: Container[bytes],
+    training: Training,
+    ids: dict[bytes, str],
+    filters: RowFilters | None = None,
 ) -> Iterator[Staged]:
     """Yield each wanted row once, as a prompt or with the reason why it is none, in the order of the sources.
 
@@ -112,10 +120,11 @@ def stage(
         wanted: digests of the rows to stage.
         training: what else the prompts depend on.
         ids: gets the id of each row by its digest. A row whose own id is taken by another one is known by a hash.
+        filters: new ones, or None where none is on; with any that is on, a row of unknown text is a ConfigError.
     """
     taken: set[str] = set()
     for source in sources:
-        reader = _Reader(source, training)
+        reader = _Reader(source, training, filters)
         rows = (row for row in reader.rows() if row.digest in wanted)
         while batch := list(islice(rows, _BATCH_ROWS)):
             new = {row.digest: row for row in batch if row.digest not in ids}
@@ -141,9 +150,10 @@ class _TokenRow:
 class _Reader:
     """Reads one source."""
 
-    def __init__(self, source: Any, training: Training) -> None:
+    def __init__(self, source: Any, training: Training, filters: RowFilters | None) -> None:
         self._source = source
         self._training = training
+        self._filters = filters if filters is not None and filters.settings else None
         self._spec = _spec(source)
 
     def rows(self) -> Iterator[_TokenRow]:
@@ -161,15 +171,22 @@ class _Reader:
     def staged(self, rows: Sequence[tuple[_TokenRow, str]]) -> Iterator[Staged]:
         """Yield the rows, given with their ids, as prompts or with the reason why they are none."""
         parsed = [row.row for row, _ in rows if isinstance(row.row, Row)]
+        prompt_of = self._as_trained if self._training.other_tokens is None else self._in_other_tokens
         shown = self._renderer.render_many(parsed) if self._renderer else iter(repeat(None))
         for row, id in rows:
             rendered = next(shown) if isinstance(row.row, Row) else None
             if isinstance(row.row, Rejection):
                 yield StoredRejection(id, row.row.reason.value, row.row.detail, row.where)
-            elif self._training.other_tokens is not None:
-                yield self._in_other_tokens(row, id, rendered)
             else:
-                yield self._as_trained(row, id, rendered)
+                yield self._filtered(row, id, prompt_of(row, id, rendered))
+
+    def _filtered(self, row: _TokenRow, id: str, staged: Staged) -> Staged:
+        if self._filters is None or isinstance(staged, StoredRejection):
+            return staged
+        if not isinstance(row.row, Row):  # its tokens hold the template, too, and earlier turns
+            raise ConfigError([self._filters.refusal(row.where)])
+        found = self._filters.rejection(replace(row.row, id=id))
+        return staged if found is None else StoredRejection(id, found.reason.value, found.detail, row.where)
 
     def _in_other_tokens(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
         if rendered is None:
@@ -206,8 +223,10 @@ class _Reader:
         if isinstance(raw, Row):
             instruction = f"{raw.instruction}\n\n{raw.input}" if raw.input else raw.instruction
             reference, data = raw.reference, raw.data
-        key = keys.row_key(self._training.recipe, tokens, span)
-        return StagedRow(Prompt(id, tokens, span, key, instruction), text, reference, row_json(data), row.where)
+        own = self._training.own_answers.ids(reference)
+        key = keys.row_key(self._training.recipe, tokens, span, own)
+        prompt = Prompt(id, tokens, span, key, instruction, own)
+        return StagedRow(prompt, text, reference, row_json(data), row.where)
 
     @cached_property
     def _renderer(self) -> PromptRenderer | None:

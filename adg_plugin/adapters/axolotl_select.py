@@ -22,6 +22,8 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.loading import Source
 from adg_plugin.engines.location import model_location
 from adg_plugin.errors import ADGError, ConfigError, DataError
+from adg_plugin.filters import RowFilters
+from adg_plugin.filters.agreement import OwnAnswers
 from adg_plugin.pool import Pool, staging_digest
 from adg_plugin.prompts import PromptLimit, PromptRenderer
 from adg_plugin.store import RunFolder
@@ -172,6 +174,7 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
     training = Training(
         limit=PromptLimit.of(config, source.positions),
         recipe=keys.digest(part.recipe),
+        own_answers=OwnAnswers.of(config, source.tokenizer),
         tokenizer=tokenizer,
         end_tokens=axolotl.end_tokens(cfg, tokenizer),
         sequence_len=cfg["sequence_len"],
@@ -181,7 +184,7 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
     )
     ids: dict[bytes, str] = {}
     entries = axolotl.sources(cfg, tokenizer, only=part.number)
-    run.stage_prompts(stage(entries, wanted, training, ids), digest=part.staged)
+    run.stage_prompts(stage(entries, wanted, training, ids, RowFilters(config.filters)), digest=part.staged)
     table = pa.table({"digest": pa.array(ids.keys(), pa.binary(16)), "id": pa.array(ids.values(), pa.string())})
     with replacing(part.run_dir / _ROWS) as sink:
         pq.write_table(table, sink, compression="zstd")

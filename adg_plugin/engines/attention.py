@@ -4,8 +4,7 @@ The engine feeds a model one flat sequence of tokens, (1, N), without padding: w
 token per live answer while decoding. This module tells the tokens apart again. It is registered with transformers
 as an attention implementation, so every architecture that uses the attention interface runs it unchanged.
 
-Rows are grouped in cohorts: prompts admitted together, of the same length but for padding to the next multiple of
-`COLUMNS`, whose answers have the same age in every step. So the shapes that a row is computed in follow from the row
+Rows are grouped in cohorts (see `cohort.Cohort`), so that the shapes that a row is computed in follow from the row
 alone, and with the same weights and machine it gets the same bits whatever shares its batch (tested on CPU; matrix
 products of GPUs do not promise it).
 """
@@ -15,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache as cached
 from typing import Protocol
 
@@ -23,167 +22,45 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from adg_plugin.engines.cohort import Cohort, LayerCache
+
 IMPLEMENTATION = "adg_shared_prefix"
-COLUMNS = 128  # prompts of a cohort are padded to a multiple of this
-_GROWTH = 64  # columns added at once to the answers' cache
 
 
 class UnsupportedAttention(Exception):
     """The model asks attention for something this module does not know."""
 
 
-@dataclass(slots=True)
-class _Layer:
-    """Keys and values of one layer, D wide: prompts (P, H, L, D), answers (P, H, W, T, D).
-
-    Keys are in `_key_dtype`, values in the model's.
-    """
-
-    prompt_keys: Tensor
-    prompt_values: Tensor
-    keys: Tensor
-    values: Tensor
-
-
-@dataclass(slots=True)
-class Cohort:
-    """Prompts admitted together and their answers, one row of a (P, W) grid each, all of the same age.
-
-    Attributes:
-        lengths: (P,) tokens of each prompt.
-        columns: L, what the prompts are padded to.
-        width: W, answers per prompt.
-        live: (R,) places of the rows that are still being drawn, ascending, in a grid numbered row by row.
-        age: answer tokens already in the cache.
-    """
-
-    lengths: Tensor
-    columns: int
-    width: int
-    live: Tensor
-    age: int = 0
-    layers: dict[int, _Layer] = field(default_factory=dict)
-    _masks: dict[int | None, Tensor | None] = field(default_factory=dict)
-    _row_of_place: Tensor | None = None
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> Cohort:
-        """Return an empty cohort for prompts of these lengths, with `width` answers each.
-
-        Raises:
-            ValueError: the lengths do not share a multiple of `COLUMNS`.
-        """
-        columns = {padded(n) for n in lengths}
-        if len(columns) != 1:
-            raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens do not make one cohort")
-        live = torch.arange(len(lengths) * width, device=device)
-        return cls(torch.tensor(lengths, device=device), columns.pop(), width, live)
-
-    @property
-    def places(self) -> int:
-        """Rows of the grid, live or not."""
-        return len(self.lengths) * self.width
-
-    @property
-    def full(self) -> bool:
-        """Whether every place is live, so that rows need no scattering."""
-        return len(self.live) == self.places
-
-    def positions(self) -> Tensor:
-        """Return the position of the token each live row feeds next, (R,)."""
-        return self.lengths[self.live // self.width] + self.age
-
-    def store_prompts(self, layer: int, first: int, lengths: Sequence[int], keys: Tensor, values: Tensor) -> None:
-        """Keep the keys and values (H, N, D) of consecutive prompts, the first of them number `first`."""
-        if layer not in self.layers:
-            heads, _, dim = keys.shape
-            shapes = (len(self.lengths), heads, self.columns, dim), (len(self.lengths), heads, self.width, 0, dim)
-            of_keys = [keys.new_zeros(shape, dtype=_key_dtype(keys)) for shape in shapes]
-            of_values = [values.new_zeros(shape) for shape in shapes]
-            self.layers[layer] = _Layer(of_keys[0], of_values[0], of_keys[1], of_values[1])
-        cache, start = self.layers[layer], 0
-        for prompt, length in enumerate(lengths, first):
-            cache.prompt_keys[prompt, :, :length] = keys[:, start : start + length]
-            cache.prompt_values[prompt, :, :length] = values[:, start : start + length]
-            start += length
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> _Layer:
-        """Write keys and values (P, W, H, D) at column `age` and return the layer's cache."""
-        cache = self.layers[layer]
-        if self.age == cache.keys.shape[3]:
-            shape = (*cache.keys.shape[:3], _GROWTH, cache.keys.shape[4])
-            cache.keys = torch.cat((cache.keys, cache.keys.new_zeros(shape)), dim=3)
-            cache.values = torch.cat((cache.values, cache.values.new_zeros(shape)), dim=3)
-        cache.keys[:, :, :, self.age] = keys.transpose(1, 2)
-        cache.values[:, :, :, self.age] = values.transpose(1, 2)
-        return cache
-
-    def to_grid(self, rows: Tensor) -> Tensor:
-        """Return the live rows' values (R, ...) as (P, W, ...); a place that is not live gets some row's."""
-        if not self.full:
-            if self._row_of_place is None:
-                self._row_of_place = torch.zeros(self.places, dtype=torch.long, device=rows.device)
-                self._row_of_place[self.live] = torch.arange(len(self.live), device=rows.device)
-            rows = rows[self._row_of_place]
-        return rows.view(len(self.lengths), self.width, *rows.shape[1:])
-
-    def from_grid(self, grid: Tensor) -> Tensor:
-        """Return the live rows' values (R, ...) of (P, W, ...)."""
-        rows = grid.flatten(0, 1)
-        return rows if self.full else rows[self.live]
-
-    def step(self) -> None:
-        """Count the column that every layer has just written."""
-        self.age += 1
-        self._masks = {key: mask for key, mask in self._masks.items() if key is None}
-
-    def keep(self, live: Tensor) -> None:
-        """Go on with the places `live` only, and drop prompts that have none left once they take much room.
-
-        A prompt with a live row keeps all its places: in a narrower grid the products would round differently.
-        """
-        self.live, self._row_of_place = live, None
-        if len(live) == 0 or len(live) > 0.6 * self.places:
-            return
-        prompts = torch.unique_consecutive(live // self.width)
-        if len(prompts) > 0.75 * len(self.lengths):
-            return  # copying would gain too little
-        number = torch.zeros_like(self.lengths)
-        number[prompts] = torch.arange(len(prompts), device=live.device)
-        for cache in self.layers.values():
-            cache.prompt_keys = cache.prompt_keys[prompts]
-            cache.prompt_values = cache.prompt_values[prompts]
-            cache.keys = cache.keys[prompts]
-            cache.values = cache.values[prompts]
-        self.live = number[live // self.width] * self.width + live % self.width
-        self.lengths, self._masks = self.lengths[prompts], {}
-
-    def prompt_mask(self, window: int | None) -> Tensor | None:
-        """Return an additive mask (P, 1, 1, 1, L) over the prompts' columns, or None where all count."""
-        if window is not None and self.columns + self.age < window:
-            window = None
-        if window not in self._masks:
-            column = torch.arange(self.columns, device=self.lengths.device)
-            hidden = column >= self.lengths[:, None]
-            if window is not None:
-                hidden |= column <= self.lengths[:, None] + self.age - window
-            mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self._masks[window] = mask[:, None, None, None] if bool(hidden.any()) else None
-        return self._masks[window]
-
-
-def padded(length: int) -> int:
-    """Return the columns that a prompt of this length takes."""
-    return -(-length // COLUMNS) * COLUMNS
-
-
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The flat batch holds these whole prompts of `cohort`, from number `first` on."""
+    """The flat batch holds these whole prompts of `cohort`, from number `first` on, then the rows' own answers.
+
+    Attributes:
+        lengths: tokens of each prompt.
+        references: tokens of each row's own answer, 0 where it is not fed; they go on where their prompt ends, and are
+            not kept.
+    """
 
     cohort: Cohort
     first: int
     lengths: Sequence[int]
+    references: Sequence[int] = ()
+
+    def positions(self) -> Tensor:
+        """Return the position (N,) of each token."""
+        ends = zip(self.lengths, self.references, strict=False)
+        own = [torch.arange(length, length + reference) for length, reference in ends]
+        return torch.cat([*(torch.arange(length) for length in self.lengths), *own])
+
+    def before_references(self) -> Tensor:
+        """Return the place in the batch of the token before each token of the rows' own answers."""
+        places, end, start = [torch.empty(0, dtype=torch.long)], 0, sum(self.lengths)
+        for length, reference in zip(self.lengths, self.references, strict=False):
+            end += length
+            if reference:
+                places += [torch.tensor([end - 1]), torch.arange(start, start + reference - 1)]
+            start += reference
+        return torch.cat(places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +174,15 @@ def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tens
         tokens = slice(start, start + length)
         output[tokens] = causal(query[:, tokens], key[:, tokens], value[:, tokens], group, rule).transpose(0, 1)
         start += length
+    end = 0
+    for length, reference in zip(batch.lengths, batch.references, strict=False):
+        prompt, tokens = slice(end, end + length), slice(start, start + reference)
+        end += length
+        if reference:
+            keys, values = (torch.cat((t[:, prompt], t[:, tokens]), dim=1)[None] for t in (key, value))
+            hidden = rule.hidden(*_after(length, reference, query.device))
+            output[tokens] = continuing(query[None, :, tokens], keys, values, group, rule, hidden)[0].transpose(0, 1)
+        start += reference
     output[start:] = 0  # tokens that only fill the batch up
     return output
 
@@ -311,6 +197,29 @@ def causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule) ->
         )[0]
     position = torch.arange(length, device=query.device)
     return masked(query, key, value, group, rule, rule.hidden(position, position))
+
+
+def _after(prompt: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the positions (M,) of an answer's tokens, and (N,) of its prompt's and its own."""
+    positions = torch.arange(prompt + length, device=device)
+    return positions[prompt:], positions
+
+
+def continuing(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:
+    """Return the attention output (K, heads, T, D) of answers over their prompt and themselves.
+
+    Args:
+        query: (K, heads, T, D).
+        key: (K, kv heads, L + T, D), like `value`.
+        value: see `key`.
+        group: query heads per key head.
+        rule: of the layer.
+        hidden: (T, L + T) keys that a query does not see.
+    """
+    if not rule.is_plain:
+        return masked(query, key, value, group, rule, hidden)
+    key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=~hidden, scale=rule.scaling)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:
@@ -345,7 +254,7 @@ def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: Rule) -> Tensor:
+def _attend(cohort: Cohort, cache: LayerCache, query: Tensor, rule: Rule) -> Tensor:
     """Return (P, W, heads, D): each row over its prompt's columns and its own, under one softmax.
 
     Throughout, the order is (P, H, W, group): prompts' products run over W * group queries at once, answers' over
@@ -370,11 +279,6 @@ def _attend(cohort: Cohort, cache: _Layer, query: Tensor, rule: Rule) -> Tensor:
     output = torch.bmm(weights[..., :columns].view(of_prompt), cache.prompt_values.flatten(0, 1))
     output = torch.baddbmm(output.view(*of_row[:2], dim), weights[..., columns:].view(of_row), own_values)
     return output.view(*grid[:4], dim).transpose(1, 2).flatten(2, 3)
-
-
-def _key_dtype(keys: Tensor) -> torch.dtype:
-    """Return the type that keys are kept in: half precision only where products of it come out in float32."""
-    return keys.dtype if keys.device.type != "cpu" else torch.float32
 
 
 def _products(queries: Tensor, keys: Tensor) -> Tensor:

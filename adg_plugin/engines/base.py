@@ -21,9 +21,15 @@ class Prompt:
     span: tuple[int, int]  # [start, end) of the instruction's own tokens
     key: bytes = b""  # 16-byte hash of what produces the row's answers; b"" outside a run folder
     instruction: str = ""  # the row's own words, for `pooling: reference`
+    reference_ids: npt.NDArray[np.int32] | None = None  # (T,) the row's own answer, where agreement is asked for
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def reference_tokens(self) -> int:
+        """Tokens of the row's own answer, 0 where agreement is not asked for."""
+        return 0 if self.reference_ids is None else len(self.reference_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class RowResult:
     prompt_vector: npt.NDArray[np.float16] | None  # (H,), unit length
     reason: str | None = None
     vectors: npt.NDArray[np.float16] | None = None  # (K, H), only when asked for
+    agreement: float | None = None  # cosine of the row's own answer and the answers' mean, only when asked for
 
     @property
     def num_tokens(self) -> int:
@@ -74,8 +81,14 @@ class Sampled:
         return self.prompt.instruction
 
     def __len__(self) -> int:
-        """Tokens of the prompt and of all answers."""
-        return len(self.prompt) + sum(len(answer.token_ids) for answer in self.answers)
+        """Tokens of the prompt and of all answers, its own included."""
+        return len(self.prompt) + sum(map(len, self.continuations))
+
+    @property
+    def continuations(self) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each answer, and of the row's own where agreement is asked for."""
+        own = self.prompt.reference_ids
+        return [*(answer.token_ids for answer in self.answers), *([own] if own is not None else [])]
 
 
 class Engine(Protocol):

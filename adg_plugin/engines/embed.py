@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adg_plugin.config import Pooling
 from adg_plugin.engines.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.states import last_layers, mean_state, unit
+from adg_plugin.engines.token_weights import fixed_weights, surprisals
 
 REFERENCE_LAYERS = (-4, -3, -2)  # three, not four: as the authors' code does
 REFERENCE_TOKENS = 1024
@@ -28,12 +30,16 @@ class Weighted:
 
     token_ids: npt.NDArray[np.int32]  # (L,)
     weights: npt.NDArray[np.float32]  # (L,)
+    by_surprisal: bool = False  # each weight is multiplied by -log p of its token, from the same forward pass
 
 
-def answer_sequence(prompt: npt.NDArray[np.int32], answer: npt.NDArray[np.int32]) -> Weighted:
-    """Return prompt + answer, with the answer's tokens counting alike (`pooling: answer`)."""
+def answer_sequence(
+    prompt: npt.NDArray[np.int32], answer: npt.NDArray[np.int32], pooling: Pooling = "answer"
+) -> Weighted:
+    """Return prompt + answer, of which only the answer's tokens count, as `pooling` says."""
     ids = np.concatenate((prompt, answer)).astype(np.int32)
-    return Weighted(ids, (np.arange(len(ids)) >= len(prompt)).astype(np.float32))
+    weights = np.concatenate((np.zeros(len(prompt), np.float32), fixed_weights(pooling, len(answer))))
+    return Weighted(ids, weights, pooling == "surprisal")
 
 
 def reference_sequence(tokenizer: PreTrainedTokenizerBase, instruction: str, answer: str) -> Weighted:
@@ -123,6 +129,7 @@ def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int
         weights[row, :length] = torch.from_numpy(sequence.weights)
         attended[row, :length] = 1
     device = model.device
+    surprising = [row for row, sequence in enumerate(batch) if sequence.by_surprisal]
     # The states that the model itself names, not a tap: what they are differs between architectures, and this is also
     # what answers of models that cannot be tapped are embedded with.
     output = model(
@@ -130,9 +137,12 @@ def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int
         attention_mask=attended.to(device),
         use_cache=False,
         output_hidden_states=True,
-        logits_to_keep=1,  # the head is not needed; 0 would mean all positions
+        # The head is not needed but for surprisals, which take all positions.
+        logits_to_keep=0 if surprising else 1,
     )
     weights = weights.to(device)
+    for row in surprising:
+        weights[row, 1:] *= surprisals(output.logits[row, :-1], ids[row, 1:].to(device))
     states = mean_state([output.hidden_states[i] for i in indices])
     # A token without weight may have an infinite state (padding): it must not turn the mean into NaN.
     states = states.masked_fill(weights[..., None] == 0, 0)

@@ -14,12 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.attention import Rule, attending, causal, masked, shared_prefix_attention
+from adg_plugin.engines.attention import Rule, attending, causal, continuing, shared_prefix_attention
 from adg_plugin.engines.base import Answer, Prompt, RowResult, Sampled
 from adg_plugin.engines.embed import Weighted, answer_sequence, embed
 from adg_plugin.engines.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.results import OUT_OF_MEMORY, gram_matrix, rejection, row_result
+from adg_plugin.engines.results import OUT_OF_MEMORY, agreement_of, gram_matrix, rejection, row_result
 from adg_plugin.engines.states import StateTap, last_layers, unit
+from adg_plugin.engines.token_weights import fixed_weights, surprisals
 
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ACCELERATOR = 16384  # no cache is kept: what a batch takes is the activations of one layer
@@ -45,6 +46,16 @@ class Encode:
             parts.append(torch.arange(prompt))
             parts += [torch.arange(prompt, prompt + length) for length in answers]
         return torch.cat(parts)
+
+    def before_answers(self) -> Tensor:
+        """Return the place in the batch of the token before each answer token."""
+        places, start = [torch.empty(0, dtype=torch.long)], 0
+        for prompt, answers in self.rows:
+            end, start = start + prompt - 1, start + prompt
+            for length in answers:
+                places += [torch.tensor([end]), torch.arange(start, start + length - 1)]
+                start += length
+        return torch.cat(places)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Return the attention output (N, heads, D): an answer sees its prompt and itself, not its neighbours."""
@@ -78,13 +89,7 @@ class Encode:
         )
         # A shorter answer is filled up at its end, which none of its own tokens sees.
         hidden = self._hidden_keys(key[0].shape[1], queries.shape[2], rule, query.device)
-        if rule.is_plain:
-            keys, values = (t.repeat_interleave(group, dim=1) for t in (keys, values))
-            grid = torch.nn.functional.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=~hidden, scale=rule.scaling
-            )
-        else:
-            grid = masked(queries, keys, values, group, rule, hidden)
+        grid = continuing(queries, keys, values, group, rule, hidden)
         return torch.cat([one[:, :length] for one, length in zip(grid, lengths, strict=True)], dim=1)
 
     def _hidden_keys(self, prompt: int, longest: int, rule: Rule, device: torch.device) -> Tensor:
@@ -114,7 +119,8 @@ class SharedPromptEncoder:
         self.model, self.config = model, config
         self._tap = StateTap(last_layers(config.layers))
         default = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
-        self.batch_tokens = batch_tokens or default
+        # With surprisals, a batch takes the logits of its answers, too.
+        self.batch_tokens = batch_tokens or (default // 4 if config.pooling == "surprisal" else default)
 
     def run(self, rows: Iterable[Sampled]) -> Iterator[RowResult]:
         """Yield one result per row, in the order in which they finish."""
@@ -142,35 +148,40 @@ class SharedPromptEncoder:
 
     @torch.no_grad()
     def _results(self, batch: Sequence[Sampled]) -> list[RowResult]:
-        states = self._states(batch)
-        results, start = [], 0
+        states, weights = self._states(batch)
+        results, start, first = [], 0, 0
         for row in batch:
-            lengths = [len(row.prompt), *(len(a.token_ids) for a in row.answers)]
+            lengths = [len(row.prompt), *map(len, row.continuations)]
             prompt, *answers = states[start : start + sum(lengths)].split(lengths)
-            start += sum(lengths)
-            vectors = unit(torch.stack([a.mean(0) for a in answers]))
-            prompt_state = prompt[slice(*row.prompt.span)].mean(0)
-            kept = vectors if self.config.keep_vectors else None
-            results.append(row_result(row.prompt, row.answers, gram_matrix(vectors), prompt_state, kept))
+            counts = weights[first : first + sum(lengths[1:])].split(lengths[1:])
+            start, first = start + sum(lengths), first + sum(lengths[1:])
+            pooled = unit(torch.stack([(a * n[:, None]).sum(0) for a, n in zip(answers, counts, strict=True)]))
+            results.append(_row_result(self.config, row, pooled, prompt[slice(*row.prompt.span)].mean(0)))
         return results
 
-    def _states(self, batch: Sequence[Sampled]) -> Tensor:
-        """Return the mean state (N, H) of each token of the flat batch."""
-        encode = Encode([(len(r.prompt), [len(a.token_ids) for a in r.answers]) for r in batch])
-        parts = [tokens for r in batch for tokens in (r.prompt.token_ids, *(a.token_ids for a in r.answers))]
+    def _states(self, batch: Sequence[Sampled]) -> tuple[Tensor, Tensor]:
+        """Return the mean state (N, H) of each token of the flat batch, and the weight (M,) of each answer token."""
+        pooling, device = self.config.pooling, self.model.device
+        encode = Encode([(len(r.prompt), [len(tokens) for tokens in r.continuations]) for r in batch])
+        parts = [tokens for r in batch for tokens in (r.prompt.token_ids, *r.continuations)]
         ids, positions = torch.from_numpy(np.concatenate(parts)).long(), encode.positions()
         tokens = len(ids)
         if tokens < _MIN_TOKENS:
             ids, positions = (torch.cat((t, t.new_zeros(_MIN_TOKENS - tokens))) for t in (ids, positions))
-        device = self.model.device
         with shared_prefix_attention(self.model), self._tap.on(self.model), attending(encode):
-            self.model(
+            output = self.model(
                 input_ids=ids[None].to(device),
                 position_ids=positions[None].to(device),
                 use_cache=False,
-                logits_to_keep=1,  # the head is not needed; 0 would mean all positions
+                # The head is not needed but for surprisals; 0 would mean all positions.
+                logits_to_keep=encode.before_answers().to(device) if pooling == "surprisal" else 1,
             )
-            return self._tap.take()[0, :tokens]
+            states = self._tap.take()[0, :tokens]
+        answers = [tokens for r in batch for tokens in r.continuations]
+        weights = torch.from_numpy(np.concatenate([fixed_weights(pooling, len(a)) for a in answers])).to(device)
+        if pooling == "surprisal":
+            weights = weights * surprisals(output.logits[0], torch.from_numpy(np.concatenate(answers)).to(device))
+        return states, weights
 
 
 class RepeatingEncoder:
@@ -197,10 +208,18 @@ def encoded_one_by_one(
     """Return the result of a row, each of its answers encoded after the whole prompt."""
     span = np.zeros(len(prompt), dtype=np.float32)
     span[slice(*prompt.span)] = 1
-    sequences = [*(answer_sequence(prompt.token_ids, a.token_ids) for a in answers), Weighted(prompt.token_ids, span)]
-    vectors = embed(model, sequences, last_layers(config.layers))
-    kept = vectors[:-1] if config.keep_vectors else None
-    return row_result(prompt, answers, gram_matrix(vectors[:-1]), vectors[-1], kept)
+    row = Sampled(prompt, answers)
+    sequences = [answer_sequence(prompt.token_ids, tokens, config.pooling) for tokens in row.continuations]
+    vectors = embed(model, [*sequences, Weighted(prompt.token_ids, span)], last_layers(config.layers))
+    return _row_result(config, row, vectors[:-1], vectors[-1])
+
+
+def _row_result(config: ADGConfig, row: Sampled, units: Tensor, prompt_state: Tensor) -> RowResult:
+    """Return the result of a row from the unit vectors of its continuations, (K, H) or with its own answer last."""
+    drawn = units[: len(row.answers)]
+    agreement = None if row.prompt.reference_ids is None else agreement_of(drawn, units[-1])
+    kept = drawn if config.keep_vectors else None
+    return row_result(row.prompt, row.answers, gram_matrix(drawn), prompt_state, kept, agreement)
 
 
 def _batches(rows: Sequence[Sampled], budget: int) -> Iterator[list[Sampled]]:

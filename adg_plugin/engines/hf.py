@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -15,8 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.attention import Cohort, Decode, Prefill, attending, padded, shared_prefix_attention
-from adg_plugin.engines.base import Answer, FinishReason, Prompt, RowResult
+from adg_plugin.engines.admission import Queue, prefix_within
+from adg_plugin.engines.attention import Decode, Prefill, attending, shared_prefix_attention
+from adg_plugin.engines.base import Answer, Prompt, RowResult
+from adg_plugin.engines.cohort import Cohort, padded
+from adg_plugin.engines.draws import Draws, Prefilled
 from adg_plugin.engines.memory import Capacity, is_out_of_memory, release_memory
 from adg_plugin.engines.results import (
     EMPTY,
@@ -24,48 +25,16 @@ from adg_plugin.engines.results import (
     NON_FINITE,
     OUT_OF_MEMORY,
     REDRAWS,
+    agreement_of,
     gram_matrix,
     rejection,
     row_result,
 )
 from adg_plugin.engines.sampling import NucleusSampler, stream_keys
 from adg_plugin.engines.states import StateTap, last_layers, unit
+from adg_plugin.engines.token_weights import fixed_weights, surprisals
 
 _MIN_BATCH = 16  # below 12, some CPU matrix products sum in another order: small batches are filled up
-
-
-@dataclass(slots=True)
-class _Draws:
-    """The answers of a cohort. Rows are numbered prompt * K + k; `rows` gives the number of each live place."""
-
-    cohort: Cohort
-    prompts: Sequence[Prompt]
-    keys: Tensor  # (P * K,) stream of each row
-    sums: Tensor  # (P * K, H) float32, states of the answer tokens fed so far
-    tokens: Tensor  # (P * K, max_new_tokens)
-    prompt_vectors: Tensor | None  # (P, H) float32
-    broken: npt.NDArray[np.bool_]  # (P,) NaN or infinity before the first token
-    rows: Tensor  # (R,)
-    current: Tensor  # (R,) token that each live row feeds next
-    lengths: npt.NDArray[np.int64]  # (P * K,) tokens drawn by rows that have ended
-    reasons: npt.NDArray[np.object_]  # (P * K,) None while live
-    reported: npt.NDArray[np.bool_]  # (P,)
-
-    def end(self, places: Tensor, reason: FinishReason | None = None) -> None:
-        """End the rows at these live places (positions in `rows`), and keep the others."""
-        rows = self.rows[places].cpu().numpy()
-        self.reasons[rows] = reason
-        self.lengths[rows] = self.cohort.age if reason == "eos" else self.tokens.shape[1]
-        stay = torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device)
-        stay[places] = False
-        self.rows, self.current = self.rows[stay], self.current[stay]
-        self.cohort.keep(self.cohort.live[stay])
-
-    def finished(self) -> list[int]:
-        """Return the prompts whose rows have all ended since the last call."""
-        done = np.array([r is not None for r in self.reasons]).reshape(len(self.prompts), -1).all(1) & ~self.reported
-        self.reported |= done
-        return [int(p) for p in np.flatnonzero(done)]
 
 
 class OnePassEngine:
@@ -99,8 +68,8 @@ class OnePassEngine:
     def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
         """Yield one result per prompt, in the order in which they finish."""
         capacity = Capacity.of(self.model, self.config)
-        queue = _Queue(prompts)
-        active: list[_Draws] = []
+        queue = Queue(prompts)
+        active: list[Draws] = []
         while active or not queue.empty():
             # Whoever takes the results may use the model: it is itself again before any of them is out.
             with self._prepared():
@@ -117,7 +86,7 @@ class OnePassEngine:
                 stack.enter_context(self._tap.on(self.model))
             yield
 
-    def _advance(self, active: list[_Draws], queue: _Queue, capacity: Capacity) -> list[RowResult]:
+    def _advance(self, active: list[Draws], queue: Queue, capacity: Capacity) -> list[RowResult]:
         """Admit what fits, feed one token of every live row, and return the results of prompts that are done."""
         admitted = queue.peek(capacity, [d.cohort for d in active])
         waiting, out_of_memory = len(admitted), False
@@ -137,7 +106,7 @@ class OnePassEngine:
         active[:] = [d for d in active if len(d.rows)]
         return results
 
-    def _retreat(self, active: list[_Draws], waiting: int, queue: _Queue, capacity: Capacity) -> list[RowResult]:
+    def _retreat(self, active: list[Draws], waiting: int, queue: Queue, capacity: Capacity) -> list[RowResult]:
         """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes.
 
         Args:
@@ -155,36 +124,36 @@ class OnePassEngine:
         capacity.halve(in_flight)
         return []
 
-    def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> _Draws:
+    def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> Draws:
         """Prefill prompts and draw the first token of each of their answers."""
         samples, device = self.config.num_samples, self.device
         cohort = Cohort.of([len(p) for p in prompts], samples, device)
-        logits, vectors, first = [], [], 0
+        logits, vectors, references, first = [], [], [], 0
         while first < len(prompts):
-            part = _prefix_within(prompts[first:], prefill_tokens)
-            lengths = [len(p) for p in part]
-            ids = torch.from_numpy(np.concatenate([p.token_ids for p in part])).to(device, torch.long)
-            positions = torch.cat([torch.arange(n, device=device) for n in lengths])
-            last = torch.tensor(lengths, device=device).cumsum(0) - 1
-            logits.append(self._forward(ids, positions, last, Prefill(cohort, first, lengths)))
-            if self.vectors:
-                states = self._tap.take()[0, : len(ids)].split(lengths)
-                vectors += [s[slice(*p.span)].mean(0) for s, p in zip(states, part, strict=True)]
+            part = prefix_within(prompts[first:], prefill_tokens)
+            of_part = self._prefill(part, cohort, first)
+            logits.append(of_part.logits)
+            vectors += of_part.vectors
+            references += of_part.references
             first += len(part)
 
         streams = np.stack([stream_keys(self.config.seed, p.token_ids, samples * (1 + REDRAWS)) for p in prompts])
         keys = torch.from_numpy(streams).to(device).view(len(prompts), 1 + REDRAWS, samples)
         of_prompt = torch.cat(logits)
-        current, keys = self._first_tokens(of_prompt.repeat_interleave(samples, 0), keys)
+        of_row = of_prompt.repeat_interleave(samples, 0)
+        current, keys = self._first_tokens(of_row, keys)
         rows = len(prompts) * samples
         tokens = torch.zeros((rows, self.config.max_new_tokens), dtype=torch.int32, device=device)
         tokens[:, 0] = current
-        draws = _Draws(
+        draws = Draws(
             cohort,
             prompts,
             keys,
+            pooling=self.config.pooling,
             sums=torch.zeros((rows, self._hidden), device=device),
+            surprisals=self._surprisals(of_row, current),
             tokens=tokens,
+            references=references,
             prompt_vectors=torch.stack(vectors) if vectors else None,
             broken=(~of_prompt.float().logsumexp(-1).isfinite()).cpu().numpy(),
             rows=torch.arange(rows, device=device),
@@ -195,6 +164,36 @@ class OnePassEngine:
         )
         self._end_of_draw(draws, torch.isin(current, self._eos))
         return draws
+
+    def _prefill(self, prompts: Sequence[Prompt], cohort: Cohort, first: int) -> Prefilled:
+        """Feed prompts, the first of them number `first` of the cohort, and beside them the rows' own answers."""
+        lengths, own = [len(p) for p in prompts], [p.reference_tokens if self.vectors else 0 for p in prompts]
+        batch = Prefill(cohort, first, lengths, own)
+        parts = [p.token_ids for p in prompts]
+        parts += [p.reference_ids for p, n in zip(prompts, own, strict=True) if n and p.reference_ids is not None]
+        ids = torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)
+        before = batch.before_references().to(self.device)  # their tokens' probabilities are computed there
+        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        wanted = torch.cat((last, before)) if self.config.pooling == "surprisal" else last
+        logits = self._forward(ids, batch.positions().to(self.device), wanted, batch)
+        if not self.vectors:
+            return Prefilled(logits, [], [None] * len(prompts))
+        states = self._tap.take()[0, : len(ids)]
+        weights = torch.from_numpy(np.concatenate([fixed_weights(self.config.pooling, n) for n in own]))
+        weights = weights.to(self.device)
+        if self.config.pooling == "surprisal":
+            weights = weights * surprisals(logits[len(last) :], ids[sum(lengths) :])
+        pooled = (states[sum(lengths) :] * weights[:, None]).split(own)
+        return Prefilled(
+            logits[: len(last)],
+            [s[slice(*p.span)].mean(0) for s, p in zip(states.split([*lengths, sum(own)]), prompts, strict=False)],
+            [s.sum(0) if len(s) else None for s in pooled],
+        )
+
+    def _surprisals(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return (R,) surprisals of tokens just drawn from logits (R, V), where the pooling weighs by them."""
+        is_used = self.vectors and self.config.pooling == "surprisal"
+        return surprisals(logits, tokens) if is_used else torch.zeros(len(tokens), device=self.device)
 
     def _first_tokens(self, logits: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first token (P * K,) of each answer and its stream; one that ends at once is drawn again."""
@@ -209,7 +208,7 @@ class OnePassEngine:
                 tokens[empty] = self._sampler.draw(logits[empty], stream[empty], start[empty])
         return tokens, stream
 
-    def _step(self, active: Sequence[_Draws]) -> None:
+    def _step(self, active: Sequence[Draws]) -> None:
         """Feed one token of every live row, add up its state, and draw the next where the limit allows."""
         if not active:
             return
@@ -225,7 +224,7 @@ class OnePassEngine:
         )
         if self.vectors:
             for draws, states in zip(active, self._tap.take()[0, : sum(counts)].split(counts), strict=True):
-                draws.sums.index_add_(0, draws.rows, states)
+                draws.add(states)
         for draws in active:
             draws.cohort.step()
         fresh = [d for d, more in zip(active, drawing, strict=True) if more]
@@ -235,7 +234,7 @@ class OnePassEngine:
             if not more:  # these rows were fed for the state of their last token only
                 draws.end(torch.arange(len(draws.rows), device=self.device), "length")
 
-    def _draw_next(self, active: Sequence[_Draws], logits: Tensor) -> None:
+    def _draw_next(self, active: Sequence[Draws], logits: Tensor) -> None:
         counts = [len(d.rows) for d in active]
         keys = torch.cat([d.keys[d.rows] for d in active])
         steps = torch.cat(
@@ -243,12 +242,14 @@ class OnePassEngine:
         )
         tokens = self._sampler.draw(logits, keys, steps)
         ended = torch.isin(tokens, self._eos)
-        for draws, new, eos in zip(active, tokens.split(counts), ended.split(counts), strict=True):
+        parts = (values.split(counts) for values in (tokens, ended, self._surprisals(logits, tokens)))
+        for draws, new, eos, surprisal in zip(active, *parts, strict=True):
             draws.current = new
+            draws.surprisals[draws.rows] = surprisal
             draws.tokens[draws.rows, draws.cohort.age] = new.int()
             self._end_of_draw(draws, eos)
 
-    def _end_of_draw(self, draws: _Draws, eos: Tensor) -> None:
+    def _end_of_draw(self, draws: Draws, eos: Tensor) -> None:
         places = eos.nonzero().squeeze(1)
         if len(places):
             draws.end(places, "eos")
@@ -269,7 +270,7 @@ class OnePassEngine:
         logits: Tensor = output.logits[0, :keep]
         return logits
 
-    def _results(self, draws: _Draws, prompts: Sequence[int]) -> Iterator[RowResult]:
+    def _results(self, draws: Draws, prompts: Sequence[int]) -> Iterator[RowResult]:
         """Yield the results of prompts (numbers within `draws`) whose answers have all ended."""
         if not prompts:
             return
@@ -290,12 +291,14 @@ class OnePassEngine:
             elif grams is None or units is None or draws.prompt_vectors is None:
                 yield RowResult(about.id, about.key, answers, None, None)
             else:
+                own = draws.references[prompt]
                 yield row_result(
                     about,
                     answers,
                     grams[i][np.ix_(kept, kept)],
                     draws.prompt_vectors[prompt],
                     units[i, kept] if self.config.keep_vectors else None,
+                    None if own is None else agreement_of(units[i, kept], own.cpu()),
                 )
 
     def _answers(
@@ -308,50 +311,3 @@ class OnePassEngine:
         ids = [tokens[k, : lengths[k]] for k in kept]
         texts = self.tokenizer.batch_decode([t.tolist() for t in ids], skip_special_tokens=True) if ids else []
         return tuple(Answer(t, text, reasons[k]) for t, text, k in zip(ids, texts, kept, strict=True))
-
-
-class _Queue:
-    """Prompts still to be admitted, read from their source only as far as needed."""
-
-    def __init__(self, prompts: Iterable[Prompt]) -> None:
-        self._source = iter(prompts)
-        self._waiting: deque[Prompt] = deque()
-
-    def _fill(self, count: int) -> bool:
-        while len(self._waiting) < count:
-            prompt = next(self._source, None)
-            if prompt is None:
-                return False
-            self._waiting.append(prompt)
-        return True
-
-    def peek(self, capacity: Capacity, cohorts: Sequence[Cohort]) -> list[Prompt]:
-        """Return the next prompts that fit beside `cohorts`, at least one where there are none."""
-        rows, tokens = capacity.admits(cohorts)
-        chosen: list[Prompt] = []
-        while self._fill(len(chosen) + 1):
-            prompt = self._waiting[len(chosen)]
-            rows, tokens = rows - capacity.num_samples, tokens - capacity.cost(len(prompt))
-            if (rows < 0 or tokens < 0) and (chosen or cohorts):
-                break
-            chosen.append(prompt)
-        return chosen
-
-    def drop(self, count: int) -> None:
-        for _ in range(count):
-            self._waiting.popleft()
-
-    def pop(self) -> Prompt:
-        return self._waiting.popleft()
-
-    def put_back(self, prompts: Sequence[Prompt]) -> None:
-        self._waiting.extendleft(reversed(prompts))
-
-    def empty(self) -> bool:
-        return not self._fill(1)
-
-
-def _prefix_within(prompts: Sequence[Prompt], tokens: int) -> Sequence[Prompt]:
-    """Return the first prompts that hold at most `tokens` together, at least one."""
-    ends = np.cumsum([len(p) for p in prompts])
-    return prompts[: max(1, int(np.searchsorted(ends, tokens, side="right")))]

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.attention import COLUMNS, Cohort, padded
+from adg_plugin.engines.cohort import COLUMNS, Cohort, padded
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Capacity:
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Return the bytes that one token takes in the cache of all layers."""
-    key_bytes = 4 if device.type == "cpu" else dtype.itemsize  # see attention._key_dtype
+    key_bytes = 4 if device.type == "cpu" else dtype.itemsize  # see cohort._key_dtype
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from adg_plugin.engines.attention import (
-    Cohort,
-    Decode,
-    Prefill,
-    UnsupportedAttention,
-    attending,
-    shared_prefix_attention,
-)
+from adg_plugin.engines.attention import Decode, Prefill, UnsupportedAttention, attending, shared_prefix_attention
+from adg_plugin.engines.cohort import Cohort
 from adg_plugin.engines.memory import is_out_of_memory
 from adg_plugin.engines.states import StateTap, mean_state
 

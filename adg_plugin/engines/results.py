@@ -41,6 +41,7 @@ def row_result(
     gram: npt.NDArray[np.float32],
     prompt_state: Tensor,
     vectors: Tensor | None,
+    agreement: float | None = None,
 ) -> RowResult:
     """Return the result of a row, or its rejection where a number is not finite.
 
@@ -48,13 +49,24 @@ def row_result(
         gram: (K, K) inner products of the answers' unit vectors.
         prompt_state: (H,) mean state of the instruction's tokens, of any length.
         vectors: (K, H) unit vectors to keep, if asked for.
+        agreement: of the row's own answer with these, if asked for; see `agreement_of`.
     """
     prompt_vector = unit(prompt_state.float()).cpu().numpy()
     # Equal answers have one vector; rounding noise between their copies would count as directions.
     texts = [a.token_ids.tobytes() for a in answers]
     first = [texts.index(t) for t in texts]
     gram = gram[np.ix_(first, first)]
-    if not (np.isfinite(gram).all() and np.isfinite(prompt_vector).all()):
+    if not (np.isfinite(gram).all() and np.isfinite(prompt_vector).all() and np.isfinite(agreement or 0)):
         return rejection(prompt, NON_FINITE, answers)
     kept = None if vectors is None else vectors.cpu().numpy().astype(np.float16)
-    return RowResult(prompt.id, prompt.key, answers, gram, prompt_vector.astype(np.float16), None, kept)
+    return RowResult(prompt.id, prompt.key, answers, gram, prompt_vector.astype(np.float16), None, kept, agreement)
+
+
+def agreement_of(units: Tensor, reference: Tensor) -> float:
+    """Return the cosine of a row's own answer with the mean of the K that were drawn, in [-1, 1]; NaN if undefined.
+
+    Args:
+        units: (K, H) unit vectors of the drawn answers.
+        reference: (H,) state of the row's own answer, pooled likewise, of any length.
+    """
+    return float(unit(units.float().mean(0)) @ unit(reference.float()))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
@@ -157,11 +158,12 @@ class ServerSampler:
         """Return a row's answers, asked for as often as it takes."""
         row = RowDraws.of(prompt, self._config)
         failures, failed_at = 0, 0.0
+        tried: Counter[str] = Counter()
 
         async def attempt() -> None:
             nonlocal failures, failed_at
             try:
-                await self._ask(row)
+                await self._ask(row, tried)
             except Failed as err:
                 failures += self._last_success > failed_at  # else it may be the server
                 failed_at = time.monotonic()
@@ -212,8 +214,13 @@ class ServerSampler:
             self._said = time.monotonic()
             logger.warning("waiting for a server: %s", state.outcome.exception())
 
-    async def _ask(self, row: RowDraws) -> None:
-        """Send one request to the least busy server, and give its answers to the row."""
+    async def _ask(self, row: RowDraws, tried: Counter[str]) -> None:
+        """Send one request to the least busy of the servers that refused the row least, and give it the answers.
+
+        Args:
+            row: whose answers are asked for.
+            tried: by URL, how often a server was asked for them in vain.
+        """
         for server in self._servers:
             if not server.verified:
                 self._revive(server)
@@ -221,7 +228,8 @@ class ServerSampler:
         if not up:
             raise TryAgain("none is there: " + ", ".join(s.url for s in self._servers))
         now = time.monotonic()
-        server = min(up, key=lambda s: (s.busy_until > now, s.in_flight))
+        server = min(up, key=lambda s: (tried[s.url], s.busy_until > now, s.in_flight))
+        tried[server.url] += 1
         body = {
             "model": server.model,
             "prompt": row.prompt.token_ids.tolist(),
@@ -241,4 +249,5 @@ class ServerSampler:
             row.take(drawn, self._eos, self._tokenizer, limit=self._config.max_new_tokens)
         except (KeyError, TypeError, ValueError, OverflowError, UnusableAnswer) as err:
             raise Failed(f"{server.url}: unusable response ({type(err).__name__}: {err})") from err
+        tried[server.url] -= 1
         self._last_success = time.monotonic()

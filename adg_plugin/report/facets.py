@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.errors import MissingExtraError
+from adg_plugin.languages import known_languages, language_of
 from adg_plugin.store import RunReader
 from adg_plugin.store.reader import PROMPTS
 from adg_plugin.store.staging import groups
@@ -95,8 +97,8 @@ def _is_a_kind(values: npt.NDArray[np.object_]) -> bool:
 def add_languages(facets: Facets, texts: Sequence[str], rng: np.random.Generator) -> None:
     """Add the facet `language` of a sample of rows, where the package that tells languages is installed."""
     try:
-        from adg_plugin.languages import language_of
-    except ImportError:
+        known_languages()
+    except MissingExtraError:
         return
     rows = np.sort(rng.permutation(len(texts))[:_LANGUAGE_ROWS])
     found = np.full(len(texts), None, dtype=object)

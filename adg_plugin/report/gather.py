@@ -17,6 +17,7 @@ from adg_plugin.explain import finished
 from adg_plugin.report import figures, rows
 from adg_plugin.report.facets import Facets, add_languages, count_kinds, read_facets
 from adg_plugin.report.figures import Figure
+from adg_plugin.scoring import eligible
 from adg_plugin.store import RunFolder, RunReader
 
 _POINTS = 6_000  # of the plane
@@ -60,7 +61,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     config = finished(run)
     manifest = run.manifest()
     assert manifest is not None
-    table, geometry = run.scores(), run.geometry()
+    table, geometry = run.scores(), eligible(run.geometry(), config)
     if table["id"].to_pylist() != list(geometry.ids):
         raise StoreError(f"{run.path} lost answers since it was finished: run adg select on it again")
     rng = np.random.default_rng(config.seed)

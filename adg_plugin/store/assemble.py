@@ -33,10 +33,29 @@ class Geometry:
     prompt_vectors: npt.NDArray[np.float16]  # (N, H), unit length
     grams: tuple[GramGroup, ...]  # by ascending K; every row is in exactly one
     answer_tokens: npt.NDArray[np.int32]  # (N,), sampled tokens, all answers together
+    agreement: npt.NDArray[np.float32]  # (N,), of the row's own answer with these; NaN where nobody asked
     rejections: tuple[Rejection, ...]  # by the engine, ascending by id
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def without(self, rejected: npt.NDArray[np.bool_], rejections: Sequence[Rejection]) -> Geometry:
+        """Return the geometry without the rows (N,) that `rejections` name."""
+        kept = ~rejected
+        place = np.cumsum(kept) - 1
+        groups = []
+        for group in self.grams:
+            stays = kept[group.rows]
+            if stays.any():
+                groups.append(GramGroup(place[group.rows[stays]], group.grams[stays]))
+        return Geometry(
+            ids=self.ids[kept],
+            prompt_vectors=self.prompt_vectors[kept],
+            grams=tuple(groups),
+            answer_tokens=self.answer_tokens[kept],
+            agreement=self.agreement[kept],
+            rejections=tuple(sorted([*self.rejections, *rejections], key=lambda rejection: rejection.id)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +103,13 @@ def assemble(prompts: Path, parts: Sequence[Part]) -> Geometry:
     chosen = by_id[found.num_answers[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
     places = np.full(len(pool.ids), -1)
     places[chosen] = np.arange(len(chosen))
-    grams, vectors, answer_tokens = _place(parts, found, places, found.num_answers[chosen])
+    grams, vectors, answer_tokens, agreement = _place(parts, found, places, found.num_answers[chosen])
     return Geometry(
         ids=pool.ids.take(pa.array(chosen)).to_numpy(zero_copy_only=False),
         prompt_vectors=vectors,
         grams=grams,
         answer_tokens=answer_tokens,
+        agreement=agreement,
         rejections=_rejections(prompts, pool, found.reasons),
     )
 
@@ -130,7 +150,7 @@ def _find_results(pool: _Pool, parts: Sequence[Part]) -> _Found:
 
 def _place(
     parts: Sequence[Part], found: _Found, places: Ints, num_answers: npt.NDArray[np.int16]
-) -> tuple[tuple[GramGroup, ...], npt.NDArray[np.float16], npt.NDArray[np.int32]]:
+) -> tuple[tuple[GramGroup, ...], npt.NDArray[np.float16], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     groups_by_k: dict[int, GramGroup] = {}
     slots = np.empty(len(num_answers), np.int64)  # (N,), each row's index within its group
     for k in np.unique(num_answers).tolist():
@@ -138,10 +158,11 @@ def _place(
         slots[rows] = np.arange(len(rows))
         groups_by_k[k] = GramGroup(rows, np.empty((len(rows), k, k), np.float32))
     answer_tokens = np.empty(len(num_answers), np.int32)
+    agreement = np.full(len(num_answers), np.nan, np.float32)
     vectors: npt.NDArray[np.float16] | None = None
     for part, positions in zip(parts, found.positions, strict=True):
         start = 0
-        for table in row_groups(part, ["gram", "prompt_vector", "num_tokens"]):
+        for table in row_groups(part, ["gram", "prompt_vector", "num_tokens", "agreement"]):
             here = positions[start : start + table.num_rows]
             start += table.num_rows
             counts = here >= 0
@@ -154,12 +175,13 @@ def _place(
                 vectors = np.empty((len(num_answers), block.shape[1]), np.float16)
             vectors[to] = block
             answer_tokens[to] = table["num_tokens"].to_numpy()
+            agreement[to] = table["agreement"].to_numpy()  # a null becomes NaN
             for k in np.unique(num_answers[to]).tolist():
                 is_k = num_answers[to] == k
                 flat = _flat(table["gram"].filter(pa.array(is_k)))
                 groups_by_k[k].grams[slots[to[is_k]]] = flat.reshape(-1, k, k)
     empty = np.empty((0, 0), np.float16)
-    return tuple(groups_by_k.values()), empty if vectors is None else vectors, answer_tokens
+    return tuple(groups_by_k.values()), empty if vectors is None else vectors, answer_tokens, agreement
 
 
 def _flat(lists: pa.ChunkedArray) -> npt.NDArray[np.floating]:

@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("prompt_vector", _list(pa.float16())),
         ("vectors", _list(pa.float16())),  # K * H
         ("num_tokens", pa.int32()),  # sampled, all answers together
+        ("agreement", pa.float32()),  # of the row's own answer with these, where it was asked for
         ("reason", pa.string()),
     ]
 )
@@ -89,6 +90,7 @@ def _record(result: RowResult) -> dict[str, Any]:
         "prompt_vector": result.prompt_vector,
         "vectors": None if result.vectors is None else result.vectors.ravel(),
         "num_tokens": result.num_tokens,
+        "agreement": result.agreement,
         "reason": result.reason,
     }
 
@@ -107,7 +109,7 @@ def to_results(table: pa.Table) -> Iterator[RowResult]:
                 vectors = np.array(row["vectors"], np.float16).reshape(num_answers, -1)
         if row["prompt_vector"] is not None:
             prompt_vector = np.array(row["prompt_vector"], np.float16)
-        yield RowResult(row["id"], row["key"], answers, gram, prompt_vector, row["reason"], vectors)
+        yield RowResult(row["id"], row["key"], answers, gram, prompt_vector, row["reason"], vectors, row["agreement"])
 
 
 def digests(table: pa.Table) -> list[bytes]:

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         ("key", pa.binary(16)),
         ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        ("reference_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
         ("span_start", pa.int32()),
         ("span_end", pa.int32()),
         ("num_tokens", pa.int32()),
@@ -121,6 +122,7 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
         "id": prompt.id,
         "key": prompt.key,
         "token_ids": np.asarray(prompt.token_ids, np.int32),
+        "reference_ids": prompt.reference_ids,
         "span_start": prompt.span[0],
         "span_end": prompt.span[1],
         "num_tokens": len(prompt),
@@ -177,7 +179,7 @@ def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterato
 
 def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Prompt]]:
     """Yield the prompts whose `row_digest` is wanted, those of one row group together."""
-    for table in groups(path, ["id", "key", "token_ids", "span_start", "span_end", "instruction"]):
+    for table in groups(path, ["id", "key", "token_ids", "reference_ids", "span_start", "span_end", "instruction"]):
         ids, keys = table["id"].to_pylist(), table["key"].to_pylist()
         wanted = [row for row in range(len(ids)) if is_wanted(row_digest(ids[row], keys[row]))]
         if not wanted:
@@ -187,6 +189,7 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
         values = tokens.values.to_numpy()
         starts, ends = table["span_start"].to_pylist(), table["span_end"].to_pylist()
         instructions = table["instruction"].to_pylist()
+        own = [None if ids is None else np.array(ids, np.int32) for ids in table["reference_ids"].to_pylist()]
         yield [
             # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
             Prompt(
@@ -195,6 +198,7 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
                 (starts[row], ends[row]),
                 keys[row],
                 instructions[row],
+                own[row],
             )
             for row in wanted
         ]
@@ -206,7 +210,9 @@ def staged_rows(path: Path, ids: set[str]) -> Iterator[StagedRow]:
     for table in groups(path, SCHEMA.names[:-2]):
         for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
             tokens = np.array(row["token_ids"], np.int32)
-            prompt = Prompt(row["id"], tokens, (row["span_start"], row["span_end"]), row["key"], row["instruction"])
+            own = None if row["reference_ids"] is None else np.array(row["reference_ids"], np.int32)
+            span = row["span_start"], row["span_end"]
+            prompt = Prompt(row["id"], tokens, span, row["key"], row["instruction"], own)
             yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"], row["dataset"])
 
 

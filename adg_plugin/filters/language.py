@@ -1,0 +1,40 @@
+"""Rows in other languages than those that are wanted."""
+
+from __future__ import annotations
+
+import difflib
+
+from adg_plugin.errors import ConfigError
+from adg_plugin.filters.base import Rejected, asked
+from adg_plugin.languages import known_languages, language_of
+from adg_plugin.layouts import Reason
+from adg_plugin.rows import Row
+
+
+class Languages:
+    """Rejects rows whose instruction is in none of the wanted languages; one that cannot be told stays."""
+
+    def __init__(self, wanted: tuple[str, ...]) -> None:
+        """Check the wanted languages.
+
+        Raises:
+            ConfigError: the detector does not know one of them.
+            MissingExtraError: `py3langid` is not installed.
+        """
+        self._wanted = frozenset(wanted)
+        self._told = ", ".join(wanted)
+        known = sorted(known_languages())
+        problems = []
+        for code in sorted(self._wanted.difference(known)):
+            close = difflib.get_close_matches(code, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known are {', '.join(known)}"
+            problems.append(f"filters.languages has {code!r}, which cannot be told from others: {hint}")
+        if problems:
+            raise ConfigError(problems)
+
+    def __call__(self, row: Row) -> Rejected | None:
+        """Return why the row is rejected, or None."""
+        found = language_of(asked(row))
+        if found is None or found in self._wanted:
+            return None
+        return Reason.LANGUAGE, f"{found}, filters.languages is {self._told}"
