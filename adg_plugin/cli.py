@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import __version__, cli_look, cli_train
+from adg_plugin import __version__, cli_doctor, cli_look, cli_stability, cli_train
 from adg_plugin.config import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
 
@@ -179,7 +179,9 @@ def settings() -> None:
     print(settings_page(), end="")
 
 
+cli_doctor.register(app)
 cli_look.register(app)
+cli_stability.register(app)
 cli_train.register(app)
 
 

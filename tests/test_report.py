@@ -235,6 +235,13 @@ def test_the_json_adds_up(run, capsys):
     assert 0 <= about["answers_cut_at_the_limit"] <= 1
 
 
+def test_the_stability_is_that_of_the_command(run, capsys):
+    main_quietly("report", str(run), "--json")
+    reported = json.loads(capsys.readouterr().out)["stability"]
+    main_quietly("stability", str(run), "--json")
+    assert reported == json.loads(capsys.readouterr().out)
+
+
 def test_figures_come_as_png_and_svg(run, tmp_path):
     main_quietly("report", str(run), "--out", str(tmp_path / "deep/page.html"), "--figures", str(tmp_path / "figures"))
     assert (tmp_path / "deep/page.html").is_file()

@@ -6,11 +6,13 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from store_rows import IDS, check, parts, pending, result, stage, staged, write
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store import RunFolder
+from adg_plugin.store.parts import merge_small, take_stock, write_part
 
 
 @pytest.mark.parametrize("harm", ["cut short", "emptied", "a byte flipped", "bytes appended", "another part's bytes"])
@@ -165,3 +167,20 @@ def test_a_part_altered_while_in_use_does_not_get_a_new_checksum(tmp_path: Path)
             run.compact()
     with RunFolder.open(tmp_path) as run:
         assert pending(run) == IDS[:5]
+
+
+def test_parts_of_a_version_without_a_column_are_read_and_merged(tmp_path: Path):
+    ids = IDS[:12]
+    stage(tmp_path, ids)
+    written = write(tmp_path, ids[:6], rows_per_part=6)
+    older = pq.read_table(written[0]).drop_columns(["agreement"])
+    written[0].unlink()
+    write_part(tmp_path / "answers", 0, older)
+    check(tmp_path, ids[:6])
+    stock = take_stock(tmp_path / "answers", repair=False)
+    with RunFolder.open(tmp_path, rows_per_part=3) as run:
+        for id in ids[6:]:
+            run.append(result(id))
+    merge_small(take_stock(tmp_path / "answers", repair=True), tmp_path / "answers", small_rows=100)
+    assert len(list((tmp_path / "answers").glob("*.parquet"))) == len(stock.parts) == 1
+    check(tmp_path, ids)

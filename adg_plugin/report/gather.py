@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import StoreError
 from adg_plugin.explain import finished
-from adg_plugin.report import figures, rows
-from adg_plugin.report.facets import Facets, add_languages, count_kinds, read_facets
+from adg_plugin.jackknife import calibrated
+from adg_plugin.report import rows
+from adg_plugin.report.drawn import all_figures
+from adg_plugin.report.facets import add_languages, count_kinds, read_facets
 from adg_plugin.report.figures import Figure
 from adg_plugin.scoring import eligible
-from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.stability import Stability, stability_of
+from adg_plugin.store import Geometry, RunFolder, RunReader
 
-_POINTS = 6_000  # of the plane
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason
+_NEAR_THE_CUT = 100  # ids in the JSON; the table has all
+_MOST_ROWS_OF_STABILITY = 200_000
 _CUT_ANSWERS = 0.3  # share of answers cut at the limit that is worth a warning
 _HIGH = {True: "high", False: "low"}
 
@@ -72,6 +75,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     texts = rows.texts(run, [ids[row] for row in rows.answered_rows(table, listed, rows.MOST_ANSWERED, rng)])
     quadrants, medians = _quadrants(table)
     cut_share = _cut_share(texts)
+    steady = _stability(table, geometry, config)
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
         "score": manifest["score"],
@@ -79,12 +83,16 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         "composition": {name: count_kinds(values, table["chosen"].to_numpy()) for name, values in facets.kinds.items()},
         "rejected": manifest["rows"]["rejected"],
         "answers_cut_at_the_limit": cut_share,
-        "warnings": [*manifest["warnings"], *_warnings(config, cut_share), *run.damage],
+        "stability": None if steady is None else _short_summary(steady),
+        "warnings": [*manifest["warnings"], *_warnings(config, cut_share, steady), *run.damage],
     }
+    columns = rows.columns(table, facets, listed)
+    if steady is not None:
+        columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
     return Gathered(
         about,
-        tuple(_figures(table, geometry.prompt_vectors, facets, manifest, medians, about["composition"], rng)),
-        rows.columns(table, facets, listed),
+        tuple(all_figures(table, geometry.prompt_vectors, facets, manifest, medians, about["composition"], rng)),
+        columns,
         texts,
         _rejected(run),
     )
@@ -133,74 +141,34 @@ def _cut_share(texts: dict[str, dict[str, Any]]) -> float:
     return float(np.mean(cut)) if cut else 0.0
 
 
-def _warnings(config: ADGConfig, cut_share: float) -> list[str]:
+def _stability(table: pa.Table, geometry: Geometry, config: ADGConfig) -> Stability | None:
+    """Return how stable the choice is; None where the pool is so large that this would take minutes."""
+    if len(table) > _MOST_ROWS_OF_STABILITY:
+        return None
+    bins, chosen = table["bin"].to_numpy(), table["chosen"].to_numpy()
+    return stability_of(calibrated(geometry.grams), geometry.ids, bins, chosen, config)
+
+
+def _short_summary(steady: Stability) -> dict[str, Any]:
+    found = steady.summary()
+    return {**found, "near_the_cut": found["near_the_cut"][:_NEAR_THE_CUT]}
+
+
+def _warnings(config: ADGConfig, cut_share: float, steady: Stability | None) -> list[str]:
+    found = []
+    if steady is not None and steady.overlap[0] < (1 + steady.chance) / 2:
+        more = ", ".join(f"{value:.0%} with num_samples: {k}" for k, value in steady.overlap_with.items())
+        found.append(
+            f"another run with other draws would share about {steady.overlap[0]:.0%} of this choice, "
+            f"{steady.chance:.0%} would be chance; with more answers {more}; see adg stability"
+        )
     if cut_share <= _CUT_ANSWERS:
-        return []
+        return found
     return [
+        *found,
         f"{cut_share:.0%} of the answers here were cut at max_new_tokens ({config.max_new_tokens}): the score compares "
-        "their beginnings; raise it if the model's own answers are longer"
+        "their beginnings; raise it if the model's own answers are longer",
     ]
-
-
-def _figures(
-    table: pa.Table,
-    vectors: npt.NDArray[np.float16],
-    facets: Facets,
-    manifest: dict[str, Any],
-    medians: tuple[float, float],
-    composition: dict[str, Any],
-    rng: np.random.Generator,
-) -> list[Figure]:
-    ids = table["id"].to_pylist()
-    names = ("dispersion", "anisotropy", "score", "chosen", "bin", "rank_in_bin", "bin_quota")
-    dispersion, anisotropy, score, chosen, bins, rank, quota = (table[name].to_numpy() for name in names)
-    shown = np.sort(rng.permutation(len(table))[:_POINTS])
-    cuts = score[chosen & (rank == quota)]
-    found = [
-        figures.plane(
-            [ids[row] for row in shown], dispersion[shown], anisotropy[shown], score[shown], chosen[shown], medians
-        ),
-        figures.scores(score, chosen, cuts),
-        figures.shares(manifest["score"]["share_of_variance"], manifest["score"]["spearman"]),
-        _map(vectors, bins, score, chosen, facets.instructions),
-        figures.lengths("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen),
-        figures.lengths(
-            "answer_tokens",
-            "tokens per answer",
-            table["answer_tokens"].to_numpy() // np.maximum(1, table["num_answers"].to_numpy()),
-            chosen,
-        ),
-    ]
-    if facets.reference_words.any():
-        found.append(figures.lengths("reference_words", "words of the reference", facets.reference_words, chosen))
-    return [*found, *(figures.composition(name, values) for name, values in composition.items())]
-
-
-def _map(
-    vectors: npt.NDArray[np.float16],
-    bins: npt.NDArray[np.integer],
-    score: npt.NDArray[np.float64],
-    chosen: npt.NDArray[np.bool_],
-    instructions: list[str],
-) -> Figure:
-    """Return the bins' mean prompt vectors on their two main directions."""
-    count = int(bins.max()) + 1
-    sizes = np.bincount(bins, minlength=count)
-    order = np.argsort(bins, kind="stable")
-    starts = np.cumsum(sizes) - sizes
-    means = np.zeros((count, vectors.shape[1]))
-    best = [0] * count
-    for bin_ in np.flatnonzero(sizes):
-        rows_of = order[starts[bin_] : starts[bin_] + sizes[bin_]]
-        means[bin_] = vectors[rows_of].astype(np.float64).mean(0)
-        best[bin_] = int(rows_of[score[rows_of].argmax()])
-    weights = np.sqrt(sizes)[:, None]
-    centred = (means - np.average(means, axis=0, weights=sizes)) * weights
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    places = np.zeros((count, 2))
-    places[:, : len(axes)] = (centred / np.maximum(weights, 1)) @ axes.T
-    texts = [instructions[row][:100] for row in best]
-    return figures.bins_map(places, sizes, np.bincount(bins[chosen], minlength=count), texts)
 
 
 def _rejected(run: RunReader) -> list[dict[str, str]]:

@@ -151,7 +151,8 @@ function prepareTable(data) {
   ({ table, texts } = data);
   haystack = table.id.map((id, row) => `${id} ${table.instruction[row]}`.toLowerCase());
   const kinds = Object.keys(table).filter((name) => table[name].codes && name !== "why");
-  columns = ["id", "chosen", "score", "D", "I", "bin", "rank", "tokens", ...kinds, "instruction"];
+  const again = table.again ? ["again"] : [];
+  columns = ["id", "chosen", "score", "D", "I", "bin", "rank", ...again, "tokens", ...kinds, "instruction"];
   const head = make("tr");
   for (const name of columns) {
     const th = make("th", undefined, narrow(name));
@@ -170,8 +171,9 @@ function prepareTable(data) {
   const answered = Object.keys(texts).length;
   const scored = data.about.summary.rows.scored;
   const listed = table.id.length < scored ? `${count(table.id.length)} of ${count(scored)} rows are listed. ` : "";
+  const chance = table.again ? "`again`: how likely another run with other draws chooses the row. " : "";
   const held = answered < table.id.length ? `Answers are in this file for ${count(answered)} rows; for any other: adg explain RUN_DIR ID.` : "";
-  byId("rows-note").textContent = listed + held;
+  byId("rows-note").textContent = chance + listed + held;
   arrange();
 }
 
@@ -244,6 +246,7 @@ function lines(row) {
 function cell(name, row) {
   if (name === "chosen") return table.chosen[row] ? "yes" : "no";
   if (name === "rank") return `${table.rank[row]} / ${table.quota[row]}`;
+  if (name === "again") return `${Math.round(100 * table.again[row])} %`;
   if (name === "score" || name === "D" || name === "I") return table[name][row].toFixed(4);
   return String(value(name, row));
 }

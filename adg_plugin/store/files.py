@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,14 @@ def digest_file(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def with_columns(table: pa.Table, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Return the table's columns `names`; one that the file is too old to have is null in every row."""
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(schema.field(name), pa.nulls(len(table), schema.field(name).type))
+    return table.select(names)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 
 from adg_plugin.engines.base import Answer, RowResult
 from adg_plugin.errors import StoreError
-from adg_plugin.store.files import digest_bytes, digest_file, reading, remove_leftovers, replacing, sync_folder, writing
+from adg_plugin.store.files import (
+    digest_bytes,
+    digest_file,
+    reading,
+    remove_leftovers,
+    replacing,
+    sync_folder,
+    with_columns,
+    writing,
+)
 from adg_plugin.store.staging import row_digest
 
 DAMAGED = "damaged"
@@ -143,14 +152,15 @@ def load(part: Part) -> pa.Table:
         data = part.path.read_bytes()
     if digest_bytes(data) not in part.path.name:
         raise StoreError(f"{part.path} was altered while in use: run the same command again, it will be set aside")
-    return pq.read_table(pa.BufferReader(data), use_threads=False)
+    return with_columns(pq.read_table(pa.BufferReader(data), use_threads=False), SCHEMA.names, SCHEMA)
 
 
 def row_groups(part: Part, columns: list[str]) -> Iterator[pa.Table]:
     """Yield some columns of a part, a row group at a time."""
     with reading(part.path, fix=_VANISHED), pq.ParquetFile(part.path, pre_buffer=False) as file:
         for index in range(file.num_row_groups):
-            yield file.read_row_group(index, columns=columns, use_threads=False).combine_chunks()
+            table = file.read_row_group(index, columns=columns, use_threads=False)
+            yield with_columns(table, columns, SCHEMA).combine_chunks()
 
 
 def take_stock(folder: Path, *, repair: bool) -> Inventory:

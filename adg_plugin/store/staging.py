@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from adg_plugin.engines.base import Prompt
 from adg_plugin.errors import StoreError
-from adg_plugin.store.files import digest_file, read_json, reading, replacing, write_json
+from adg_plugin.store.files import digest_file, read_json, reading, replacing, with_columns, write_json
 
 ROWS_PER_GROUP = 2048
 BYTES_PER_GROUP = 32 << 20  # rows with long texts come in smaller groups, so memory stays bounded
@@ -172,7 +172,8 @@ def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterato
     mend = reading(path, fix="delete it and run the same command again (the answers are kept)")
     with mend, pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         for index in range(file.num_row_groups):
-            table = file.read_row_group(index, columns=[*columns, "reason"], use_threads=False)
+            wanted = [*columns, "reason"]
+            table = with_columns(file.read_row_group(index, columns=wanted, use_threads=False), wanted, SCHEMA)
             is_prompt = pc.is_null(table["reason"])
             yield table.filter(pc.invert(is_prompt) if rejected else is_prompt).combine_chunks()
 

@@ -1,0 +1,1 @@
+"""Whether everything is there that a selection needs; each module finds out, `doctor_view` prints."""

@@ -1,0 +1,355 @@
+"""The expected overlap against that of real independent draws, the errors against their spread, fresh answers."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from adg_plugin.bins import assign_bins
+from adg_plugin.cli import main
+from adg_plugin.cli_stability import print_stability
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines.base import Answer, Prompt, RowResult
+from adg_plugin.errors import StoreError
+from adg_plugin.geometry import combine, parts
+from adg_plugin.jackknife import calibrated, fit, jackknife, score_variances, simulate
+from adg_plugin.scoring import choose_rows
+from adg_plugin.selection import choose
+from adg_plugin.stability import stability, stability_of
+from adg_plugin.store import GramGroup, RunFolder, StagedRow
+
+ROWS, WIDTH, BUDGET = 500, 24, 100
+IDS = np.array([f"r{n:04d}" for n in range(ROWS)], dtype=object)
+
+
+def drawn(seed, samples, difference, rows=ROWS):
+    """Return Gram matrices (N, K, K) of rows whose answers scatter by `difference` more or less; draws by `seed`."""
+    of_rows = np.random.default_rng(0)
+    centre = of_rows.standard_normal((rows, 1, WIDTH))
+    centre *= np.sqrt(WIDTH) / np.linalg.norm(centre, axis=2, keepdims=True)  # else their lengths would tell rows apart
+    spread = np.exp(difference * of_rows.standard_normal((rows, 1, 1)))
+    shape = np.exp(difference * of_rows.standard_normal((rows, 1, WIDTH)))
+    noise = np.random.default_rng(seed).standard_normal((rows, samples, WIDTH))
+    vectors = 3 * centre + spread * shape * noise
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors @ vectors.transpose(0, 2, 1)).astype(np.float32)
+
+
+def prompt_vectors(rows):
+    vectors = np.random.default_rng(1).standard_normal((rows, 16))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def write(folder, grams, config):
+    """Write a finished run folder and return the chosen ids; `grams` may be of different K."""
+    with RunFolder.open(folder) as run:
+        prompts = [Prompt(f"r{n:04d}", np.arange(3, dtype=np.int32), (0, 2), bytes(16)) for n in range(len(grams))]
+        run.stage_prompts([StagedRow(p, "text", "", "{}", "here") for p in prompts], digest="d")
+        for prompt, gram, vector in zip(prompts, grams, prompt_vectors(len(grams)), strict=True):
+            answers = tuple(Answer(np.arange(2, dtype=np.int32), "a", "eos") for _ in gram)
+            run.append(RowResult(prompt.id, prompt.key, answers, gram, vector))
+        scored = choose_rows(run.geometry(), config, len(grams))
+        run.write_scores(scored.table())
+        run.write_selected(scored.chosen_ids())
+        run.write_manifest({"config": config.model_dump(mode="json")})
+    return set(scored.chosen_ids())
+
+
+def of_pool(grams):
+    return calibrated([GramGroup(np.arange(len(grams)), grams)]).of_pool
+
+
+def leave_out(gram, out):
+    return np.delete(np.delete(gram, out, 0), out, 1)[None]
+
+
+# The errors
+
+
+def test_the_jackknife_of_one_row_by_hand():
+    grams = drawn(3, 5, 0.5, rows=4)
+    found = jackknife(grams)
+    for row, gram in enumerate(grams):
+        left = [parts(leave_out(gram, out)) for out in range(5)]
+        d = np.array([p.dispersion[0] for p in left])
+        i = np.array([p.anisotropy[0] for p in left])
+        assert found.var_dispersion[row] == pytest.approx(4 / 5 * np.sum((d - d.mean()) ** 2))
+        assert found.var_anisotropy[row] == pytest.approx(4 / 5 * np.sum((i - i.mean()) ** 2))
+        assert found.covariance[row] == pytest.approx(4 / 5 * np.sum((d - d.mean()) * (i - i.mean())))
+
+
+def test_of_many_answers_one_of_ten_groups_is_left_out():
+    (gram,) = drawn(3, 20, 0.5, rows=1)
+    left = np.array([parts(leave_out(gram, [2 * n, 2 * n + 1])).dispersion[0] for n in range(10)])
+    assert jackknife(gram[None]).var_dispersion[0] == pytest.approx(9 / 10 * np.sum((left - left.mean()) ** 2))
+
+
+def test_blocks_change_nothing(monkeypatch):
+    grams = drawn(3, 4, 0.5, rows=50)
+    whole = jackknife(grams)
+    monkeypatch.setattr("adg_plugin.jackknife._BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(jackknife(grams).var_anisotropy, whole.var_anisotropy)
+
+
+@pytest.mark.parametrize("samples", [3, 4, 5, 8])
+def test_calibrated_variances_are_those_of_other_draws(samples):
+    found = of_pool(drawn(10, samples, 0.3))
+    again = [parts(drawn(seed, samples, 0.3)) for seed in range(100, 140)]
+    d, i = np.array([p.dispersion for p in again]), np.array([p.anisotropy for p in again])
+    assert found.var_dispersion.mean() == pytest.approx(d.var(axis=0, ddof=1).mean(), rel=0.2)
+    assert found.var_anisotropy.mean() == pytest.approx(i.var(axis=0, ddof=1).mean(), rel=0.2)
+    raw = jackknife(drawn(10, samples, 0.3)).var_anisotropy.mean()
+    assert raw == 0 if samples == 3 else raw > 1.25 * found.var_anisotropy.mean()  # why they are calibrated
+
+
+def test_the_simulated_answers_are_like_the_pool_s():
+    grams = drawn(10, 5, 0.3)
+    pool, (like_it, _) = parts(grams), simulate(fit(grams), 5)
+    assert like_it.dispersion.mean() == pytest.approx(pool.dispersion.mean(), rel=0.03)
+    assert like_it.anisotropy.mean() == pytest.approx(pool.anisotropy.mean(), abs=0.01)
+
+
+def test_answers_that_lie_far_from_the_others_are_noticed():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((ROWS, 1, WIDTH)) * 5
+    x = rng.standard_normal((ROWS, 5, WIDTH))
+    far = x / np.sqrt(rng.chisquare(3, (ROWS, 5, 1)) / 3)
+    unit = [v / np.linalg.norm(v, axis=2, keepdims=True) for v in (vectors + x, vectors + far)]
+    near_tail, far_tail = (fit(v @ v.transpose(0, 2, 1)).tail for v in unit)
+    assert near_tail < 0.2 < far_tail
+
+
+@pytest.mark.parametrize("form", ["raw", "rank", "zscore", "residual"])
+def test_the_variance_of_a_score_is_that_of_other_draws(form):
+    found = of_pool(drawn(10, 5, 0.3))
+    again = []
+    for seed in range(100, 140):
+        p = parts(drawn(seed, 5, 0.3))
+        again.append(combine(p.dispersion, p.anisotropy, form, 0.4))
+    real = np.var(again, axis=0, ddof=1).mean()
+    assert score_variances(found, form, 0.4).mean() == pytest.approx(real, rel=0.25)
+
+
+# The choice
+
+
+@cache
+def estimates(seed, difference):
+    grams = drawn(seed, 5, difference)
+    return calibrated([GramGroup(np.arange(ROWS), grams)])
+
+
+@pytest.mark.parametrize("form", ["raw", "rank", "residual"])
+@pytest.mark.parametrize("difference", [0.0, 0.2, 0.6])
+def test_the_expected_overlap_is_that_of_other_runs(form, difference):
+    config = ADGConfig(budget=BUDGET, bins=6, score=form)
+    bins = assign_bins(prompt_vectors(ROWS), 6, 0)
+    choices = {seed: again(drawn(seed, 5, difference), IDS, bins, config) for seed in range(12)}
+    expected, real = [], []
+    for seed in range(3):
+        mine = choices[seed]
+        about = stability_of(estimates(seed, difference), IDS, bins, mine, config)
+        mean, low, high = about.overlap
+        expected.append(mean)
+        real += [(mine & other).sum() / BUDGET for number, other in choices.items() if number != seed]
+        assert low <= mean <= high
+        assert about.chance == pytest.approx(0.2, abs=0.01)
+        # A row's chance to be chosen again sums to the budget, and the chosen ones' to the overlap.
+        assert about.again.sum() == pytest.approx(BUDGET)
+        assert about.again[mine].sum() / BUDGET == pytest.approx(mean)
+    assert np.mean(expected) == pytest.approx(np.mean(real), abs=0.1)  # these spectra are flatter than any simulated
+    assert difference > 0 or np.mean(expected) < 0.28
+
+
+def again(grams, ids, bins, config):
+    found = parts(grams)
+    return choose(ids, combine(found.dispersion, found.anisotropy, config.score, config.weight), bins, BUDGET).chosen
+
+
+def test_more_answers_are_expected_to_help_as_they_do(tmp_path):
+    config = ADGConfig(budget=BUDGET, bins=6, score="residual")
+    write(tmp_path / "run", drawn(10, 5, 0.3), config)
+    about = stability(str(tmp_path / "run"))
+    assert list(about.overlap_with) == [8, 10]
+    assert about.overlap[0] < about.overlap_with[8] < about.overlap_with[10]
+    bins = assign_bins(prompt_vectors(ROWS), 6, 0)
+    runs = [again(drawn(seed, 10, 0.3), about.ids, bins, config) for seed in range(8)]
+    real = np.mean([(one & two).sum() / BUDGET for one, two in pairwise(runs)])
+    assert about.overlap_with[10] == pytest.approx(real, abs=0.09)
+
+
+def test_rows_near_the_cut_are_those_within_one_error_of_the_other_fate(tmp_path):
+    write(tmp_path / "run", drawn(10, 5, 0.6), ADGConfig(budget=BUDGET, bins=3))
+    about = stability(str(tmp_path / "run"))
+    bins = RunFolder.read(tmp_path / "run").scores()["bin"].to_numpy()
+    for row in range(ROWS):
+        others = about.scores[(bins == bins[row]) & (about.chosen != about.chosen[row])]
+        assert about.near[row] == (np.abs(others - about.scores[row]).min(initial=np.inf) <= about.errors[row])
+    assert 0 < about.near.sum() < ROWS
+    otherwise = np.where(about.chosen, 1 - about.again, about.again)[about.doubtful()]
+    assert (np.diff(otherwise) <= 0).all()
+    assert len(otherwise) == about.near.sum()
+
+
+def test_rows_of_fewer_answers_are_less_certain(tmp_path):
+    five = list(drawn(10, 5, 0.2))
+    mixed = [gram[:3, :3] if row % 3 == 0 else gram[:4, :4] if row % 3 == 1 else gram for row, gram in enumerate(five)]
+    write(tmp_path / "run", mixed, ADGConfig(budget=BUDGET, bins=6, score="residual"))
+    about = stability(str(tmp_path / "run"))
+    errors = [np.sqrt(np.mean(about.errors[rest::3] ** 2)) for rest in range(3)]
+    assert errors[0] > 0
+    assert np.isfinite(errors).all()
+    pool = calibrated(RunFolder.read(tmp_path / "run").geometry().grams).of_pool
+    by_k = [pool.var_anisotropy[rest::3].mean() for rest in range(3)]
+    assert by_k[0] > by_k[1] > by_k[2]  # three answers, four, five
+    assert about.notes == (
+        "167 of 500 rows have three answers: their error of anisotropy is that of simulated answers, whatever theirs "
+        "are, and the shared part may be overstated",
+    )
+
+
+def test_rows_that_have_answers_but_no_score_do_not_count(tmp_path):
+    write(tmp_path / "run", drawn(10, 5, 0.5, 60), ADGConfig(budget=15, bins=3))
+    before = stability(str(tmp_path / "run"))
+    with RunFolder.open(tmp_path / "run") as run:
+        table = run.scores()
+        kept = np.ones(60, dtype=bool)
+        kept[np.flatnonzero(~before.chosen)[:7]] = False
+        manifest = run.manifest()
+        run.write_scores(table.filter(kept))
+        run.write_manifest({"config": manifest["config"]})
+    about = stability(str(tmp_path / "run"))
+    assert about.ids.tolist() == before.ids[kept].tolist()
+    np.testing.assert_allclose(about.scores, table["score"].to_numpy()[kept])
+
+
+def test_it_is_the_same_every_time(tmp_path):
+    write(tmp_path / "run", drawn(10, 5, 0.5), ADGConfig(budget=BUDGET, bins=6))
+    one, two = (stability(str(tmp_path / "run")).summary() for _ in range(2))
+    assert json.loads(json.dumps(one)) == two
+
+
+def test_equal_answers_leave_nothing_to_luck(tmp_path):
+    write(tmp_path / "run", np.ones((30, 5, 5), np.float32), ADGConfig(budget=10, bins=3))
+    about = stability(str(tmp_path / "run"))
+    assert not about.errors.any()
+    assert about.overlap == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("rows", "bins"), [(1, 1), (2, 1), (8, 8)])
+def test_pools_of_a_few_rows(tmp_path, rows, bins):
+    write(tmp_path / "run", drawn(10, 5, 0.5, rows), ADGConfig(budget=rows, bins=bins))
+    about = stability(str(tmp_path / "run"))
+    assert about.overlap[0] == about.chance == 1.0
+    assert not about.near.any()
+
+
+def test_a_run_without_a_result(tmp_path):
+    write(tmp_path / "run", drawn(10, 5, 0.5, 20), ADGConfig(budget=5, bins=2))
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="is not complete yet: run adg select on it"):
+        stability(str(tmp_path / "run"))
+
+
+# The command
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_it_fits_the_terminal(tmp_path, width):
+    write(tmp_path / "run", drawn(10, 5, 0.5), ADGConfig(budget=BUDGET, bins=6))
+    out = io.StringIO()
+    print_stability(stability(str(tmp_path / "run")), Console(file=out, width=width), rows=3)
+    assert max(map(len, out.getvalue().splitlines())) <= width
+
+
+def test_the_command_says_what_the_json_holds(tmp_path, capsys):
+    write(tmp_path / "run", drawn(10, 5, 0.5), ADGConfig(budget=BUDGET, bins=6))
+    outputs = []
+    for arguments in ([], ["--json"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["stability", str(tmp_path / "run"), *arguments])
+        assert ended.value.code == 0
+        outputs.append(capsys.readouterr().out)
+    text, figures = " ".join(outputs[0].split()), json.loads(outputs[1])
+    expected = figures["expected_overlap"]
+    assert (
+        f"would share about {expected['mean']:.0%} ({expected['p5']:.0%} to {expected['p95']:.0%}) of this choice of "
+        f"100 rows; by chance {figures['overlap_by_chance']:.0%}" in text
+    )
+    assert f"{figures['rows_near_the_cut']} of 500 rows are near the cut" in text
+    assert figures["near_the_cut"][0] in text
+    assert f"{figures['expected_overlap_with_more_answers']['8']:.0%} with num_samples: 8" in text
+
+
+# Fresh answers
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from tiny_runs import choose as select
+    from tiny_runs import pool_rows, save
+
+    folder = tmp_path_factory.mktemp("stability")
+    settings = {"budget": 10, "bins": 3, "num_samples": 4, "score": "rank"}
+    return select(pool_rows(30), save(folder / "model"), folder / "run", **settings)
+
+
+@pytest.mark.tiny
+def test_fresh_answers_are_those_of_a_run_with_the_next_seed(run, tmp_path):
+    from tiny_runs import choose as select
+    from tiny_runs import pool_rows, scores
+
+    from adg_plugin.redraw import redraw
+
+    before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+    fresh = redraw(str(run.run_dir), 1000, stability(str(run.run_dir)), show_progress=False)
+    config = run.manifest["config"]
+    settings = {"budget": 10, "bins": 3, "num_samples": 4, "score": "rank", "seed": 1}
+    other = scores(select(pool_rows(30), config["model"], tmp_path / "other", **settings).run_dir)
+    assert len(fresh.ids) == 30
+    np.testing.assert_allclose(fresh.new, [other[id][0] for id in fresh.ids])
+    np.testing.assert_allclose(fresh.old, [scores(run.run_dir)[id][0] for id in fresh.ids])
+    assert fresh.correlation[0] == pytest.approx(np.corrcoef(fresh.old, fresh.new)[0, 1])
+    assert fresh.error[0] == pytest.approx(np.sqrt(np.mean((fresh.old - fresh.new) ** 2) / 2))
+    assert before == {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.tiny
+def test_the_command_with_fresh_answers(run, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["stability", str(run.run_dir), "--resample", "12", "--json"])
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)["resampled"]
+    assert found["rows"] + found["left_out"] == 12
+    assert found["seed"] == 1
+    with pytest.raises(SystemExit):
+        main(["stability", str(run.run_dir), "--resample", "12"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"old and new scores correlate at {found['correlation']['found']:.2f}" in out
+
+
+@pytest.mark.tiny
+def test_fresh_answers_that_cannot_be_had(run, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(SystemExit) as ended:
+        main(["stability", str(run.run_dir), "--resample", "5"])
+    assert ended.value.code == 2
+    assert "--resample is 5: use 10 or more, fewer tell nothing" in capsys.readouterr().err
+    (weights,) = (run.run_dir.parent / "model").glob("*.safetensors")
+    kept = weights.read_bytes()
+    tensors = load_file(weights)
+    try:
+        save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, weights, {"format": "pt"})
+        with pytest.raises(SystemExit) as ended:
+            main(["stability", str(run.run_dir), "--resample", "12"])
+    finally:
+        weights.write_bytes(kept)
+    assert ended.value.code == 3
+    assert "is not what it was (model is" in capsys.readouterr().err
