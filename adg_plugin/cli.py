@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import __version__, cli_doctor, cli_look, cli_stability, cli_train
+from adg_plugin import __version__, cli_doctor, cli_estimate, cli_look, cli_stability, cli_train
 from adg_plugin.config import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
 
@@ -180,6 +180,7 @@ def settings() -> None:
 
 
 cli_doctor.register(app)
+cli_estimate.register(app)
 cli_look.register(app)
 cli_stability.register(app)
 cli_train.register(app)

@@ -145,7 +145,7 @@ def run_selection(
         with team.step("preparing the pool"):
             run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
             if run is not None:
-                _prepare(run, pool, config, source, recipe, own=own)
+                prepare(run, pool, config, source, recipe, own=own)
         sampling = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
         with team.step("choosing"):
             if run is not None:
@@ -185,7 +185,7 @@ def run_stage(
         with team.step("preparing the pool"):
             run = stack.enter_context(RunFolder.open(run_dir, create=stage == "sample")) if team.rank == 0 else None
             if run is not None and stage == "sample":
-                _prepare(run, Pool.of(config), config, source, recipe, own=False)
+                prepare(run, Pool.of(config), config, source, recipe, own=False)
             elif run is not None:
                 _refuse_other_answers(run, config, recipe)
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
@@ -203,9 +203,17 @@ def _refuse_for_teams(config: ADGConfig, team: Team) -> None:
         raise ConfigError(problems)
 
 
-def _prepare(
+def prepare(
     run: RunFolder, pool: Pool, config: ADGConfig, source: Source, recipe: Mapping[str, Any], *, own: bool
 ) -> None:
+    """Stage the pool into a run folder that this process holds, unless it is there.
+
+    Args:
+        own: refuse a run folder whose answers came of another model or other settings.
+
+    Raises:
+        ADGError: as `run_selection`; in particular a DataError where no row can be sampled.
+    """
     if own:
         _refuse_other_answers(run, config, recipe)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})

@@ -1,0 +1,174 @@
+"""From a few timed batches to what all of them take. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_LEAST_ERROR = 0.1  # relative: machines are not steadier than that
+_FEWEST_ANSWERS = 3  # of `num_samples`
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that were sampled together.
+
+    Attributes:
+        seconds: that it took, until the last answer was through.
+        answers: tokens of each answer.
+    """
+
+    rows: int
+    seconds: float
+    answers: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Everything that is measured once, not per batch. Bytes and seconds."""
+
+    loading_s: float
+    staging_s: float
+    choosing_s: float
+    sampling_bytes: float
+    choosing_bytes: float
+    disk_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a selection takes, from nothing; `left_s` of it where the run folder stands.
+
+    Attributes:
+        rows: to be sampled, done or not.
+        measured: rows that were sampled for the estimate, and are kept.
+        seconds: by stage: loading, staging, sampling, choosing.
+        low_s: with `high_s`, the interval of the total.
+        left_s: of the total, what is still to be done.
+        answer_tokens: that will be drawn, all rows together.
+        prompt_tokens: that will be read.
+        cut: share of the measured answers that reached the limit.
+        memory_bytes: the most that is held at once.
+        device_bytes: of an accelerator; 0 without one.
+        disk_bytes: of the run folder.
+        what_if: factor on the time of sampling, by setting.
+    """
+
+    rows: int
+    measured: int
+    seconds: dict[str, float]
+    low_s: float
+    high_s: float
+    left_s: float
+    answer_tokens: float
+    prompt_tokens: float
+    cut: float
+    memory_bytes: float
+    device_bytes: float
+    disk_bytes: float
+    what_if: dict[str, float]
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from nothing to the choice."""
+        return sum(self.seconds.values())
+
+    @property
+    def dominant(self) -> str:
+        """The stage that takes longest."""
+        return max(self.seconds, key=lambda stage: self.seconds[stage])
+
+    def summary(self, gpu_hour_price: float | None = None) -> dict[str, Any]:
+        """Return the figures, for JSON; with a price of an hour of the device, what they cost."""
+        found = {**asdict(self), "total_s": self.total_s, "dominant": self.dominant}
+        if gpu_hour_price is not None:
+            hour = 3600 / gpu_hour_price if gpu_hour_price else float("inf")
+            found["cost"] = {"total": self.total_s / hour, "low": self.low_s / hour, "high": self.high_s / hour}
+        return found
+
+
+def reckon(
+    chunks: Sequence[Chunk],
+    costs: Costs,
+    *,
+    rows: int,
+    pending: int,
+    prompt_tokens: float,
+    num_samples: int,
+    max_new_tokens: int,
+    device_bytes: float = 0.0,
+) -> Estimate:
+    """Return what all rows take.
+
+    A run is a start and an end, where the batch is not full, and so much per row between them: the first falls out
+    of the difference between a batch and two of them.
+
+    Args:
+        chunks: the first only warms up, the last is the largest.
+        costs: of the rest.
+        rows: of the pool.
+        pending: of these, without answers before the chunks were measured.
+        prompt_tokens: of all rows.
+        num_samples: K.
+        max_new_tokens: the limit of an answer.
+        device_bytes: held on an accelerator.
+    """
+    lengths = np.concatenate([chunk.answers for chunk in chunks])
+    measured = sum(chunk.rows for chunk in chunks)
+    per_row, fixed, upper = _line(chunks)
+    error = max(_LEAST_ERROR, _error_of_mean(lengths, num_samples))
+    sampling = fixed + per_row * rows
+    rest = costs.loading_s + costs.staging_s + costs.choosing_s
+    left = max(0, pending - measured)
+    return Estimate(
+        rows=rows,
+        measured=measured,
+        seconds={
+            "loading": costs.loading_s,
+            "staging": costs.staging_s,
+            "sampling": sampling,
+            "choosing": costs.choosing_s,
+        },
+        low_s=rest + sampling * (1 - error),
+        high_s=rest + max(sampling, upper * rows) * (1 + error),
+        left_s=costs.choosing_s + (costs.loading_s + fixed + per_row * left if left else 0.0),
+        answer_tokens=float(lengths.sum()) / measured * rows,
+        prompt_tokens=prompt_tokens,
+        cut=float(np.mean(lengths >= max_new_tokens)),
+        memory_bytes=max(costs.sampling_bytes, costs.choosing_bytes),
+        device_bytes=device_bytes,
+        disk_bytes=costs.disk_bytes,
+        what_if=_what_if(lengths, num_samples, max_new_tokens),
+    )
+
+
+def _line(chunks: Sequence[Chunk]) -> tuple[float, float, float]:
+    """Return seconds per row in the midst of a run, those of its ends, and seconds per row of the last chunk alone."""
+    *_, one, two = chunks
+    alone = two.seconds / two.rows
+    if two.rows <= one.rows:
+        return alone, 0.0, alone
+    # A batch that was held up by something else must not turn the line upside down.
+    per_row = float(np.clip((two.seconds - one.seconds) / (two.rows - one.rows), 0.5 * alone, alone))
+    return per_row, two.seconds - per_row * two.rows, alone
+
+
+def _error_of_mean(lengths: npt.NDArray[np.int64], num_samples: int) -> float:
+    """Return two standard errors of the mean length of an answer, relative to it; rows are what is independent."""
+    rows = max(1, len(lengths) // num_samples)
+    return float(2 * lengths.std() / max(1e-9, lengths.mean()) / np.sqrt(rows))
+
+
+def _what_if(lengths: npt.NDArray[np.int64], num_samples: int, max_new_tokens: int) -> dict[str, float]:
+    """Return about how many times as long sampling would take, by setting: it goes with the tokens that are drawn."""
+    found = {}
+    if num_samples > _FEWEST_ANSWERS:
+        found[f"num_samples: {_FEWEST_ANSWERS}"] = _FEWEST_ANSWERS / num_samples
+    if max_new_tokens > 1:
+        half = max_new_tokens // 2
+        found[f"max_new_tokens: {half}"] = float(np.minimum(lengths, half).sum() / max(1, lengths.sum()))
+    return found
