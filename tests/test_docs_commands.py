@@ -52,7 +52,7 @@ CHANGES = (  # in turn, all that are found
 CLAIMED = (  # what another environment runs: the test, and what stands in it
     (r"axolotl preprocess \S+", "test_axolotl_commands.py", 'axolotl("preprocess", config)'),
     (r"axolotl train \S+( --launcher python)?", "test_axolotl_commands.py", 'axolotl("train", config'),
-    (r"adg run config\.yaml .*--launcher torchrun\]", "test_axolotl_commands.py", '"run", str(recipe)'),
+    (r"adg run config\.yaml( .*)?", "test_axolotl_commands.py", '"run", str(recipe)'),
     (r"vllm serve .*", "vllm_runs.py", '"vllm.entrypoints.openai.api_server"'),
     (r"adg select .*engine=vllm", "test_vllm_inprocess.py", 'adg("select", config'),
     (r"adg select .*engine=vllm-server .*", "test_vllm_server.py", 'adg("select", config'),

@@ -168,6 +168,8 @@ def test_nothing_is_wider_than_the_screen(chromium, report, width, dark, tmp_pat
         page.fill("#search", "odd")
         page.click("td.id button")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if width < 500:  # nor does the table need to be pushed aside to be read
+            assert page.evaluate("(e => e.scrollWidth - e.clientWidth)(document.querySelector('#rows .scroll'))") <= 1
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) is dark
         drawn = page.evaluate("document.documentElement.dataset.drawn")
@@ -264,6 +266,16 @@ def test_histograms_hold_every_row():
     values = figures.scores(score, chosen, np.array([0.5])).spec["data"]["values"]
     assert sum(bar["rows"] for bar in values if bar["row"] == "chosen") == chosen.sum()
     assert sum(bar["rows"] for bar in values) == 1000
+
+
+def test_agreement_is_a_figure_where_it_was_asked_for(run, tmp_path):
+    model = RunFolder.read(run).manifest()["config"]["model"]
+    rejecting = choose(rows(), model, tmp_path / "run", bins=4, budget=20, filters={"drop_least_agreeing": 0.2})
+    found = gather(rejecting.run_dir)
+    assert "agreement" in {figure.name for figure in found.figures}
+    assert found.about["rejected"]["low_agreement"] == 12
+    assert {row["reason"] for row in found.rejected} >= {"low_agreement"}
+    assert "agreement" not in {figure.name for figure in gather(run).figures}
 
 
 def test_a_run_without_a_result_or_with_lost_answers_has_no_report(run, tmp_path):

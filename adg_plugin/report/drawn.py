@@ -47,8 +47,8 @@ def all_figures(
         figures.scores(score, chosen, cuts),
         figures.shares(manifest["score"]["share_of_variance"], manifest["score"]["spearman"]),
         _map(vectors, bins, score, chosen, facets.instructions),
-        figures.lengths("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen),
-        figures.lengths(
+        figures.distribution("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen),
+        figures.distribution(
             "answer_tokens",
             "tokens per answer",
             table["answer_tokens"].to_numpy() // np.maximum(1, table["num_answers"].to_numpy()),
@@ -56,7 +56,11 @@ def all_figures(
         ),
     ]
     if facets.reference_words.any():
-        found.append(figures.lengths("reference_words", "words of the reference", facets.reference_words, chosen))
+        found.append(figures.distribution("reference_words", "words of the reference", facets.reference_words, chosen))
+    if "agreement" in table.column_names:
+        agreement = table["agreement"].to_numpy()
+        known = ~np.isnan(agreement)
+        found.append(figures.distribution("agreement", "agreement with the own answer", agreement[known], chosen[known]))
     return [*found, *(figures.composition(name, values) for name, values in composition.items())]
 
 

@@ -235,8 +235,8 @@ def composition(name: str, values: Sequence[dict[str, Any]]) -> Figure:
     return Figure(name, name.capitalize(), f"Rows by {name}, chosen against pool.", spec)
 
 
-def lengths(name: str, title: str, values: npt.NDArray[np.integer], chosen: Flags) -> Figure:
-    """Return the distribution of a length among the chosen rows and in the pool; the longest hundredth is cut off."""
+def distribution(name: str, title: str, values: npt.NDArray[np.integer] | Floats, chosen: Flags) -> Figure:
+    """Return the distribution of a number among the chosen rows and in the pool; the largest hundredth is cut off."""
     edges = np.histogram_bin_edges(values[values <= np.percentile(values, 99)], bins=_bars(int(chosen.sum())))
     bars = []
     for which, rows in (("pool", np.ones_like(chosen)), ("chosen", chosen)):

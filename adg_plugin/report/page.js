@@ -218,7 +218,7 @@ function showPage() {
   }
   const shown = state.order.slice(state.first, state.first + PAGE_ROWS);
   byId("table").tBodies[0].replaceChildren(...shown.flatMap(lines));
-  byId("count").textContent = `${count(state.order.length)} rows`;
+  byId("count").textContent = `${count(state.order.length)} ${state.order.length === 1 ? "row" : "rows"}`;
   byId("page").textContent = shown.length ? `${count(state.first + 1)} to ${count(state.first + shown.length)}` : "no row";
   byId("back").disabled = state.first === 0;
   byId("next").disabled = state.first + PAGE_ROWS >= state.order.length;
