@@ -38,11 +38,13 @@ VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --quie
 VLLM_KEY := $(shell cat pyproject.toml constraints/vllm.txt | cksum | cut -d' ' -f1)
 VLLM := $(VLLM_VENV)/.ready-$(VLLM_KEY)
 
-# The tests open the report in a browser: Debian's where packages can be installed, else the one that Playwright downloads.
-BROWSER = command -v chromium chromium-browser google-chrome >/dev/null || \
-  { command -v apt-get && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || \
-  $(BIN)/playwright install chromium >/dev/null 2>&1 || echo 'no browser: install chromium for the tests of the report' >&2
+# The tests open the report in a browser and the commands in a terminal: Debian's packages where they can be installed, else
+# the browser that Playwright downloads.
+APT := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+TOOLS = { command -v chromium && command -v tmux; } >/dev/null || \
+  { command -v apt-get && [ "$$(id -u)" = 0 ] && apt-get update -qq && $(APT) chromium tmux; } >/dev/null 2>&1 || \
+  $(BIN)/playwright install chromium >/dev/null 2>&1 || \
+  echo 'install chromium and tmux: the tests of the report and of the terminal need them' >&2
 
 TRL_TESTS := $(wildcard tests/test_trl_*.py)
 CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*' --ignore-glob='tests/test_vllm_*'
@@ -99,9 +101,9 @@ $(BASE): | $(VENV)/.python
 
 # What the tests need on top.
 $(DEV): $(BASE)
-	@echo 'set-up: bitsandbytes, Ray, documentation and test tools, a browser' >&2
+	@echo 'set-up: bitsandbytes, Ray, documentation and test tools, a browser, tmux' >&2
 	@$(PIP) -e '.[demo,dev,docs,filters,quant,ray,report,server,trl]'
-	@$(BROWSER)
+	@$(TOOLS)
 	@rm -f $(VENV)/.dev-*
 	@touch $@
 
