@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from adg_plugin.cli_look import result_console
 
 if TYPE_CHECKING:
     from adg_plugin.doctor.checks import Check
@@ -36,7 +37,7 @@ def doctor(
     from adg_plugin.doctor.checks import Section, guarded
     from adg_plugin.doctor.packages import versions
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = result_console()
     found = versions()
     if not as_json:
         doctor_view.print_versions(found, console)

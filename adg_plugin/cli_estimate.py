@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from adg_plugin.cli_look import result_console
 
 if TYPE_CHECKING:
     from adg_plugin.reckoning import Estimate
@@ -30,7 +31,7 @@ def estimate(
 ) -> None:
     """Say what a selection will take: time, tokens, memory, disk, cost. A few batches are measured, and kept.
 
-    With several devices, ranks, servers or Ray workers, sampling takes so many times less; the cost stays.
+    With several ranks or Ray workers, sampling takes so many times less, and the cost stays.
     """
     from adg_plugin.config import load_config
     from adg_plugin.errors import ConfigError
@@ -49,7 +50,7 @@ def estimate(
     if as_json:
         print(json.dumps(found.summary(gpu_hour_price), indent=2))
     else:
-        print_estimate(found, Console(width=None if sys.stdout.isatty() else 80), gpu_hour_price)
+        print_estimate(found, result_console(), gpu_hour_price)
 
 
 def print_estimate(about: Estimate, console: Console, price: float | None = None) -> None:

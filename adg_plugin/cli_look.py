@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,11 @@ import typer
 from rich.console import Console
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished selection.")]
+
+
+def result_console() -> Console:
+    """Return a console for stdout: as wide as its terminal, or as COLUMNS says; without either, 80."""
+    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit() else 80)
 
 
 def show(
@@ -23,7 +29,7 @@ def show(
     from adg_plugin.summary import print_summary
 
     finished(RunFolder.read(run_dir))
-    print_summary(run_dir, Console(width=None if sys.stdout.isatty() else 120), examples=rows)
+    print_summary(run_dir, result_console(), examples=rows)
 
 
 def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", help="Id of a row.")]) -> None:
@@ -31,8 +37,7 @@ def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", hel
     from adg_plugin.explain import explain as explained
     from adg_plugin.explain_view import print_explanation
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    print_explanation(explained(str(run_dir), id), console)
+    print_explanation(explained(str(run_dir), id), result_console())
 
 
 def report(
@@ -45,10 +50,12 @@ def report(
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")] = None,
 ) -> None:
     """Write one HTML file that shows a selection; it opens from disk. The last line on stdout is its path."""
-    from adg_plugin.report import REPORT
     from adg_plugin.report.gather import gather
-    from adg_plugin.report.page import write_figures, write_page
+    from adg_plugin.report.page import need_scripts, write_figures, write_page
+    from adg_plugin.store.reader import REPORT
 
+    if figures is not None or not as_json:
+        need_scripts()
     found = gather(run_dir, gpu_hour_price=gpu_hour_price)
     if figures is not None:
         write_figures(found, figures)

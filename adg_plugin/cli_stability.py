@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.cli_look import RunDir
+from adg_plugin.cli_look import RunDir, result_console
 
 if TYPE_CHECKING:
     from adg_plugin.redraw import Redraw
@@ -22,12 +21,15 @@ def stability(
     run_dir: RunDir,
     resample: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Draw fresh answers for N random rows, with another seed, and compare."),
+        typer.Option(metavar="N", min=10, help="Draw fresh answers for N random rows, with another seed, and compare."),
     ] = None,
     rows: Annotated[int, typer.Option(min=0, help="Doubtful rows to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Say how much of the choice is the luck of its draws, from the stored answers alone."""
+    """Say how much of the choice is the luck of its draws, within the same bins, from the stored answers alone.
+
+    Another `seed` also moves the bins, so the choices of two seeds share less than is said here.
+    """
     from adg_plugin.stability import stability as measured
 
     about = measured(str(run_dir))
@@ -39,7 +41,7 @@ def stability(
     if as_json:
         print(json.dumps(about.summary() | ({"resampled": fresh.summary()} if fresh else {}), indent=2))
         return
-    console = Console(width=None if sys.stdout.isatty() else 80)
+    console = result_console()
     print_stability(about, console, rows)
     if fresh is not None:
         _print_redraw(fresh, console)
@@ -51,12 +53,19 @@ def print_stability(about: Stability, console: Console, rows: int = 10) -> None:
     doubtful = about.doubtful()
     sentences = [
         f"another run with other draws would share about {mean:.0%} ({low:.0%} to {high:.0%}) of this choice of "
-        f"{int(about.chosen.sum()):,} rows; by chance {about.chance:.0%}",
-        f"{about.reliability:.0%} of how scores differ within their bins is the rows, the rest is luck; the scores of "
-        f"two runs would correlate at about {about.correlation:.2f}",
-        f"a score has a standard error of about {_median(about):.3g}; {len(doubtful):,} of {len(about.ids):,} rows are "
-        "near the cut: one standard error from changing places with another row of their bin",
+        f"{int(about.chosen.sum()):,} rows within the same bins, which another seed also moves; by chance "
+        f"{about.chance:.0%}",
     ]
+    if not about.tied:
+        sentences.append(
+            f"{about.reliability:.0%} of how scores differ within their bins is the rows, the rest is luck; the scores "
+            f"of two runs would correlate at about {about.correlation:.2f}"
+        )
+    if about.errors.any():
+        sentences.append(
+            f"a score has a standard error of about {_median(about):.3g}; {len(doubtful):,} of {len(about.ids):,} rows "
+            "are near the cut: one standard error from changing places with another row of their bin"
+        )
     if about.overlap_with and mean < 1:
         more = ", ".join(f"{value:.0%} with num_samples: {k}" for k, value in about.overlap_with.items())
         sentences.append(f"two runs of more answers would share about {more}; now it is {about.num_samples}")

@@ -201,6 +201,15 @@ class ADGConfig(ScaleSettings):
             )
         return value
 
+    @field_validator("pooling")
+    @classmethod
+    def _pools_own_answers(cls, value: Pooling, info: ValidationInfo) -> Pooling:
+        if value == "reference" and getattr(info.data.get("filters"), "asks_agreement", False):
+            raise PydanticCustomError(
+                "agreement", "use another pooling, or leave filters.min_agreement and filters.drop_least_agreeing out"
+            )
+        return value
+
     @field_validator("budget_per_dataset")
     @classmethod
     def _only_in_axolotl(cls, value: Any, info: ValidationInfo) -> Any:

@@ -67,8 +67,9 @@ class Filters(BaseModel):
     )
     languages: Annotated[tuple[str, ...], BeforeValidator(_language_codes)] = Field(
         (),
-        description="Languages of the instruction that stay, such as `[en, es]`. Rows whose language cannot be told "
-        "(fewer than 20 letters, or an unsure detector) stay, too. Extra `filters`.",
+        description="Languages of the instruction that stay, such as `[en, es]`; one of fewer than 20 letters is taken "
+        "together with its input. Rows whose language cannot be told (fewer than 20 letters even so, or an unsure "
+        "detector) stay, too. Extra `filters`.",
     )
     min_agreement: Float | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -99,6 +100,17 @@ class ScaleSettings(BaseModel):
         description="Rows handed to a worker at a time, and repeated if it dies.",
         json_schema_extra={"fix": "use a whole number, 1 or more"},
     )
+
+    def devices(self, ranks: int = 1) -> int | None:
+        """Return how many devices sample at once, a server counting as one; None where Ray decides."""
+        if self.executor == "ray":
+            return None
+        if self.engine == "vllm-server":
+            return len(self.server_urls)
+        if self.engine == "vllm":
+            sizes = (self.vllm_options.get(f"{kind}_parallel_size", 1) for kind in ("tensor", "pipeline"))
+            return math.prod(int(size) for size in sizes)
+        return ranks
 
     @field_validator("vllm_options")
     @classmethod

@@ -73,13 +73,18 @@ def read(path: Path) -> Reading:
         ConfigError: it cannot be read as YAML.
     """
     data = load_yaml(path)
-    if axolotl_run.is_axolotl(path):
+    if axolotl_run.is_axolotl(path) or _names_the_plugin(data):
         return _read_axolotl(path, data)
     if urls := _adg_urls(data):
         return Reading("a YAML for the unmodified trl sft", tuple(_of_url(url) for url in urls))
     if "model_name_or_path" in data or ("adg" in data and len(data) > 1):
         return _read_recipe(path, data)
     return _read_settings(path)
+
+
+def _names_the_plugin(data: Mapping[str, Any]) -> bool:
+    plugins = data.get("plugins")
+    return isinstance(plugins, list) and any("ADGPlugin" in str(name) for name in plugins)
 
 
 def _read_settings(path: Path) -> Reading:
@@ -115,6 +120,10 @@ def _read_recipe(path: Path, data: Mapping[str, Any]) -> Reading:
 
 def _read_axolotl(path: Path, data: Mapping[str, Any]) -> Reading:
     problems: list[Check] = []
+    trained = str(data["base_model"]) if data.get("base_model") else None
+    if trained is None:
+        text = "base_model is missing: plugins names adg_plugin.ADGPlugin, so this is a YAML of Axolotl"
+        problems.append(Check("settings", "failed", text, "base_model: the model to train, a folder or a hub name"))
     out = None
     try:
         out = axolotl_run.make_plan(path).out
@@ -133,7 +142,7 @@ def _read_axolotl(path: Path, data: Mapping[str, Any]) -> Reading:
         "a YAML of Axolotl",
         tuple(problems),
         _axolotl_config({**data, "adg": {key: value for key, value in block.items() if key != "datasets"}}),
-        str(data["base_model"]),
+        trained,
         tuple(spec for entry in entries for spec in _axolotl_data(entry)) if isinstance(entries, list) else (),
         layouts=False,
         out=out,
@@ -156,6 +165,8 @@ def _of_url(url: str) -> Check:
 
 
 def _axolotl_config(data: Mapping[str, Any]) -> ADGConfig | None:
+    if not data.get("base_model"):
+        return None
     try:
         return selection_config(data)
     except ConfigError:  # told by the plan

@@ -21,7 +21,7 @@ from adg_plugin.engines import making
 from adg_plugin.engines.base import Prompt, RowResult, Sampled
 from adg_plugin.engines.loading import Source
 from adg_plugin.engines.results import PASSING
-from adg_plugin.errors import DataError
+from adg_plugin.errors import DataError, StoreError
 from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
 from adg_plugin.progress import SamplingProgress
@@ -34,6 +34,7 @@ from adg_plugin.store.staging import groups
 # Answers that an engine holds at once: a chunk of fewer would say nothing of a full batch.
 _FULL_BATCH = {False: 160, True: 1024}  # by whether there is an accelerator
 _WARM_UP_ROWS = 4
+_FEWEST_ROWS = 4
 _BLOCKS = 4  # of rows of neighbouring lengths, as a run has them side by side
 _BIN_ROWS = 4_000
 _CHOOSING_ROW_S = 2e-5  # of a row, beside its bin (benchmarks/bench_selection.py)
@@ -57,7 +58,8 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         show_progress: whether to report progress on stderr.
 
     Raises:
-        DataError: every row has its answers, or none of those that were measured got any.
+        StoreError: the run folder holds a finished selection, which another pool or other settings would undo.
+        DataError: nearly every row has its answers, or none of those that were measured got any.
         ADGError: as `adg_plugin.pipeline.run_selection`.
     """
     config = config.updated(executor="inline") if config.executor != "inline" else config
@@ -65,6 +67,7 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
     source = Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run_dir) as run:
+        _refuse_finished(run)
         prepare(run, Pool.of(config), config, source, recipe, own=False)
         staging_s = time.monotonic() - began
         pending = run.counts().unsampled
@@ -95,8 +98,18 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         prompt_tokens=prompt_tokens,
         num_samples=config.num_samples,
         max_new_tokens=config.max_new_tokens,
-        device_bytes=torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
+        devices=config.devices() or 1,
+        # vLLM's own processes and servers hold what nobody here can see.
+        device_bytes=torch.cuda.max_memory_reserved() if config.engine == "hf" and torch.cuda.is_available() else 0,
     )
+
+
+def _refuse_finished(run: RunFolder) -> None:
+    if run.manifest() is not None:
+        raise StoreError(
+            f"{run.path} holds a finished selection: choosing again takes seconds; for another pool or other settings "
+            "give another --out"
+        )
 
 
 def _sizes(pending: int, config: ADGConfig, rows: int | None) -> tuple[int, int, int]:
@@ -105,11 +118,13 @@ def _sizes(pending: int, config: ADGConfig, rows: int | None) -> tuple[int, int,
     Raises:
         DataError: there are too few.
     """
-    if pending < 2:
+    if pending < _FEWEST_ROWS:
         raise DataError(f"{pending} rows are left to sample: there is nothing to measure, run adg select")
     has_device = config.device != "cpu" and torch.accelerator.is_available()
     full = max(1, _FULL_BATCH[has_device] // config.num_samples)
-    total = min(3 * full + _WARM_UP_ROWS, max(2, pending // 2)) if rows is None else max(2, min(rows, pending))
+    if config.engine == "vllm-server":
+        full = config.server_concurrency * len(config.server_urls)
+    total = min(3 * full + _WARM_UP_ROWS, pending // 2) if rows is None else max(2, min(rows, pending))
     warm_up = min(_WARM_UP_ROWS, (total - 2) // 4)
     first = max(1, (total - warm_up) // 3)
     return warm_up, first, total - warm_up - first
@@ -125,7 +140,8 @@ def _chunks(run: RunFolder, sizes: Sequence[int], seed: int) -> list[list[Prompt
     picked: list[list[str]] = []
     for size in sizes:
         picked.append(_blocks(left, size, rng))
-        left = [id for id in left if id not in set(picked[-1])] if size else left
+        gone = set(picked[-1])
+        left = [id for id in left if id not in gone]
     wanted = {id for chunk in picked for id in chunk}
     prompts = {p.id: p for window in run.iter_windows(unsampled_only=True) for p in window if p.id in wanted}
     return [[prompts[id] for id in chunk] for chunk in picked]
@@ -133,13 +149,15 @@ def _chunks(run: RunFolder, sizes: Sequence[int], seed: int) -> list[list[Prompt
 
 def _blocks(by_length: Sequence[str], size: int, rng: np.random.Generator) -> list[str]:
     """Return `size` ids, in blocks of neighbours, one from each part of the order."""
-    found: list[str] = []
-    parts = np.array_split(np.arange(len(by_length)), _BLOCKS)
-    for part, wanted in zip(parts, np.diff(np.linspace(0, size, _BLOCKS + 1).round().astype(int)), strict=True):
-        wanted = min(int(wanted), len(part))
-        start = int(rng.integers(0, len(part) - wanted + 1))
-        found += [by_length[place] for place in part[start : start + wanted]]
-    return found
+    picked: dict[int, None] = {}
+    for block in range(_BLOCKS):
+        first, last = (len(by_length) * end // _BLOCKS for end in (block, block + 1))
+        wanted = min(size * (block + 1) // _BLOCKS - size * block // _BLOCKS, last - first)
+        start = first + int(rng.integers(0, last - first - wanted + 1))
+        picked |= dict.fromkeys(range(start, start + wanted))
+    # What a part was too short for comes from the others.
+    picked |= dict.fromkeys([place for place in range(len(by_length)) if place not in picked][: size - len(picked)])
+    return [by_length[place] for place in picked]
 
 
 @dataclass(slots=True)

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from adg_plugin.config import ADGConfig, ScoreForm
 from adg_plugin.engines.base import Answer
 from adg_plugin.errors import DataError, StoreError
 from adg_plugin.geometry import centred_spectrum, combine
 from adg_plugin.selection import IN_QUOTA, allocate
-from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store import Geometry, RunFolder, RunReader
 
 FORMS: tuple[ScoreForm, ...] = ("raw", "rank", "zscore", "residual")
 
@@ -69,11 +71,30 @@ def finished(run: RunReader) -> ADGConfig:
     return ADGConfig.parse(manifest["config"])
 
 
+def check_answers(run: RunReader, geometry: Geometry) -> None:
+    """Do nothing where every scored row of a finished run still has its answers.
+
+    Args:
+        run: the run folder.
+        geometry: of its answers, before any filter.
+
+    Raises:
+        StoreError: parts of the answers were removed or damaged since.
+    """
+    answered = pa.array(geometry.ids, pa.string())
+    if not pc.all(pc.is_in(run.scores()["id"], value_set=answered), min_count=0).as_py():
+        raise _lost_answers(run)
+
+
+def _lost_answers(run: RunReader) -> StoreError:
+    return StoreError(f"{run.path} lost answers since it was finished: run adg select on it again")
+
+
 def explain(run_dir: str, id: str) -> Explanation:
     """Return why the row `id` was chosen or left out.
 
     Raises:
-        StoreError: not a run folder, or one without a result.
+        StoreError: not a run folder, one without a result, or the row's answers were lost since.
         DataError: the row was rejected (the text says why), or there is no such row.
     """
     run = RunFolder.read(run_dir)
@@ -85,8 +106,9 @@ def explain(run_dir: str, id: str) -> Explanation:
     at = ids.index(id)
     row = table.slice(at, 1).to_pylist()[0]
     (staged,) = run.staged_rows([id])
-    (result,) = run.results([id])
-    assert result.gram is not None
+    result = next(run.results([id]), None)
+    if result is None or result.gram is None:
+        raise _lost_answers(run)
     dispersion, anisotropy, scores = (table[name].to_numpy() for name in ("dispersion", "anisotropy", "score"))
     bins = table["bin"].to_numpy()
     mates = np.flatnonzero(bins == row["bin"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from adg_plugin.errors import need
 
-_FEWEST_LETTERS = 20
+FEWEST_LETTERS = 20  # with fewer, nothing is told
 # Below it, the detector calls names and plain English questions Welsh, Latin or Nigerian Pidgin.
 _LEAST_PROBABILITY = 0.8
 _LONGEST_TEXT = 2000  # characters looked at; more of a text tells nothing more, and costs time
@@ -23,7 +23,7 @@ def language_of(text: str) -> str | None:
     Raises:
         MissingExtraError: `py3langid` is not installed.
     """
-    if len(list(islice(filter(str.isalpha, text), _FEWEST_LETTERS))) < _FEWEST_LETTERS:
+    if len(list(islice(filter(str.isalpha, text), FEWEST_LETTERS))) < FEWEST_LETTERS:
         return None
     language, probability = _detector().classify(text[:_LONGEST_TEXT])
     return str(language) if probability >= _LEAST_PROBABILITY else None

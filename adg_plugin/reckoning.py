@@ -56,6 +56,7 @@ class Estimate:
         device_bytes: of an accelerator; 0 without one.
         disk_bytes: of the run folder.
         what_if: factor on the time of sampling, by setting.
+        devices: that were at work at once; what they cost is so many times their time.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class Estimate:
     device_bytes: float
     disk_bytes: float
     what_if: dict[str, float]
+    devices: int = 1
 
     @property
     def total_s(self) -> float:
@@ -83,11 +85,11 @@ class Estimate:
         return max(self.seconds, key=lambda stage: self.seconds[stage])
 
     def summary(self, gpu_hour_price: float | None = None) -> dict[str, Any]:
-        """Return the figures, for JSON; with a price of an hour of the device, what they cost."""
+        """Return the figures, for JSON; with a price of an hour of one device, what they cost."""
         found = {**asdict(self), "total_s": self.total_s, "dominant": self.dominant}
         if gpu_hour_price is not None:
-            hour = 3600 / gpu_hour_price if gpu_hour_price else float("inf")
-            found["cost"] = {"total": self.total_s / hour, "low": self.low_s / hour, "high": self.high_s / hour}
+            each = gpu_hour_price * self.devices / 3600
+            found["cost"] = {"total": self.total_s * each, "low": self.low_s * each, "high": self.high_s * each}
         return found
 
 
@@ -100,6 +102,7 @@ def reckon(
     prompt_tokens: float,
     num_samples: int,
     max_new_tokens: int,
+    devices: int = 1,
     device_bytes: float = 0.0,
 ) -> Estimate:
     """Return what all rows take.
@@ -115,6 +118,7 @@ def reckon(
         prompt_tokens: of all rows.
         num_samples: K.
         max_new_tokens: the limit of an answer.
+        devices: that were at work at once.
         device_bytes: held on an accelerator.
     """
     lengths = np.concatenate([chunk.answers for chunk in chunks])
@@ -133,7 +137,7 @@ def reckon(
             "sampling": sampling,
             "choosing": costs.choosing_s,
         },
-        low_s=rest + sampling * (1 - error),
+        low_s=rest + sampling * max(0.0, 1 - error),
         high_s=rest + max(sampling, upper * rows) * (1 + error),
         left_s=costs.choosing_s + (costs.loading_s + fixed + per_row * left if left else 0.0),
         answer_tokens=float(lengths.sum()) / measured * rows,
@@ -143,6 +147,7 @@ def reckon(
         device_bytes=device_bytes,
         disk_bytes=costs.disk_bytes,
         what_if=_what_if(lengths, num_samples, max_new_tokens),
+        devices=devices,
     )
 
 

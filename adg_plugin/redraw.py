@@ -132,7 +132,7 @@ def _drawn(
         rows = (_rekeyed(row, digest) for row in run.staged_rows(ids))
         to.stage_prompts(rows, digest="stability")
         fill(("sample", "embed"), to, folder, other, source, Alone(), show=show_progress)
-        return to.geometry()
+        return to.geometry(vectors=False)
 
 
 def _rekeyed(row: StagedRow, recipe: bytes) -> StagedRow:

@@ -69,6 +69,12 @@ def eligible(geometry: Geometry, config: ADGConfig) -> Geometry:
     return geometry.without(rejected, [Rejection(str(id), DISAGREES, detail) for id, detail in rows])
 
 
+def _nothing_to_agree_with(geometry: Geometry, config: ADGConfig) -> str | None:
+    if not config.filters.asks_agreement or not np.isnan(geometry.agreement).all():
+        return None
+    return "no row has an answer of its own, so the filter on agreement rejects nothing"
+
+
 def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, Floats]:
     """Return dispersion, anisotropy and score of each row, (N,) each."""
     dispersion, anisotropy = np.empty(len(geometry)), np.empty(len(geometry))
@@ -93,7 +99,8 @@ def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int) -> Scored
     num_answers = np.empty(len(geometry), dtype=np.int32)
     for group in geometry.grams:
         num_answers[group.rows] = group.grams.shape[1]
-    warnings = (*([warning] if warning else []), *about.warnings)
+    found = [warning, _nothing_to_agree_with(geometry, config)]
+    warnings = (*(sentence for sentence in found if sentence), *about.warnings)
     return Scored(
         geometry.ids,
         dispersion,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.explain import finished
+from adg_plugin.explain import check_answers, finished
 from adg_plugin.geometry import combine
 from adg_plugin.jackknife import FEWEST, Calibrated, calibrated, score_variances
 from adg_plugin.selection import choose
@@ -27,7 +28,7 @@ _MORE_ANSWERS = (1.6, 2.0)  # of K: 8 and 10 for 5
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """What to expect of another run with other draws.
+    """What to expect of another run with other draws, within the same bins: another `seed` moves these, too.
 
     Attributes:
         ids: (N,) scored rows, by ascending id.
@@ -36,6 +37,7 @@ class Stability:
         again: (N,) how likely another run chooses the row.
         chosen: (N,) whether this one has.
         near: (N,) whether one standard error moves the score past one of the same bin that met the other fate.
+        tied: whether the scores of each bin are equal: nothing within bins tells rows apart.
         overlap: share of the choice that another run is expected to share, and its 5 and 95 % points.
         chance: the same if scores were nothing but luck: what bins and budget alone make common.
         reliability: share of the scores' variance within bins that is not luck, 0 to 1.
@@ -51,6 +53,7 @@ class Stability:
     again: Floats
     chosen: Bools
     near: Bools
+    tied: bool
     overlap: tuple[float, float, float]
     chance: float
     reliability: float
@@ -92,7 +95,7 @@ def stability(run_dir: str) -> Stability:
     runs are drawn from what this one says about each row, with fresh errors, and choose within the same bins.
 
     Raises:
-        StoreError: not a run folder, or one without a result.
+        StoreError: not a run folder, one without a result, or one that lost answers since.
 
     Source: Efron and Morris 1975 for the shrinkage; `adg_plugin.jackknife` for the errors.
     """
@@ -105,8 +108,13 @@ def stability(run_dir: str) -> Stability:
 
 
 def scored_grams(run: RunReader) -> tuple[GramGroup, ...]:
-    """Return the Gram matrices of the scored rows, numbered as in `run.scores()`: filters may have left rows out."""
-    geometry = run.geometry()
+    """Return the Gram matrices of the scored rows, numbered as in `run.scores()`: filters may have left rows out.
+
+    Raises:
+        StoreError: not every scored row has its answers any more.
+    """
+    geometry = run.geometry(vectors=False)
+    check_answers(run, geometry)
     scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=run.scores()["id"]).to_numpy(zero_copy_only=False)
     if scored.all():
         return geometry.grams
@@ -123,10 +131,11 @@ def stability_of(
     Args:
         estimates: of its N rows.
         ids: (N,) ascending.
-        bins: (N,) bin of each row.
+        bins: (N,) bin of each row; numbers may be missing.
         chosen: (N,) the choice.
         config: the settings that it was made with.
     """
+    bins = np.unique(bins, return_inverse=True)[1]
     pool = estimates.of_pool
     scores = combine(pool.dispersion, pool.anisotropy, config.score, config.weight)
     errors = np.sqrt(error_variances(estimates, bins, config))
@@ -135,6 +144,8 @@ def stability_of(
     low, high = np.percentile(overlaps, (5, 95))
     answers = int(np.bincount(estimates.num_answers).argmax())
     variance = float(scores.var())
+    rows, taken, tied = np.bincount(bins), np.bincount(bins, chosen), _tied_bins(scores, bins)
+    cut = (taken > 0) & (taken < rows)  # a bin of which all rows are chosen, or none, has nothing to decide
     more = {round(answers * factor): answers / round(answers * factor) for factor in _MORE_ANSWERS}
     return Stability(
         ids=ids,
@@ -143,24 +154,41 @@ def stability_of(
         again=again,
         chosen=chosen,
         near=_near(scores, errors, bins, chosen),
+        tied=bool(tied.all()),
         overlap=(float(overlaps.mean()), float(low), float(high)),
-        chance=float(np.sum(np.bincount(bins, chosen) ** 2 / np.bincount(bins)) / chosen.sum()),
+        chance=float(np.sum(taken**2 / rows) / chosen.sum()),
         reliability=within.reliability,
         correlation=max(0.0, 1 - float(np.square(errors).mean()) / variance) if variance > 0 else 0.0,
         num_samples=answers,
         overlap_with={k: _of_two_runs(within, ids, bins, chosen, config, share) for k, share in more.items()},
-        notes=_notes(estimates),
+        notes=tuple(_notes(estimates, scores, tied[cut], config)),
     )
 
 
-def _notes(estimates: Calibrated) -> tuple[str, ...]:
-    few = int(np.sum(estimates.num_answers < FEWEST))
-    if not few:
-        return ()
-    return (
-        f"{few} of {len(estimates.num_answers)} rows have three answers: their error of anisotropy is that of "
-        "simulated answers, whatever theirs are, and the shared part may be overstated",
-    )
+def _notes(estimates: Calibrated, scores: Floats, tied: Bools, config: ADGConfig) -> Iterator[str]:
+    if few := int(np.sum(estimates.num_answers < FEWEST)):
+        yield (
+            f"{few} of {len(estimates.num_answers)} rows have three answers: their error of anisotropy is that of "
+            "simulated answers, whatever theirs are, and the shared part may be overstated"
+        )
+    if tied.any() and np.ptp(scores) == 0:
+        yield "all scores are equal: the choice is by id"
+    elif tied.any():
+        yield f"all scores are equal in {int(tied.sum())} of {len(tied)} bins with a cut: the choice there is by id"
+    if config.filters.asks_agreement:
+        yield (
+            "the filter on agreement looks at the drawn answers, too: another run would also have other rows to choose "
+            "from, and share less than this"
+        )
+
+
+def _tied_bins(scores: Floats, bins: Ints) -> Bools:
+    """Return which bins hold one score only, (B,)."""
+    order = np.lexsort((scores, bins))
+    ends = np.cumsum(np.bincount(bins))
+    ordered = scores[order]
+    tied: Bools = ordered[np.r_[0, ends[:-1]]] == ordered[ends - 1]
+    return tied
 
 
 def error_variances(estimates: Calibrated, bins: Ints, config: ADGConfig) -> Floats:
@@ -265,5 +293,5 @@ def _near(scores: Floats, errors: Floats, bins: Ints, chosen: Bools) -> Bools:
         distance = np.where(there, np.abs(s - s[before]), np.inf)[::step]
         gap = np.minimum(gap, distance)
     near = np.empty(len(scores), dtype=np.bool_)
-    near[order] = gap <= errors[order]
+    near[order] = (gap <= errors[order]) & (errors[order] > 0)
     return near

@@ -53,7 +53,7 @@ def _print_examples(run: RunReader, console: Console, examples: int) -> None:
     order = np.argsort(-scores["score"].to_numpy(), kind="stable")
     chosen = scores["chosen"].to_numpy()[order]
     best, left = order[chosen][:examples], order[~chosen][-examples:]
-    table = Table("chosen", "score", "D", "I", "bin", "rank", "why", "instruction", box=None, pad_edge=False)
+    table = Table("chosen", "score", "D", "I", "bin", "rank/quota", "why", "instruction", box=None, pad_edge=False)
     for heading, picked in (("yes", best), ("no", left)):
         rows = scores.take(picked).to_pylist()
         texts = {r.prompt.id: r.prompt.instruction for r in run.staged_rows([r["id"] for r in rows])}

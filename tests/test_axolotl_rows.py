@@ -214,3 +214,12 @@ def test_filters_that_cannot_see_a_row_s_text_are_refused_by_name():
         "the instruction of x:1 is cannot be told: leave adg.filters out, or write the rows as alpaca or chat_template"
     )
     assert len(staged([source(ROWS, raw=False)], filters=RowFilters(Filters()))[0]) == len(ROWS)
+
+
+def test_agreement_of_rows_whose_own_answer_is_unknown_is_refused_by_name():
+    filters = RowFilters(Filters(drop_least_agreeing=0.1))
+    asked = {"filters": filters, "own_answers": OwnAnswers(tiny_tokenizer(), 8)}
+    with pytest.raises(ConfigError, match=r"adg\.filters\.drop_least_agreeing is 0\.1, but what the instruction of"):
+        staged([source(ROWS, raw=False)], **asked)
+    found, _ = staged([source([{**row, "output": "a b c"} for row in ROWS])], **asked)
+    assert all(len(row.prompt.reference_ids) for row in found)

@@ -165,13 +165,6 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     os.environ.update(variables)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_ray_afterwards() -> Iterator[None]:
-    yield
-    if (ray := sys.modules.get("ray")) is not None:
-        ray.shutdown()
-
-
 def python(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
     """Run `python ARGUMENTS` in this process."""
     with pytest.MonkeyPatch.context() as patch:
@@ -191,18 +184,22 @@ def adg(arguments: list[str]) -> None:
     from adg_plugin import cli
 
     if "ray" in arguments:
-        start_ray()
+        adg_with_ray(arguments)
+        return
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert not ended.value.code, f"exit code {ended.value.code}"
 
 
-def start_ray() -> None:
-    """Start a small cluster, which the command then joins; Ray's own defaults would take all of a machine."""
-    import ray
+def adg_with_ray(arguments: list[str]) -> None:
+    """Run the command on a small cluster, in a process of its own: Ray Data remembers the first cluster of a process.
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
+    Ray's own defaults would take all of a machine.
+    """
+    start = "ray.init(num_cpus=1, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)"
+    code = f"import ray; {start}; from adg_plugin.cli import main; main()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True, timeout=150)
 
 
 def trl(arguments: list[str]) -> None:

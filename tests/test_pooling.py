@@ -16,6 +16,7 @@ from adg_plugin.engines.encoding import RepeatingEncoder, SharedPromptEncoder
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.token_weights import fixed_weights
+from adg_plugin.errors import ConfigError
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
@@ -168,3 +169,13 @@ def test_agreement_is_sampled_for_only_when_it_is_asked_for(model, tmp_path):
     asked = choose(pool_rows(20), model, tmp_path / "run", budget=5, filters={"min_agreement": -1})
     assert not np.isnan(RunFolder.read(asked.run_dir).scores()["agreement"].to_numpy()).any()
     assert asked.ids == plain.ids
+
+
+def test_agreement_that_cannot_be_is_said(model, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"pooling is 'reference': use another pooling, or leave filters\.min_agreement"
+    ):
+        ADGConfig.parse({"pooling": "reference", "filters": {"min_agreement": 0.5}})
+    bare = [{"prompt": f"What is {n} times seven?"} for n in range(12)]
+    run = choose(bare, model, tmp_path / "run", filters={"min_agreement": 0.5}, budget=5)
+    assert "no row has an answer of its own, so the filter on agreement rejects nothing" in run.manifest["warnings"]

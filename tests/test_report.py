@@ -16,6 +16,7 @@ from tiny_runs import choose, pool_rows, save
 from adg_plugin.cli import main
 from adg_plugin.errors import StoreError
 from adg_plugin.report import figures, page
+from adg_plugin.report.facets import Facet
 from adg_plugin.report.gather import gather
 from adg_plugin.report.rows import answered_rows, listed_rows
 from adg_plugin.store import RunFolder
@@ -154,7 +155,9 @@ def test_a_click_on_a_point_opens_its_row(chromium, report, run):
             for y in range(20, int(box["height"]) - 60, 12):
                 page.mouse.click(box["x"] + x, box["y"] + y, delay=0)
                 if page.locator(".detail").count():
-                    assert texts(page, "td.id")[0] in scored(run)
+                    opened_row = page.locator("td.id button[aria-expanded=true]").all_inner_texts()
+                    assert opened_row[0] in scored(run)
+                    assert texts(page, "#count") == [f"{len(scored(run))} rows"]  # it is found, not searched for
                     return
                 if page.evaluate("scrollY"):
                     page.evaluate("scrollTo(0, 0)")
@@ -219,10 +222,47 @@ def test_a_large_pool_is_listed_in_part_with_all_it_chose_and_the_ends_and_the_c
     assert len(set(listed.tolist())) == 30
     assert chosen[listed].sum() == 15  # half of the list, where more were chosen
     assert listed_rows(table, len(table), rng).tolist() == list(range(len(table)))
-    answered = answered_rows(table, listed, 18, rng)
+    at_random = listed[:9]
+    answered = answered_rows(table, listed, at_random, 18)
     assert len(answered) <= 18
-    score = table["score"].to_numpy()
-    assert {listed[score[listed].argmax()], listed[score[listed].argmin()]} <= set(answered.tolist())
+    score, bins, rank, chosen = (table[name].to_numpy() for name in ("score", "bin", "rank_in_bin", "chosen"))
+    assert {listed[score[listed].argmax()], listed[score[listed].argmin()], *at_random} <= set(answered.tolist())
+    # Those beside the cut of their bin come first: a neighbour in rank has the other fate.
+    fate = {(b, r): c for b, r, c in zip(bins, rank, chosen, strict=True)}
+    at_the_cut = [
+        row for row in listed if any(fate.get((bins[row], rank[row] + s), chosen[row]) != chosen[row] for s in (1, -1))
+    ]
+    assert len(set(at_the_cut) & set(answered.tolist())) >= min(3, len(at_the_cut))
+
+
+@pytest.mark.parametrize("subset", ["middle", "bottom"])
+def test_the_cut_is_told_only_where_there_is_one(run, tmp_path, subset):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    config = RunFolder.read(run).manifest()["config"]
+    other = choose(rows(), config["model"], copy, bins=4, budget=20, score="residual", subset=subset)
+    notes = {figure.name: figure.note for figure in gather(other.run_dir).figures}
+    assert "cut" not in notes["scores"]
+    assert "cut" in {figure.name: figure.note for figure in gather(run).figures}["scores"]
+
+
+def test_a_page_of_another_choice_does_not_stay(run, report, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    assert (copy / "report.html").is_file()
+    choose(rows(), RunFolder.read(run).manifest()["config"]["model"], copy, bins=4, budget=10)
+    assert not (copy / "report.html").exists()
+
+
+def test_languages_of_a_large_pool_are_of_samples_of_pool_and_choice():
+    known = np.array(["en", "de", None, "en", "fr", None], dtype=object)
+    facet = Facet(known, np.array([True, True, False, False, False, False]))
+    assert facet.counted(np.array([False, False, False, True, True, True])) == [
+        {"value": "de", "pool": 1, "chosen": 0},
+        {"value": "en", "pool": 1, "chosen": 1},
+        {"value": "fr", "pool": 0, "chosen": 1},
+    ]
+    assert "samples of both" in figures.composition("language", facet.counted(known == "en"), sampled=True).note
 
 
 def test_the_json_adds_up(run, capsys):
@@ -233,6 +273,7 @@ def test_the_json_adds_up(run, capsys):
     assert sum(q["rows"] for q in about["quadrants"]) == manifest["rows"]["scored"]
     assert sum(q["chosen"] for q in about["quadrants"]) == manifest["rows"]["selected"]
     assert sum(kind["chosen"] for kind in about["composition"]["category"]) == manifest["rows"]["selected"]
+    assert about["summary"]["devices"] == 1
     assert about["summary"]["cost"] == pytest.approx(about["summary"]["sampling_seconds"] / 1000)
     assert 0 <= about["answers_cut_at_the_limit"] <= 1
 

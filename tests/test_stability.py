@@ -16,7 +16,7 @@ from adg_plugin.cli import main
 from adg_plugin.cli_stability import print_stability
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Answer, Prompt, RowResult
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.geometry import combine, parts
 from adg_plugin.jackknife import calibrated, fit, jackknife, score_variances, simulate
 from adg_plugin.scoring import choose_rows
@@ -235,11 +235,76 @@ def test_it_is_the_same_every_time(tmp_path):
     assert json.loads(json.dumps(one)) == two
 
 
-def test_equal_answers_leave_nothing_to_luck(tmp_path):
-    write(tmp_path / "run", np.ones((30, 5, 5), np.float32), ADGConfig(budget=10, bins=3))
+@pytest.mark.parametrize("form", ["raw", "rank", "zscore", "residual"])
+def test_equal_answers_leave_nothing_to_luck(tmp_path, form):
+    write(tmp_path / "run", np.ones((30, 5, 5), np.float32), ADGConfig(budget=10, bins=3, score=form))
     about = stability(str(tmp_path / "run"))
     assert not about.errors.any()
     assert about.overlap == (1.0, 1.0, 1.0)
+    assert about.tied
+    assert not about.near.any()
+    assert about.notes == ("all scores are equal: the choice is by id",)
+    said = printed(about)
+    assert said.startswith("another run with other draws would share about 100%")
+    assert said.endswith("all scores are equal: the choice is by id")
+    for nonsense in ("luck", "correlate", "standard error", "doubtful"):
+        assert nonsense not in said
+
+
+def test_equal_rows_of_some_bins_are_told(tmp_path):
+    grams = drawn(10, 5, 0.5, 60)
+    write(tmp_path / "run", grams, ADGConfig(budget=15, bins=3))
+    bins = RunFolder.read(tmp_path / "run").scores()["bin"].to_numpy()
+    grams[bins == 1] = grams[bins == 1][0]
+    write(tmp_path / "other", grams, ADGConfig(budget=15, bins=3))
+    about = stability(str(tmp_path / "other"))
+    assert about.notes == ("all scores are equal in 1 of 3 bins with a cut: the choice there is by id",)
+    assert "is the rows, the rest is luck" in printed(about)
+
+
+def test_bins_without_a_row_change_nothing():
+    bins = assign_bins(prompt_vectors(ROWS), 6, 0)
+    config = ADGConfig(budget=BUDGET, bins=6)
+    mine = again(drawn(10, 5, 0.2), IDS, bins, config)
+    one, other = (stability_of(estimates(10, 0.2), IDS, of, mine, config).summary() for of in (bins, 3 * bins + 2))
+    assert one == other
+    assert "NaN" not in json.dumps(other)
+
+
+def test_a_filter_on_agreement_is_told():
+    bins = assign_bins(prompt_vectors(ROWS), 6, 0)
+    for filters, told in (({"drop_least_agreeing": 0.1}, 1), ({"min_agreement": 0.1}, 1), ({"min_words": 2}, 0)):
+        config = ADGConfig(budget=BUDGET, bins=6, filters=filters)
+        mine = again(drawn(10, 5, 0.2), IDS, bins, config)
+        notes = stability_of(estimates(10, 0.2), IDS, bins, mine, config).notes
+        assert len([note for note in notes if note.startswith("the filter on agreement looks at the drawn")]) == told
+
+
+def test_prompt_vectors_are_not_read(tmp_path):
+    write(tmp_path / "run", drawn(10, 5, 0.5, 20), ADGConfig(budget=5, bins=2))
+    run = RunFolder.read(tmp_path / "run")
+    with_them, without = run.geometry(), run.geometry(vectors=False)
+    assert (with_them.prompt_vectors.shape, without.prompt_vectors.shape) == ((20, 16), (20, 0))
+    np.testing.assert_array_equal(with_them.grams[0].grams, without.grams[0].grams)
+    np.testing.assert_array_equal(with_them.answer_tokens, without.answer_tokens)
+    with RunFolder.open(tmp_path / "run") as held:
+        assert held.geometry(vectors=False).prompt_vectors.shape == (20, 0)
+
+
+@pytest.mark.parametrize("harm", ["removed", "all removed", "damaged"])
+def test_lost_answers_are_told(tmp_path, harm, capsys):
+    write(tmp_path / "run", drawn(10, 5, 0.5, 300), ADGConfig(budget=5, bins=2))
+    parts = sorted(path for path in (tmp_path / "run" / "answers").iterdir() if path.is_file())
+    assert len(parts) > 1
+    if harm == "damaged":
+        parts[0].write_bytes(parts[0].read_bytes()[:-50])
+    for part in parts[: {"removed": 1, "all removed": None, "damaged": 0}[harm]]:
+        part.unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["stability", str(tmp_path / "run")])
+    assert ended.value.code == 3
+    said = f"error: {tmp_path}/run lost answers since it was finished: run adg select on it again"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize(("rows", "bins"), [(1, 1), (2, 1), (8, 8)])
@@ -248,6 +313,8 @@ def test_pools_of_a_few_rows(tmp_path, rows, bins):
     about = stability(str(tmp_path / "run"))
     assert about.overlap[0] == about.chance == 1.0
     assert not about.near.any()
+    assert not about.notes
+    assert ("differ within their bins" in printed(about)) == (rows > bins)
 
 
 def test_a_run_without_a_result(tmp_path):
@@ -258,6 +325,41 @@ def test_a_run_without_a_result(tmp_path):
 
 
 # The command
+
+
+def printed(about, width=200):
+    out = io.StringIO()
+    print_stability(about, Console(file=out, width=width))
+    return " ".join(out.getvalue().split())
+
+
+def test_what_would_tell_nothing_is_refused_before_anything_is_read(capsys):
+    from adg_plugin.redraw import FEWEST_ROWS
+
+    with pytest.raises(SystemExit) as ended:
+        main(["stability", "no-such-folder", "--resample", str(FEWEST_ROWS - 1)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--resample" in said
+    assert str(FEWEST_ROWS) in said
+    assert "no-such-folder" not in said
+
+
+def test_help_says_that_a_seed_also_moves_the_bins(capsys):
+    with pytest.raises(SystemExit):
+        main(["stability", "--help"])
+    assert "Another `seed` also moves the bins" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 80), ("60", 60), ("nonsense", 80)])
+def test_without_a_terminal_its_width_is_80_or_columns(tmp_path, monkeypatch, capsys, columns, width):
+    write(tmp_path / "run", drawn(10, 5, 0.5, 60), ADGConfig(budget=15, bins=3))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main(["stability", str(tmp_path / "run")])
+    assert width - 12 < max(map(len, capsys.readouterr().out.splitlines())) <= width
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -280,7 +382,8 @@ def test_the_command_says_what_the_json_holds(tmp_path, capsys):
     expected = figures["expected_overlap"]
     assert (
         f"would share about {expected['mean']:.0%} ({expected['p5']:.0%} to {expected['p95']:.0%}) of this choice of "
-        f"100 rows; by chance {figures['overlap_by_chance']:.0%}" in text
+        f"100 rows within the same bins, which another seed also moves; by chance {figures['overlap_by_chance']:.0%}"
+        in text
     )
     assert f"{figures['rows_near_the_cut']} of 500 rows are near the cut" in text
     assert figures["near_the_cut"][0] in text
@@ -338,10 +441,10 @@ def test_the_command_with_fresh_answers(run, capsys):
 def test_fresh_answers_that_cannot_be_had(run, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    with pytest.raises(SystemExit) as ended:
-        main(["stability", str(run.run_dir), "--resample", "5"])
-    assert ended.value.code == 2
-    assert "--resample is 5: use 10 or more, fewer tell nothing" in capsys.readouterr().err
+    from adg_plugin.redraw import redraw
+
+    with pytest.raises(ConfigError, match="--resample is 5: use 10 or more, fewer tell nothing"):
+        redraw(str(run.run_dir), 5, stability(str(run.run_dir)))
     (weights,) = (run.run_dir.parent / "model").glob("*.safetensors")
     kept = weights.read_bytes()
     tensors = load_file(weights)

@@ -153,7 +153,8 @@ class _Reader:
     def __init__(self, source: Any, training: Training, filters: RowFilters | None) -> None:
         self._source = source
         self._training = training
-        self._filters = filters if filters is not None and filters.settings else None
+        is_on = filters is not None and (filters.settings or training.own_answers.tokens)
+        self._filters = filters if is_on else None
         self._spec = _spec(source)
 
     def rows(self) -> Iterator[_TokenRow]:

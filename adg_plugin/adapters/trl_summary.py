@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.console import Console
 
-from adg_plugin.report import REPORT
 from adg_plugin.store.files import read_json, write_json
+from adg_plugin.store.reader import REPORT
 
 SUMMARY = "adg_summary.json"
 

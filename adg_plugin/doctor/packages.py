@@ -34,6 +34,7 @@ _ADDS = {
     "demo": "the demo model",
 }
 _ALONE = ("axolotl", "vllm")  # each wants an environment of its own
+_IN_FOLDER = "in the repository's folder"
 _FOR_DEVELOPERS = ("all", "dev", "docs")
 # Whose own requirements are compared with what is here.
 _FRAMEWORKS = ("transformers", "datasets", "accelerate", "peft", "trl", "axolotl", "vllm", "bitsandbytes")
@@ -114,11 +115,13 @@ def extra_lack(extra: str) -> Lack:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra."""
+    """Return the command that adds an extra; in an environment of its own, this package is not installed yet."""
+    if extra in _ALONE:
+        return f"in an environment of its own, {_IN_FOLDER}: pip install '.[{extra}]'"
     command = f"pip install '{_OURS}[{extra}]'"
     if extra == "demo":
         command += f" &&{demo_model.INSTALL.rpartition('&&')[2]}"
-    return f"in an environment of its own: {command}" if extra in _ALONE else command
+    return command
 
 
 def check_packages() -> Iterator[Check]:
@@ -131,13 +134,14 @@ def check_packages() -> Iterator[Check]:
         return
     if ours != __version__:
         text = f"version {__version__} runs, but {ours} is installed"
-        yield Check(_OURS, "warning", text, f"pip install --force-reinstall --no-deps {_OURS}, or -e . in its folder")
+        yield Check(_OURS, "warning", text, f"{_IN_FOLDER}: pip install --force-reinstall --no-deps .")
     wanted = requirements()
     lacking = lack(wanted)
     if lacking:
         names = {*lacking.missing, *(text.split()[0] for text in lacking.outside)}
         fix = " ".join(f"'{r.name}{r.specifier}'" for r in wanted if r.name in names)
-        yield Check("requirements", "failed", str(lacking), f"pip install {fix}" if fix else f"pip install {_OURS}")
+        command = f"pip install {fix}" if fix else f"{_IN_FOLDER}: pip install ."
+        yield Check("requirements", "failed", str(lacking), command)
     else:
         yield Check("requirements", "ok", f"all {len(wanted)} are here, in range")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adg_plugin.config_filters import Filters
+from adg_plugin.filters.agreement import AGREEMENT_SETTINGS
 from adg_plugin.filters.base import Rejected, RowFilter
 from adg_plugin.filters.language import Languages
 from adg_plugin.filters.lengths import WordCounts
@@ -41,6 +42,8 @@ class RowFilters:
             MissingExtraError: a package that one of them needs is not installed.
         """
         self.settings = row_settings(filters)
+        agreement = {name: getattr(filters, name) for name in AGREEMENT_SETTINGS}
+        self._refused = {**self.settings, **{name: value for name, value in agreement.items() if value is not None}}
         self._filters: list[RowFilter] = [WordCounts(filters)] if any("words" in name for name in self.settings) else []
         if filters.underspecified:
             self._filters.append(Underspecified())
@@ -50,8 +53,11 @@ class RowFilters:
             self._filters.append(NearDuplicates(filters.near_duplicates))
 
     def refusal(self, where: str) -> str:
-        """Return the sentence for a row of Axolotl's whose text is not known, so that no filter can look at it."""
-        named = ", ".join(f"adg.filters.{name} is {_shown(value)}" for name, value in self.settings.items())
+        """Return the sentence for a row of Axolotl's whose text is not known, so that nothing can look at it.
+
+        It names what agreement asks for, too, which needs the row's own answer but is no filter before sampling.
+        """
+        named = ", ".join(f"adg.filters.{name} is {_shown(value)}" for name, value in self._refused.items())
         fix = "leave adg.filters out, or write the rows as alpaca or chat_template"
         return f"{named}, but what the instruction of {where} is cannot be told: {fix}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.config_filters import Filters
 
 DISAGREES = "low_agreement"
+AGREEMENT_SETTINGS = ("min_agreement", "drop_least_agreeing")
 
 Floats = npt.NDArray[np.floating]
 
@@ -55,15 +57,15 @@ def least_agreeing(agreement: Floats, filters: Filters) -> npt.NDArray[np.bool_]
         rejected[known] = agreement[known] < filters.min_agreement
     if filters.drop_least_agreeing is not None:
         lowest = known[np.argsort(agreement[known], kind="stable")]
-        rejected[lowest[: int(filters.drop_least_agreeing * len(known))]] = True
+        # In decimal, as written: in binary 0.29 * 100 falls below 29.
+        count = int(Decimal(str(filters.drop_least_agreeing)) * len(known))
+        rejected[lowest[:count]] = True
     return rejected
 
 
 def details(agreement: Floats, filters: Filters) -> Sequence[str]:
     """Return a sentence for each rejected row."""
     asked = [
-        f"filters.{name} is {value}"
-        for name in ("min_agreement", "drop_least_agreeing")
-        if (value := getattr(filters, name)) is not None
+        f"filters.{name} is {value}" for name in AGREEMENT_SETTINGS if (value := getattr(filters, name)) is not None
     ]
     return [f"agreement {value:.4f}, {', '.join(asked)}" for value in agreement]

@@ -6,13 +6,17 @@ import difflib
 
 from adg_plugin.errors import ConfigError
 from adg_plugin.filters.base import Rejected, asked
-from adg_plugin.languages import known_languages, language_of
+from adg_plugin.languages import FEWEST_LETTERS, known_languages, language_of
 from adg_plugin.layouts import Reason
 from adg_plugin.rows import Row
 
 
 class Languages:
-    """Rejects rows whose instruction is in none of the wanted languages; one that cannot be told stays."""
+    """Rejects rows whose instruction is in none of the wanted languages; one that cannot be told stays.
+
+    The input may be in any language (`Translate the text into English.`): it is looked at only where the instruction
+    is too short to tell.
+    """
 
     def __init__(self, wanted: tuple[str, ...]) -> None:
         """Check the wanted languages.
@@ -34,7 +38,8 @@ class Languages:
 
     def __call__(self, row: Row) -> Rejected | None:
         """Return why the row is rejected, or None."""
-        found = language_of(asked(row))
+        is_enough = sum(map(str.isalpha, row.instruction)) >= FEWEST_LETTERS
+        found = language_of(row.instruction if is_enough else asked(row))
         if found is None or found in self._wanted:
             return None
         return Reason.LANGUAGE, f"{found}, filters.languages is {self._told}"

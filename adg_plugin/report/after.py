@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from adg_plugin.errors import MissingExtraError
-from adg_plugin.report import REPORT
 from adg_plugin.report.gather import gather
-from adg_plugin.report.page import write_page
+from adg_plugin.report.page import need_scripts, write_page
+from adg_plugin.store.reader import REPORT
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,8 @@ def offer_report(run_dir: Path) -> Path | None:
     """Write the report into a run folder and return its path; None where it cannot be made, which is said."""
     path = run_dir / REPORT
     try:
+        path.unlink(missing_ok=True)  # of an earlier choice
+        need_scripts()  # before all is read in vain
         write_page(gather(run_dir), path)
     except MissingExtraError as err:
         logger.warning("no report: %s", err)

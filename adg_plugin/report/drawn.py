@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def all_figures(
     manifest: dict[str, Any],
     medians: tuple[float, float],
     composition: dict[str, Any],
+    sampled: Collection[str],
     rng: np.random.Generator,
 ) -> list[Figure]:
     """Return the figures, in their order on the page.
@@ -33,16 +35,24 @@ def all_figures(
         manifest: of the run.
         medians: of dispersion and anisotropy.
         composition: by facet, its values and their rows.
+        sampled: facets of which a sample is known.
         rng: picks the points of the plane.
     """
     ids = table["id"].to_pylist()
     names = ("dispersion", "anisotropy", "score", "chosen", "bin", "rank_in_bin", "bin_quota")
     dispersion, anisotropy, score, chosen, bins, rank, quota = (table[name].to_numpy() for name in names)
     shown = np.sort(rng.permutation(len(table))[:_POINTS])
-    cuts = score[chosen & (rank == quota)]
+    # Of the other subsets the edge is elsewhere, or there are two.
+    cuts = score[chosen & (rank == quota)] if manifest["config"]["subset"] == "top" else score[:0]
     found = [
         figures.plane(
-            [ids[row] for row in shown], dispersion[shown], anisotropy[shown], score[shown], chosen[shown], medians
+            [ids[row] for row in shown],
+            dispersion[shown],
+            anisotropy[shown],
+            score[shown],
+            chosen[shown],
+            medians,
+            len(table),
         ),
         figures.scores(score, chosen, cuts),
         figures.shares(manifest["score"]["share_of_variance"], manifest["score"]["spearman"]),
@@ -60,8 +70,15 @@ def all_figures(
     if "agreement" in table.column_names:
         agreement = table["agreement"].to_numpy()
         known = ~np.isnan(agreement)
-        found.append(figures.distribution("agreement", "agreement with the own answer", agreement[known], chosen[known]))
-    return [*found, *(figures.composition(name, values) for name, values in composition.items())]
+        found.append(
+            figures.distribution(
+                "agreement", "agreement with the own answer", agreement[known], chosen[known], upper=100
+            )
+        )
+    return [
+        *found,
+        *(figures.composition(name, values, sampled=name in sampled) for name, values in composition.items()),
+    ]
 
 
 def _map(

@@ -30,6 +30,31 @@ _LONGEST_VALUE = 60  # characters
 Ints = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """A kind that rows are of.
+
+    Attributes:
+        values: (N,) of each row; None where it has none, or nobody looked.
+        sample: (N,) the rows that stand for the pool; None: all. Chosen rows are counted wherever they are known.
+    """
+
+    values: npt.NDArray[np.object_]
+    sample: npt.NDArray[np.bool_] | None = None
+
+    def counted(self, chosen: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """Return `value`, `pool`, `chosen` (rows) of each value, most frequent first; rows without one are left out."""
+        in_pool = self.values if self.sample is None else self.values[self.sample]
+        pool = Counter(value for value in in_pool if value is not None)
+        among = Counter(value for value in self.values[chosen] if value is not None)
+        frequent = sorted({*pool, *among}, key=lambda value: (-pool[value], value))
+        counted = [{"value": value, "pool": pool[value], "chosen": among[value]} for value in frequent[:_MOST_VALUES]]
+        if rest := frequent[_MOST_VALUES:]:
+            other = {"pool": sum(pool[value] for value in rest), "chosen": sum(among[value] for value in rest)}
+            counted.append({"value": f"{len(rest)} others", **other})
+        return counted
+
+
 @dataclass(slots=True)
 class Facets:
     """What is known of the N scored rows beside their scores, in the order of their ids.
@@ -37,13 +62,13 @@ class Facets:
     Attributes:
         prompt_tokens: (N,) of the rendered prompts.
         reference_words: (N,) of the rows' own answers.
-        kinds: by facet, (N,) value of each row; a facet that no row has is left out.
+        kinds: by name; one that no row has is left out.
         instructions: (N,) the first characters of each instruction.
     """
 
     prompt_tokens: Ints
     reference_words: Ints
-    kinds: dict[str, npt.NDArray[np.object_]] = field(default_factory=dict)
+    kinds: dict[str, Facet] = field(default_factory=dict)
     instructions: list[str] = field(default_factory=list)
 
 
@@ -70,7 +95,7 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
             kinds[name][at] = value
         if len(paths) > 1:
             kinds["data set"][at] = paths[row["dataset"] or 0]
-    facets.kinds = {name: values for name, values in kinds.items() if _is_a_kind(values)}
+    facets.kinds = {name: Facet(values) for name, values in kinds.items() if _is_a_kind(values)}
     return facets
 
 
@@ -94,25 +119,21 @@ def _is_a_kind(values: npt.NDArray[np.object_]) -> bool:
     return 1 < distinct <= max(2, min(_MOST_DISTINCT, len(values) // 2))
 
 
-def add_languages(facets: Facets, texts: Sequence[str], rng: np.random.Generator) -> None:
-    """Add the facet `language` of a sample of rows, where the package that tells languages is installed."""
+def add_languages(facets: Facets, chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> None:
+    """Add the facet `language`, where the package that tells languages is installed; of large pools, of a sample.
+
+    As many chosen rows are looked at as rows of the pool, of which few may be chosen.
+    """
     try:
         known_languages()
     except MissingExtraError:
         return
-    rows = np.sort(rng.permutation(len(texts))[:_LANGUAGE_ROWS])
-    found = np.full(len(texts), None, dtype=object)
-    found[rows] = [language_of(texts[row]) or "cannot tell" for row in rows]
-    facets.kinds["language"] = found
-
-
-def count_kinds(values: npt.NDArray[np.object_], chosen: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Return `value`, `pool`, `chosen` of each value of a facet, most frequent first; rows without one are left out."""
-    pool = Counter(value for value in values if value is not None)
-    among = Counter(value for value in values[chosen] if value is not None)
-    frequent = sorted(pool, key=lambda value: (-pool[value], value))
-    counted = [{"value": value, "pool": pool[value], "chosen": among[value]} for value in frequent[:_MOST_VALUES]]
-    if rest := frequent[_MOST_VALUES:]:
-        other = {"pool": sum(pool[value] for value in rest), "chosen": sum(among[value] for value in rest)}
-        counted.append({"value": f"{len(rest)} others", **other})
-    return counted
+    rows = len(chosen)
+    sample = np.zeros(rows, dtype=bool)
+    sample[rng.permutation(rows)[:_LANGUAGE_ROWS]] = True
+    looked_at = sample.copy()
+    looked_at[rng.permutation(np.flatnonzero(chosen))[:_LANGUAGE_ROWS]] = True
+    found = np.full(rows, None, dtype=object)
+    for row in np.flatnonzero(looked_at):
+        found[row] = language_of(facets.instructions[row]) or "cannot tell"
+    facets.kinds["language"] = Facet(found, None if sample.all() else sample)

@@ -19,6 +19,7 @@ _SHARES = {"domain": ["pool", "chosen"], "range": [POOL, CHOSEN]}
 _HISTOGRAM_BARS = 50
 _PARTS = {"domain": ["dispersion", "anisotropy"], "range": ["#0f9d8a", "#c2621b"]}
 _LEGEND = {"title": None, "orient": "top"}
+_SAMPLE = "; random samples of both"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded from there
 
 
@@ -41,6 +42,11 @@ class Figure:
     wide: bool = False
 
 
+def described(figure: Figure) -> Spec:
+    """Return the specification with the figure's title and note as what screen readers say of it."""
+    return {"description": f"{figure.title}. {figure.note}", **figure.spec}
+
+
 def _chart(height: int, values: Sequence[dict[str, Any]], **rest: Any) -> Spec:
     return {"$schema": _SCHEMA, "width": "container", "height": height, "data": {"values": list(values)}, **rest}
 
@@ -52,6 +58,7 @@ def plane(
     score: Floats,
     chosen: Flags,
     medians: tuple[float, float],
+    rows: int,
 ) -> Figure:
     """Return the plane of dispersion and anisotropy, a point for each given row.
 
@@ -62,6 +69,7 @@ def plane(
         score: (M,).
         chosen: (M,).
         medians: of dispersion and anisotropy over all rows; they part the quadrants.
+        rows: scored, N.
     """
     points = [
         {"id": id, "D": _short(d), "I": _short(i), "score": _short(s), "row": "chosen" if c else "left"}
@@ -90,6 +98,7 @@ def plane(
     note = (
         "Right: answers far apart. Up: in many directions. Dashed lines are the medians and part the four quadrants. "
         "Drag and scroll to zoom; click a point to see its row."
+        + (f" {len(points):,} of {rows:,} rows, at random." if len(points) < rows else "")
     )
     return Figure("plane", "Dispersion and anisotropy", note, spec, wide=True)
 
@@ -207,11 +216,12 @@ def bins_map(
     return Figure("bins", "Bins", note, spec)
 
 
-def composition(name: str, values: Sequence[dict[str, Any]]) -> Figure:
+def composition(name: str, values: Sequence[dict[str, Any]], *, sampled: bool = False) -> Figure:
     """Return the make-up of chosen rows against the pool's: one pair of bars per value of a column.
 
     Args:
         name: of the column.
+        sampled: only some rows were looked at.
         values: `value`, `pool`, `chosen` (rows) of each, most frequent first.
     """
     total = {which: max(1, sum(value[which] for value in values)) for which in ("pool", "chosen")}
@@ -232,12 +242,22 @@ def composition(name: str, values: Sequence[dict[str, Any]]) -> Figure:
             "tooltip": [{"field": name} for name in ("value", "of", "share", "rows")],
         },
     )
-    return Figure(name, name.capitalize(), f"Rows by {name}, chosen against pool.", spec)
+    return Figure(name, name.capitalize(), f"Rows by {name}, chosen against pool{_SAMPLE if sampled else ''}.", spec)
 
 
-def distribution(name: str, title: str, values: npt.NDArray[np.integer] | Floats, chosen: Flags) -> Figure:
-    """Return the distribution of a number among the chosen rows and in the pool; the largest hundredth is cut off."""
-    edges = np.histogram_bin_edges(values[values <= np.percentile(values, 99)], bins=_bars(int(chosen.sum())))
+def distribution(
+    name: str, title: str, values: npt.NDArray[np.integer] | Floats, chosen: Flags, *, upper: float = 99
+) -> Figure:
+    """Return the distribution of a number among the chosen rows and in the pool.
+
+    Args:
+        name: of the figure.
+        title: of the number.
+        values: (N,).
+        chosen: (N,).
+        upper: percentile beyond which nothing is shown: lengths have long tails.
+    """
+    edges = np.histogram_bin_edges(values[values <= np.percentile(values, upper)], bins=_bars(int(chosen.sum())))
     bars = []
     for which, rows in (("pool", np.ones_like(chosen)), ("chosen", chosen)):
         counts = np.histogram(values[rows], edges)[0] / max(1, int(rows.sum()))
@@ -253,7 +273,8 @@ def distribution(name: str, title: str, values: npt.NDArray[np.integer] | Floats
             "color": {"field": "of", "type": "nominal", "scale": _SHARES, "legend": _LEGEND},
         },
     )
-    return Figure(name, title.capitalize(), f"Chosen rows against the pool by {title}.", spec)
+    beyond = f"; the highest {100 - upper:.0f} % are not shown" if upper < 100 else ""
+    return Figure(name, title.capitalize(), f"Chosen rows against the pool by {title}{beyond}.", spec)
 
 
 def _bars(rows: int) -> int:

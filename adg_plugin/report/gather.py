@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config import ADGConfig
-from adg_plugin.errors import StoreError
-from adg_plugin.explain import finished
+from adg_plugin.explain import check_answers, finished
 from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
 from adg_plugin.report.drawn import all_figures
-from adg_plugin.report.facets import add_languages, count_kinds, read_facets
+from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure
 from adg_plugin.scoring import eligible
 from adg_plugin.stability import Stability, stability_of
@@ -38,8 +38,7 @@ class Gathered:
         about: figures and facts, as JSON.
         figures: with their data.
         table: the listed rows, column by column.
-        answered: positions of the listed rows that come with texts, best first to last to go.
-        texts: of these, by id.
+        texts: of some rows in full, with their answers, by id.
         rejected: examples of rejected rows.
     """
 
@@ -64,23 +63,27 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     config = finished(run)
     manifest = run.manifest()
     assert manifest is not None
-    table, geometry = run.scores(), eligible(run.geometry(), config)
-    if table["id"].to_pylist() != list(geometry.ids):
-        raise StoreError(f"{run.path} lost answers since it was finished: run adg select on it again")
+    table, geometry = run.scores(), run.geometry()
+    check_answers(run, geometry)
+    geometry = eligible(geometry, config)
     rng = np.random.default_rng(config.seed)
     ids = table["id"].to_pylist()
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], _CHARACTERS)
-    add_languages(facets, facets.instructions, rng)
+    add_languages(facets, table["chosen"].to_numpy(), rng)
     listed = rows.listed_rows(table, rows.MOST_ROWS, rng)
-    texts = rows.texts(run, [ids[row] for row in rows.answered_rows(table, listed, rows.MOST_ANSWERED, rng)])
+    at_random = np.sort(rng.permutation(len(table))[: rows.MOST_ANSWERED // 2])
+    listed = np.union1d(listed, at_random)
+    answered = rows.answered_rows(table, listed, at_random, rows.MOST_ANSWERED)
+    texts = rows.texts(run, [ids[row] for row in answered])
     quadrants, medians = _quadrants(table)
-    cut_share = _cut_share(texts)
+    cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts])
     steady = _stability(table, geometry, config)
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
         "score": manifest["score"],
         "quadrants": quadrants,
-        "composition": {name: count_kinds(values, table["chosen"].to_numpy()) for name, values in facets.kinds.items()},
+        "composition": {name: facet.counted(table["chosen"].to_numpy()) for name, facet in facets.kinds.items()},
+        "sampled": [name for name, facet in facets.kinds.items() if facet.sample is not None],
         "rejected": manifest["rows"]["rejected"],
         "answers_cut_at_the_limit": cut_share,
         "stability": None if steady is None else _short_summary(steady),
@@ -91,7 +94,11 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
     return Gathered(
         about,
-        tuple(all_figures(table, geometry.prompt_vectors, facets, manifest, medians, about["composition"], rng)),
+        tuple(
+            all_figures(
+                table, geometry.prompt_vectors, facets, manifest, medians, about["composition"], about["sampled"], rng
+            )
+        ),
         columns,
         texts,
         _rejected(run),
@@ -104,7 +111,7 @@ def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price:
     found: dict[str, Any] = {
         "run": run.path.resolve().name,
         "created": manifest["created"],
-        "model": config.model,
+        "model": config.model or "in memory",
         "rows": counts,
         "settings": config.model_dump(mode="json", exclude_defaults=True),
         "recipe": manifest["recipe"],
@@ -114,11 +121,12 @@ def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price:
         "sampled_rows": sampling.get("rows", 0),
         "sampling_seconds": seconds,
         "sampled_tokens": sampling.get("tokens", 0),
-        "devices": sampling.get("ranks", 1),
+        "devices": config.devices(sampling.get("ranks", 1)),
         "seconds": manifest["seconds"],
     }
     if price is not None:
-        found["cost"] = seconds / 3600 * price * found["devices"]
+        known = found["devices"]
+        found["cost"] = None if known is None else seconds / 3600 * price * known
     return found
 
 
@@ -136,8 +144,8 @@ def _quadrants(table: pa.Table) -> tuple[list[dict[str, Any]], tuple[float, floa
     return found, medians
 
 
-def _cut_share(texts: dict[str, dict[str, Any]]) -> float:
-    cut = [answer[2] for about in texts.values() for answer in about["answers"]]
+def _cut_share(texts: Sequence[dict[str, Any]]) -> float:
+    cut = [answer[2] for about in texts for answer in about["answers"]]
     return float(np.mean(cut)) if cut else 0.0
 
 

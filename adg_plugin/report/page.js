@@ -51,7 +51,10 @@ function showSummary(about) {
     pairs.push(["sampling, last run", `${clock(run.sampling_seconds)} for ${count(run.sampled_rows)} rows`]);
     pairs.push(["speed", `${count(Math.round(run.sampled_tokens / Math.max(run.sampling_seconds, 1e-9)))} tokens/s`]);
   }
-  if (run.cost !== undefined) pairs.push(["cost of the last run", run.cost.toFixed(2)]);
+  if (run.cost !== undefined) {
+    const cost = run.cost === null ? "unknown: Ray decided how many devices" : run.cost.toFixed(2);
+    pairs.push(["cost of the last run", cost]);
+  }
   if (about.stability) pairs.push(["expected overlap of another run", `${(100 * about.stability.expected_overlap.mean).toFixed(0)} %`]);
   byId("summary").append(facts(pairs));
 }
@@ -232,7 +235,13 @@ function lines(row) {
       const button = make("button", table.id[row]);
       button.type = "button";
       button.setAttribute("aria-expanded", String(state.open === row));
-      button.addEventListener("click", () => { state.open = state.open === row ? null : row; showPage(); });
+      button.addEventListener("click", () => {
+        state.open = state.open === row ? null : row;
+        showPage();
+        for (const other of document.querySelectorAll("#table td.id button")) {
+          if (other.textContent === table.id[row]) other.focus(); // it is a new one
+        }
+      });
       td.append(button);
     } else {
       td.textContent = cell(name, row);
@@ -280,8 +289,12 @@ function detail(row) {
   });
   td.append(make("h3", "answers of the model"), answers, make("h3", "similarity of the answers"));
   const similarity = make("table", undefined, "similarity");
-  for (const line of about.similarity) {
+  const head = make("tr");
+  head.append(make("th"), ...about.similarity.map((_, n) => make("th", String(n + 1))));
+  similarity.append(head);
+  for (const [n, line] of about.similarity.entries()) {
     const r = make("tr");
+    r.append(make("th", String(n + 1)));
     for (const cosine of line) r.append(make("td", cosine.toFixed(3)));
     similarity.append(r);
   }
@@ -292,11 +305,13 @@ function detail(row) {
 
 function showRow(id) {
   const row = table.id.indexOf(id);
-  byId("search").value = id;
   byId("which").value = "all";
+  byId("search").value = row < 0 ? id : "";
   state.open = row < 0 ? null : row;
-  state.first = 0;
   arrange();
+  if (row < 0) byId("page").textContent = `${id} is not among the rows of this file: adg explain RUN_DIR ${id}`;
+  state.first = row < 0 ? 0 : Math.floor(state.order.indexOf(row) / PAGE_ROWS) * PAGE_ROWS;
+  if (row >= 0) showPage();
   byId("rows").scrollIntoView({ behavior: "smooth" });
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from adg_plugin import __version__
 from adg_plugin.errors import need
+from adg_plugin.report.figures import described
 from adg_plugin.report.gather import Gathered
 from adg_plugin.store.files import replacing, writing
 
@@ -22,15 +23,24 @@ _STATIC_WIDTH = {True: 760, False: 460}
 _WHY = "the report"
 
 
+def need_scripts() -> Any:
+    """Return vl-convert-python, which brings the scripts of Vega-Lite.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return need("vl_convert", extra="report", why=_WHY)
+
+
 def page(found: Gathered) -> str:
     """Return the report as HTML.
 
     Texts of the data set reach the page as compressed JSON, which a script puts in place as text: none is ever markup.
 
     Raises:
-        MissingExtraError: vl-convert-python, which brings the scripts of Vega-Lite, is not installed.
+        MissingExtraError: vl-convert-python is not installed.
     """
-    scripts = need("vl_convert", extra="report", why=_WHY).javascript_bundle()
+    scripts = need_scripts().javascript_bundle()
     source = files("adg_plugin.report")
     parts = {name: (source / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")}
     room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in parts.values())
@@ -51,27 +61,27 @@ def _escaped(text: str) -> str:
 def _fitting(found: Gathered, room: int) -> str:
     """Return the data, compressed, in base64; what does not fit into `room` bytes goes.
 
-    First half of the answers after half, then the ends of the listed instructions, then listed rows.
+    First half of the answers after half, then the ends of the listed instructions, then every second listed row.
     """
-    texts, rows, characters = dict(found.texts), len(found.table["id"]), None
+    texts, step, characters = dict(found.texts), 1, None
     while True:
-        packed = _packed(found, texts, rows, characters)
-        if len(packed) <= room or rows <= 1:
+        packed = _packed(found, texts, step, characters)
+        if len(packed) <= room or step > len(found.table["id"]):
             return packed
         if len(texts) > _FEW_ANSWERED or (texts and characters):
             texts = dict(list(texts.items())[: len(texts) // 2])
         elif characters is None:
             characters = _SHORT
         else:
-            rows //= 2
+            step *= 2
 
 
-def _packed(found: Gathered, texts: dict[str, Any], rows: int, characters: int | None) -> str:
-    table = {name: _first(column, rows) for name, column in found.table.items()}
+def _packed(found: Gathered, texts: dict[str, Any], step: int, characters: int | None) -> str:
+    table = {name: _every(column, step) for name, column in found.table.items()}
     table["instruction"] = [text[:characters] for text in table["instruction"]]
     data = {
         "about": found.about,
-        "figures": [asdict(figure) for figure in found.figures],
+        "figures": [{**asdict(figure), "spec": described(figure)} for figure in found.figures],
         "table": table,
         "texts": texts,
         "rejected": found.rejected,
@@ -80,8 +90,8 @@ def _packed(found: Gathered, texts: dict[str, Any], rows: int, characters: int |
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), mtime=0)).decode()
 
 
-def _first(column: Any, rows: int) -> Any:
-    return {**column, "codes": column["codes"][:rows]} if isinstance(column, dict) else column[:rows]
+def _every(column: Any, step: int) -> Any:
+    return {**column, "codes": column["codes"][::step]} if isinstance(column, dict) else column[::step]
 
 
 def write_page(found: Gathered, path: Path) -> None:
@@ -105,7 +115,7 @@ def write_figures(found: Gathered, folder: Path) -> list[Path]:
         MissingExtraError: as `page`.
         StoreError: the folder cannot be written.
     """
-    draw = need("vl_convert", extra="report", why="--figures")
+    draw = need_scripts()
     paths = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,21 +30,38 @@ def listed_rows(table: pa.Table, most: int, rng: np.random.Generator) -> Ints:
     return np.sort(np.concatenate(picked))
 
 
-def answered_rows(table: pa.Table, listed: Ints, most: int, rng: np.random.Generator) -> Ints:
-    """Return which of the listed rows are shown with their answers.
+def answered_rows(table: pa.Table, listed: Ints, at_random: Ints, most: int) -> Ints:
+    """Return which of the listed rows are shown with their answers, about `most`.
 
-    All if they fit; else a random half, and of the rest the best, the worst and those nearest to the cut of their bin.
+    All if they fit; else those `at_random`, and beside them the best, the worst and those that were nearest to another
+    fate within their bin.
     """
     if len(listed) <= most:
         return listed
-    score = table["score"].to_numpy()[listed]
-    off_cut = np.abs(table["rank_in_bin"].to_numpy() - table["bin_quota"].to_numpy() - 0.5)[listed]
-    by_score = np.argsort(-score, kind="stable")
-    quarter = most // 6
-    orders = [rng.permutation(len(listed))[: most // 2], by_score[:quarter], by_score[::-1][:quarter]]
-    orders.append(np.argsort(off_cut, kind="stable")[:quarter])
-    kept: Ints = listed[np.unique(np.concatenate(orders))]
-    return kept
+    by_score = np.argsort(-table["score"].to_numpy()[listed], kind="stable")
+    by_cut = np.argsort(_near_the_cut(table)[listed], kind="stable")
+    some = most // 6
+    shown: Ints = np.unique(
+        np.concatenate([at_random, *(listed[o[:some]] for o in (by_score, by_score[::-1], by_cut))])
+    )
+    return shown
+
+
+def _near_the_cut(table: pa.Table) -> Ints:
+    """Return how many ranks each row is from one of its bin that met the other fate, (N,)."""
+    bins, rank, chosen = (table[name].to_numpy() for name in ("bin", "rank_in_bin", "chosen"))
+    order = np.lexsort((rank, bins))
+    away = np.full(len(table), len(table), dtype=np.int64)
+    for step in (1, -1):
+        last, fate, since = -1, False, len(table)
+        for row in order[::step]:
+            if bins[row] != last:
+                last, since = bins[row], len(table)
+            elif chosen[row] != fate:
+                since = 0
+            fate, since = chosen[row], since + 1
+            away[row] = min(away[row], since)
+    return away
 
 
 def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
@@ -64,9 +81,9 @@ def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
         "tokens": [round(n, 1) for n in (part["answer_tokens"].to_numpy() / answers).tolist()],
         "instruction": [facets.instructions[row] for row in listed],
     }
-    for name, values in facets.kinds.items():
-        if name != "language":  # known of a sample only
-            found[name] = _coded([values[row] for row in listed])
+    for name, facet in facets.kinds.items():
+        if facet.sample is None:
+            found[name] = _coded([facet.values[row] for row in listed])
     return found
 
 

@@ -30,7 +30,7 @@ class Geometry:
     """All that scoring and binning need of the N answered rows; the pool's order and the parts' leave no trace."""
 
     ids: npt.NDArray[np.object_]  # (N,) str, ascending by code point
-    prompt_vectors: npt.NDArray[np.float16]  # (N, H), unit length
+    prompt_vectors: npt.NDArray[np.float16]  # (N, H), unit length; (N, 0) where they were not asked for
     grams: tuple[GramGroup, ...]  # by ascending K; every row is in exactly one
     answer_tokens: npt.NDArray[np.int32]  # (N,), sampled tokens, all answers together
     agreement: npt.NDArray[np.float32]  # (N,), of the row's own answer with these; NaN where nobody asked
@@ -84,7 +84,7 @@ class _Found:
     reasons: dict[int, str]  # position -> why the engine rejected it
 
 
-def assemble(prompts: Path, parts: Sequence[Part]) -> Geometry:
+def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> Geometry:
     """Return the geometry of the current prompts that have a result.
 
     Two passes over the parts: the first finds each row's place, the second writes straight into it. So memory is
@@ -93,6 +93,7 @@ def assemble(prompts: Path, parts: Sequence[Part]) -> Geometry:
     Args:
         prompts: prompts.parquet.
         parts: by sequence; of two results for one row the first counts.
+        vectors: whether to read the prompt vectors, which are most of the memory.
 
     Raises:
         StoreError: a file is missing or damaged.
@@ -103,10 +104,10 @@ def assemble(prompts: Path, parts: Sequence[Part]) -> Geometry:
     chosen = by_id[found.num_answers[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
     places = np.full(len(pool.ids), -1)
     places[chosen] = np.arange(len(chosen))
-    grams, vectors, answer_tokens, agreement = _place(parts, found, places, found.num_answers[chosen])
+    grams, prompt_vectors, answer_tokens, agreement = _place(parts, found, places, found.num_answers[chosen], vectors)
     return Geometry(
         ids=pool.ids.take(pa.array(chosen)).to_numpy(zero_copy_only=False),
-        prompt_vectors=vectors,
+        prompt_vectors=prompt_vectors,
         grams=grams,
         answer_tokens=answer_tokens,
         agreement=agreement,
@@ -149,7 +150,7 @@ def _find_results(pool: _Pool, parts: Sequence[Part]) -> _Found:
 
 
 def _place(
-    parts: Sequence[Part], found: _Found, places: Ints, num_answers: npt.NDArray[np.int16]
+    parts: Sequence[Part], found: _Found, places: Ints, num_answers: npt.NDArray[np.int16], with_vectors: bool
 ) -> tuple[tuple[GramGroup, ...], npt.NDArray[np.float16], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     groups_by_k: dict[int, GramGroup] = {}
     slots = np.empty(len(num_answers), np.int64)  # (N,), each row's index within its group
@@ -160,9 +161,10 @@ def _place(
     answer_tokens = np.empty(len(num_answers), np.int32)
     agreement = np.full(len(num_answers), np.nan, np.float32)
     vectors: npt.NDArray[np.float16] | None = None
+    columns = ["gram", "num_tokens", "agreement", *(["prompt_vector"] if with_vectors else [])]
     for part, positions in zip(parts, found.positions, strict=True):
         start = 0
-        for table in row_groups(part, ["gram", "prompt_vector", "num_tokens", "agreement"]):
+        for table in row_groups(part, columns):
             here = positions[start : start + table.num_rows]
             start += table.num_rows
             counts = here >= 0
@@ -170,17 +172,18 @@ def _place(
                 continue
             table = table.filter(pa.array(counts))
             to = places[here[counts]]
-            block = _flat(table["prompt_vector"]).reshape(len(to), -1)
-            if vectors is None:
-                vectors = np.empty((len(num_answers), block.shape[1]), np.float16)
-            vectors[to] = block
+            if with_vectors:
+                block = _flat(table["prompt_vector"]).reshape(len(to), -1)
+                if vectors is None:
+                    vectors = np.empty((len(num_answers), block.shape[1]), np.float16)
+                vectors[to] = block
             answer_tokens[to] = table["num_tokens"].to_numpy()
             agreement[to] = table["agreement"].to_numpy()  # a null becomes NaN
             for k in np.unique(num_answers[to]).tolist():
                 is_k = num_answers[to] == k
                 flat = _flat(table["gram"].filter(pa.array(is_k)))
                 groups_by_k[k].grams[slots[to[is_k]]] = flat.reshape(-1, k, k)
-    empty = np.empty((0, 0), np.float16)
+    empty = np.empty((len(num_answers), 0), np.float16)
     return tuple(groups_by_k.values()), empty if vectors is None else vectors, answer_tokens, agreement
 
 

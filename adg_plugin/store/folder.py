@@ -28,6 +28,7 @@ from adg_plugin.store.reader import (
     MARKER,
     PROMPTS,
     REJECTED,
+    REPORT,
     SAMPLES,
     SCORES,
     SELECTED,
@@ -207,10 +208,10 @@ class RunFolder(RunReader):
         self.flush()
         return super().results(ids)
 
-    def geometry(self) -> Geometry:
+    def geometry(self, *, vectors: bool = True) -> Geometry:
         """Return the geometry of the current prompts, after writing what is buffered; see `RunReader.geometry`."""
         self.flush()
-        return super().geometry()
+        return super().geometry(vectors=vectors)
 
     def compact(self, *, more_than: int = 1) -> int:
         """Merge neighbouring small parts of answers if there are more than so many, and return how many fewer are left.
@@ -264,8 +265,9 @@ class RunFolder(RunReader):
         write_json(self.path / MANIFEST, {**manifest, "files": files})
 
     def _drop_manifest(self) -> None:
-        with writing(self.path / MANIFEST):
-            (self.path / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, REPORT):  # a page about another choice would be taken for this one's
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
 
 def _is_ours(entry: Path) -> bool:

@@ -22,6 +22,7 @@ from adg_plugin.store.staging import Rejection, StagedRow, row_digest
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
 SAMPLES = "samples"  # answers that are still to be embedded
 SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
+REPORT = "report.html"
 MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
 VERSION = 1
 
@@ -198,13 +199,16 @@ class RunReader:
                     wanted.add(row_digest(id, key))
         return results_of(self.stock.parts, wanted & self.stock.completed)
 
-    def geometry(self) -> Geometry:
+    def geometry(self, *, vectors: bool = True) -> Geometry:
         """Return Gram matrices and prompt vectors of the current prompts that have a result, by ascending id.
+
+        Args:
+            vectors: whether to read the prompt vectors; only bins need them.
 
         Raises:
             StoreError: no pool is staged, or a file is damaged.
         """
-        return assemble(self.path / PROMPTS, self.stock.parts)
+        return assemble(self.path / PROMPTS, self.stock.parts, vectors=vectors)
 
     def scores(self) -> pa.Table:
         """Return what `write_scores` was given.
