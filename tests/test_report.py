@@ -278,6 +278,16 @@ def test_the_json_adds_up(run, capsys):
     assert 0 <= about["answers_cut_at_the_limit"] <= 1
 
 
+def test_chosen_rows_that_repeat_each_other_are_warned_of(run, tmp_path):
+    model = RunFolder.read(run).manifest()["config"]["model"]
+    text = "Write a letter to the mayor of the town about the broken bridge near the mill, please, with {} sentences."
+    twins = [{"id": f"twin-{n}", "instruction": text.format(n), "output": "x"} for n in range(6)]
+    every = choose([*pool_rows(4), *twins], model, tmp_path / "run", bins=2, budget=10)
+    about = gather(every.run_dir).about
+    assert about["near_duplicates"] == {"rows": 5, "of": 10}
+    assert any(warning.startswith("5 of 10 chosen rows nearly repeat") for warning in about["warnings"])
+
+
 def test_the_stability_is_that_of_the_command(run, capsys):
     main_quietly("report", str(run), "--json")
     reported = json.loads(capsys.readouterr().out)["stability"]

@@ -53,16 +53,21 @@ class NearDuplicates:
 
     def __call__(self, row: Row) -> Rejected | None:
         """Return the first row that stayed and is as close as the threshold, or None, and remember the row."""
-        found = shingles(row)
+        near = self.near(row.id, shingles(row))
+        if near is None:
+            return None
+        return Reason.NEAR_DUPLICATE, f"{near[1]:.3g} like {near[0]!r}, filters.near_duplicates is {self._threshold:g}"
+
+    def near(self, id: str, found: Shingles) -> tuple[str, float] | None:
+        """Return id and similarity of the first row that stayed and is close, or None, and remember this one."""
         sketch = self._empty.copy()
         sketch.update_batch(found.tolist())
         for number in sorted(self._index.query(sketch)):
             closeness = jaccard(found, self._shingles[number])
             if closeness >= self._threshold:
-                detail = f"{closeness:.3g} like {self._ids[number]!r}, filters.near_duplicates is {self._threshold:g}"
-                return Reason.NEAR_DUPLICATE, detail
+                return self._ids[number], closeness
         self._index.insert(len(self._ids), sketch)
-        self._ids.append(row.id)
+        self._ids.append(id)
         self._shingles.append(found)
         return None
 
@@ -89,9 +94,14 @@ def shingles(row: Row) -> Shingles:
     """
     turns = [turn for turn in row.messages or () if turn["role"] != "system"]
     text = row.text if row.text is not None else "\n\n".join(str(turn.get("content") or "") for turn in turns)
+    return text_shingles(text, _frame(row))
+
+
+def text_shingles(text: str, frame: bytes = b"") -> Shingles:
+    """Return the hashed word triples of a text; those of two frames have nothing in common."""
     words = tokens(text) or [text]
     starts = range(max(1, len(words) - _SHINGLE_WORDS + 1))
-    hashed = partial(hashlib.blake2b, digest_size=8, key=_frame(row))
+    hashed = partial(hashlib.blake2b, digest_size=8, key=frame)
     digests = {hashed("\n".join(words[n : n + _SHINGLE_WORDS]).encode()).digest() for n in starts}
     return np.sort(np.frombuffer(b"".join(digests), "<u8"))
 

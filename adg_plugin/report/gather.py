@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config import ADGConfig
+from adg_plugin.errors import MissingExtraError
 from adg_plugin.explain import check_answers, finished
+from adg_plugin.filters.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
 from adg_plugin.report.drawn import all_figures
@@ -26,6 +28,8 @@ _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason
 _NEAR_THE_CUT = 100  # ids in the JSON; the table has all
 _MOST_ROWS_OF_STABILITY = 200_000
+_NEAR, _NEAR_SHARE = 0.8, 0.01  # similarity; share of the chosen rows that is worth a warning
+_MOST_COMPARED = 20_000
 _CUT_ANSWERS = 0.3  # share of answers cut at the limit that is worth a warning
 _HIGH = {True: "high", False: "low"}
 
@@ -77,6 +81,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     texts = rows.texts(run, [ids[row] for row in answered])
     quadrants, medians = _quadrants(table)
     cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts])
+    repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(table["chosen"].to_numpy())])
     steady = _stability(table, geometry, config)
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
@@ -86,8 +91,9 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         "sampled": [name for name, facet in facets.kinds.items() if facet.sample is not None],
         "rejected": manifest["rows"]["rejected"],
         "answers_cut_at_the_limit": cut_share,
+        "near_duplicates": repeated,
         "stability": None if steady is None else _short_summary(steady),
-        "warnings": [*manifest["warnings"], *_warnings(config, cut_share, steady), *run.damage],
+        "warnings": [*manifest["warnings"], *_warnings(config, cut_share, steady, repeated), *run.damage],
     }
     columns = rows.columns(table, facets, listed)
     if steady is not None:
@@ -162,8 +168,27 @@ def _short_summary(steady: Stability) -> dict[str, Any]:
     return {**found, "near_the_cut": found["near_the_cut"][:_NEAR_THE_CUT]}
 
 
-def _warnings(config: ADGConfig, cut_share: float, steady: Stability | None) -> list[str]:
+def _near_duplicates(run: RunReader, chosen: Sequence[str]) -> dict[str, int] | None:
+    """Return how many of the chosen rows nearly repeat an earlier one; None where the package for it is missing."""
+    try:
+        index = NearDuplicates(_NEAR)
+    except MissingExtraError:
+        return None
+    looked_at = chosen[:_MOST_COMPARED]
+    rows_of = run.staged_rows(set(looked_at))
+    near = sum(index.near(r.prompt.id, text_shingles(r.prompt.instruction)) is not None for r in rows_of)
+    return {"rows": near, "of": len(looked_at)}
+
+
+def _warnings(
+    config: ADGConfig, cut_share: float, steady: Stability | None, repeated: dict[str, int] | None
+) -> list[str]:
     found = []
+    if repeated and repeated["rows"] > _NEAR_SHARE * repeated["of"]:
+        found.append(
+            f"{repeated['rows']} of {repeated['of']} chosen rows nearly repeat another one (similarity {_NEAR}): "
+            f"filters.near_duplicates={_NEAR} keeps the first of each"
+        )
     if steady is not None and steady.overlap[0] < (1 + steady.chance) / 2:
         more = ", ".join(f"{value:.0%} with num_samples: {k}" for k, value in steady.overlap_with.items())
         found.append(
