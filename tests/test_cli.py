@@ -213,10 +213,12 @@ def test_a_run_is_stopped_by_either_signal_and_goes_on(config, adg, tmp_path):
         known = set((tmp_path / "run" / "answers").glob("*.parquet"))
         # A part is written every 256 rows.
         wait_for(lambda known=known: set((tmp_path / "run" / "answers").glob("part-*.parquet")) - known, process)
+        process.send_signal(signal.SIGSTOP)  # on a slow machine it would be through before the other one is turned away
         code, out, err = adg("select", config, "--out", "run")
         assert (code, out) == (3, "")
         assert f"error: run folder run is in use by process {process.pid} on host " in err
         process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, "")
         assert err.splitlines()[-1] == "interrupted: give the same command again, `adg select` goes on from here"
