@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -174,19 +173,6 @@ def test_one_command_selects(selected):
 
 def stored(folder):
     return {r.id: [a.token_ids.tolist() for a in r.answers] for r in RunFolder.read(folder).results()}
-
-
-def test_an_estimate_measures_it_and_keeps_what_it_drew(selected):
-    folder, config = selected
-    process = adg("estimate", config, "--out", folder / "estimated", "--rows", "12", "--json")
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
-    about = json.loads(out)
-    assert (about["rows"], about["measured"]) == (30, 12)
-    assert about["low_s"] < about["total_s"] < about["high_s"]
-    kept, whole = stored(folder / "estimated"), stored(folder / "whole")
-    assert len(kept) == 12
-    assert kept == {id: whole[id] for id in kept}
 
 
 def test_stages_in_two_environments_are_one_selection(selected):
