@@ -102,7 +102,7 @@ $(BASE): | $(VENV)/.python
 # What the tests need on top.
 $(DEV): $(BASE)
 	@echo 'set-up: bitsandbytes, Ray, documentation and test tools, a browser, tmux' >&2
-	@$(PIP) -e '.[demo,dev,docs,filters,quant,ray,report,server,trl]'
+	@$(PIP) -e '.[demo,dev,docs,eval,filters,quant,ray,report,scar,server,trl]'
 	@$(TOOLS)
 	@rm -f $(VENV)/.dev-*
 	@touch $@

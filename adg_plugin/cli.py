@@ -15,7 +15,17 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import __version__, cli_doctor, cli_estimate, cli_look, cli_stability, cli_train
+from adg_plugin import (
+    __version__,
+    cli_compare,
+    cli_doctor,
+    cli_estimate,
+    cli_eval,
+    cli_look,
+    cli_stability,
+    cli_sweep,
+    cli_train,
+)
 from adg_plugin.config import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
 
@@ -179,10 +189,13 @@ def settings() -> None:
     print(settings_page(), end="")
 
 
+cli_compare.register(app)
 cli_doctor.register(app)
 cli_estimate.register(app)
+cli_eval.register(app)
 cli_look.register(app)
 cli_stability.register(app)
+cli_sweep.register(app)
 cli_train.register(app)
 
 

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from adg_plugin.config_errors import sentence
 from adg_plugin.config_file import load_yaml, override
 from adg_plugin.config_filters import Filters, OptionalFilters
+from adg_plugin.config_methods import MethodSettings
 from adg_plugin.config_scale import ScaleSettings
 from adg_plugin.config_values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
@@ -73,7 +74,7 @@ def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "datasets": [{"path": e} if isinstance(e, str | Path) else e for e in entries]}
 
 
-class ADGConfig(ScaleSettings):
+class ADGConfig(MethodSettings, ScaleSettings):
     """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
 
     budget: Budget = Field(10_000, description="Rows to select, or a fraction of the pool (0.2).")
@@ -208,6 +209,16 @@ class ADGConfig(ScaleSettings):
             raise PydanticCustomError(
                 "agreement", "use another pooling, or leave filters.min_agreement and filters.drop_least_agreeing out"
             )
+        return value
+
+    @field_validator("filters", "subset")
+    @classmethod
+    def _only_for_adg(cls, value: Any, info: ValidationInfo) -> Any:
+        method = info.data.get("method", "adg")
+        if method != "adg" and (value in ("middle", "bottom") or getattr(value, "asks_agreement", False)):
+            name = "leave it out" if info.field_name == "subset" else "leave min_agreement and drop_least_agreeing out"
+            message = f"{name}, or use method: adg: {method} draws no answers"
+            raise PydanticCustomError("only_for_adg", "{message}", {"message": message})
         return value
 
     @field_validator("budget_per_dataset")

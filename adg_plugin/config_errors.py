@@ -44,6 +44,8 @@ def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries:
 
 def _fix(error: ErrorDetails, schema: type[BaseModel], entries: Mapping[str, type[BaseModel]]) -> str:
     location = error["loc"]
+    if "message" in error.get("ctx", {}):  # a validator of ours knows better than the setting's own fix
+        return str(error["ctx"]["message"])
     if len(location) == 2 and location[0] in entries:
         schema, location = entries[str(location[0])], location[1:]
     if len(location) == 1 and location[0] in schema.model_fields:

@@ -58,10 +58,12 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         show_progress: whether to report progress on stderr.
 
     Raises:
+        ConfigError: another method than ADG is to choose.
         StoreError: the run folder holds a finished selection, which another pool or other settings would undo.
         DataError: nearly every row has its answers, or none of those that were measured got any.
         ADGError: as `adg_plugin.pipeline.run_selection`.
     """
+    config.refuse_other_methods("`adg estimate` times the drawing of answers, and only ADG draws them")
     config = config.updated(executor="inline") if config.executor != "inline" else config
     began = time.monotonic()
     source = Source.configured(config)
@@ -188,21 +190,32 @@ class _Measured:
             for chunk, found in zip(chunks, drawn, strict=True)
         ]
         before, self.chunks = self.chunks, []
-        self._stage(encoder, rows, self.run.append)
+        self._stage(encoder, rows, self.run.append, counted=True)
+        self.run.drop_embedded_samples()  # else their bytes would count beside those of the answers
         both = zip(before, self.chunks, strict=True)
         self.chunks = [Chunk(one.rows, one.seconds + two.seconds, one.answers) for one, two in both]
         return loading_s
 
     def _stage(
-        self, engine: _Runs, chunks: Sequence[Sequence[Any]], store: Callable[[RowResult], None]
+        self,
+        engine: _Runs,
+        chunks: Sequence[Sequence[Any]],
+        store: Callable[[RowResult], None],
+        *,
+        counted: bool = False,
     ) -> list[dict[str, RowResult]]:
-        """Run the chunks one after the other, and return their results by id."""
+        """Run the chunks one after the other, and return their results by id.
+
+        Args:
+            counted: progress has counted these rows when they were drawn.
+        """
         everything = []
         for rows in chunks:
             began, found = time.monotonic(), {}
             for result in engine.run(sorted(rows, key=len)):
                 found[result.id] = result
-                self.progress.add(result.num_tokens, rejected=result.reason is not None)
+                if not counted:
+                    self.progress.add(result.num_tokens, rejected=result.reason is not None)
             seconds = time.monotonic() - began
             for result in found.values():
                 if result.reason not in PASSING:

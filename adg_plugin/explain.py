@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from adg_plugin.config import ADGConfig, ScoreForm
 from adg_plugin.engines.base import Answer
 from adg_plugin.errors import DataError, StoreError
+from adg_plugin.explain_method import MethodExplanation, explain_by_method
 from adg_plugin.geometry import centred_spectrum, combine
 from adg_plugin.selection import IN_QUOTA, allocate
 from adg_plugin.store import Geometry, RunFolder, RunReader
@@ -23,7 +24,7 @@ FORMS: tuple[ScoreForm, ...] = ("raw", "rank", "zscore", "residual")
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Everything that decided over one row.
+    """Everything that decided over one row where ADG chose.
 
     Attributes:
         prompt: the rendered prompt; `instruction` are the row's own words, `reference` its own answer.
@@ -90,8 +91,8 @@ def _lost_answers(run: RunReader) -> StoreError:
     return StoreError(f"{run.path} lost answers since it was finished: run adg select on it again")
 
 
-def explain(run_dir: str, id: str) -> Explanation:
-    """Return why the row `id` was chosen or left out.
+def explain(run_dir: str, id: str) -> Explanation | MethodExplanation:
+    """Return why the row `id` was chosen or left out, by ADG or by another method.
 
     Raises:
         StoreError: not a run folder, one without a result, or the row's answers were lost since.
@@ -104,6 +105,8 @@ def explain(run_dir: str, id: str) -> Explanation:
     if id not in ids:
         raise _unknown(run, id, ids)
     at = ids.index(id)
+    if config.method != "adg":
+        return explain_by_method(run, config, table, at)
     row = table.slice(at, 1).to_pylist()[0]
     (staged,) = run.staged_rows([id])
     result = next(run.results([id]), None)

@@ -8,11 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from adg_plugin.explain import Explanation
+from adg_plugin.explain_method import MethodExplanation
+from adg_plugin.method_columns import PART_MEANINGS, SCORE_MEANINGS, shown
 
 _LONGEST = 1200  # characters of a text
 
 
-def print_explanation(about: Explanation, console: Console) -> None:
+def print_explanation(about: Explanation | MethodExplanation, console: Console) -> None:
     """Print why a row was chosen or left out. Texts of the data set are never read as markup."""
     verdict = Text("chosen", "bold green") if about.chosen else Text("not chosen", "bold red")
     console.print(Text.assemble(("row ", "bold"), about.id, f" of {about.where}: ", verdict, f", {about.reason}"))
@@ -21,6 +23,9 @@ def print_explanation(about: Explanation, console: Console) -> None:
     console.print(Panel(Text(_cut(about.instruction)), title="instruction", title_align="left"))
     if about.reference:
         console.print(Panel(Text(_cut(about.reference)), title="the row's own answer", title_align="left"))
+    if isinstance(about, MethodExplanation):
+        console.print(_parts(about))
+        return
     for number, answer in enumerate(about.answers, 1):
         ended = "" if answer.finish_reason == "eos" else ", cut at the limit"
         title = f"answer {number}: {len(answer.token_ids)} tokens{ended}"
@@ -50,6 +55,19 @@ def _numbers(about: Explanation) -> Table:
     table.add_row("bin", f"{about.bin}, of {about.bin_rows} rows; {about.quota} to choose")
     others = ", ".join(f"{form} {rank}" for form, rank in about.ranks.items())
     table.add_row("rank in its bin", f"{about.rank}; by other scores: {others}")
+    return table
+
+
+def _parts(about: MethodExplanation) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("method", about.method, "")
+    for name, value in about.parts.items():
+        table.add_row(name, shown(value), PART_MEANINGS.get(name, ""))
+    table.add_row("score", shown(about.score), SCORE_MEANINGS[about.method])
+    if about.rank is None:
+        table.add_row("rank", "none", f"{about.method} never came to the row")
+    else:
+        table.add_row("rank", f"{about.rank:,} of {about.rows:,}", "1 is the best")
     return table
 
 

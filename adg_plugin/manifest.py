@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from adg_plugin.decision import percentiles
 from adg_plugin.scoring import Scored
 
 _PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
@@ -15,12 +15,8 @@ _PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit
 
 def score_summary(scored: Scored, form: str) -> dict[str, Any]:
     """Return how the parts and the score are distributed, and how much each part counts."""
-
-    def percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
-        return {f"p{p}": float(np.percentile(values, p)) for p in (5, 50, 95)}
-
     about = scored.balance
-    known = scored.agreement[~np.isnan(scored.agreement)].astype(np.float64)
+    known = not np.isnan(scored.agreement).all()
     return {
         "form": form,
         "dispersion": percentiles(scored.dispersion),
@@ -29,7 +25,7 @@ def score_summary(scored: Scored, form: str) -> dict[str, Any]:
         "pearson": {"dispersion": about.pearson_dispersion, "anisotropy": about.pearson_anisotropy},
         "spearman": {"dispersion": about.spearman_dispersion, "anisotropy": about.spearman_anisotropy},
         "share_of_variance": {"dispersion": about.share_dispersion, "anisotropy": about.share_anisotropy},
-        **({"agreement": percentiles(known)} if len(known) else {}),
+        **({"agreement": percentiles(scored.agreement)} if known else {}),
     }
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adg_plugin import keys
+from adg_plugin.choosing import decide, measured
 from adg_plugin.config import ADGConfig
-from adg_plugin.engines.results import OUT_OF_MEMORY
 from adg_plugin.errors import ConfigError, DataError, StoreError
-from adg_plugin.manifest import score_summary, versions
+from adg_plugin.manifest import versions
 from adg_plugin.pool import Pool, stage_pool
 from adg_plugin.rows import Reason
-from adg_plugin.scoring import choose_rows, eligible
 from adg_plugin.sharing import Alone, Team, absorb
 from adg_plugin.store import RunFolder
 from adg_plugin.store.reader import SELECTED, Counts
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from adg_plugin.engines.loading import Source
 
 logger = logging.getLogger(__name__)
-
-_UNFIT_ROWS = 3  # without memory, one after the other: then it is not the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +143,13 @@ def run_selection(
             run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
             if run is not None:
                 prepare(run, pool, config, source, recipe, own=own)
-        sampling = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
+        if config.method == "adg":
+            took = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
         with team.step("choosing"):
             if run is not None:
-                selection = choose(run, config, recipe, {"sampling": sampling, "began": began}, source.tokenizer)
+                if config.method != "adg":
+                    took = measured(run, config, source, show=show_progress)
+                selection = choose(run, config, recipe, {"took": took, "began": began}, source)
         found = team.share({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
     return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
 
@@ -178,6 +178,7 @@ def run_stage(
     from adg_plugin.sampling import fill
 
     team = team or Alone()
+    config.refuse_other_methods(f"`adg {stage}` is about the answers that ADG draws")
     _refuse_for_teams(config, team)
     source = Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
@@ -195,6 +196,10 @@ def run_stage(
 
 def _refuse_for_teams(config: ADGConfig, team: Team) -> None:
     problems = []
+    if config.executor == "ray":
+        config.refuse_other_methods("only ADG samples on Ray's workers")
+    if team.size > 1 and config.method in ("ifd", "superfiltering"):
+        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
     if team.size > 1 and config.executor != "inline":
         problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
     if team.size > 1 and ":" in config.device:
@@ -246,55 +251,52 @@ def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str
 
 
 def choose(
-    run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any], tokenizer: Any = None
+    run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any], source: Source | None = None
 ) -> Selection:
-    """Score, bin and choose from what the run folder holds, and write the result, the manifest last.
+    """Choose from what the run folder holds, and write the result, the manifest last.
 
     Args:
-        tokenizer: of the model; with it, the chosen rows are also written as a table that TRL trains on.
+        about: `took`, what sampling took, and `began`, when the run did.
+        source: of the backbone; with it, the chosen rows are also written as a table that TRL trains on.
 
     Raises:
-        DataError: no row can be scored.
+        DataError: no row can be chosen.
     """
-    geometry = eligible(run.geometry(), config)
     counts = run.counts()
     duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
-    # Rows without a result are few by now: what they lacked may be there another time.
-    left = run.unsampled(OUT_OF_MEMORY, about["sampling"].pop("left", None))
-    reasons = run.write_rejected(chain(run.staged_rejections(), geometry.rejections, left))
-    if not len(geometry):
+    pool_rows = counts.prompts + counts.rejected - duplicates
+    decision = decide(run, config, source, pool_rows, about["took"].pop("left", None))
+    reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
+    if not decision.ids:
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         raise DataError(
             f"none of the {counts.prompts} sampled rows can be scored ({told}): see {run.path / 'rejected.jsonl'}"
         )
-    pool_rows = counts.prompts + counts.rejected - duplicates
-    scored = choose_rows(geometry, config, pool_rows)
-    run.write_scores(scored.table())
-    ids = scored.chosen_ids()
-    path = run.write_selected(ids)
-    if tokenizer is not None:
-        write_training_rows(run, ids, tokenizer, config)
+    run.write_scores(decision.table)
+    path = run.write_selected(decision.ids)
+    if source is not None:
+        write_training_rows(run, decision.ids, source.tokenizer, config)
     rows = {
         "pool": pool_rows + duplicates,
         "duplicates": duplicates,
         "rejected": reasons,
-        "scored": len(geometry),
-        "bins": int(scored.bins.max()) + 1,
-        "selected": len(ids),
+        "scored": len(decision.table),
+        "bins": decision.bins,
+        "selected": len(decision.ids),
     }
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": rows,
-        "sampling": about["sampling"],
-        "answer_tokens": int(geometry.answer_tokens.sum()),
+        "sampling": about["took"],
+        "answer_tokens": decision.answer_tokens,
         "seconds": time.monotonic() - about["began"],
-        "score": score_summary(scored, config.score),
-        "warnings": list(scored.warnings),
+        "score": decision.score,
+        "warnings": list(decision.warnings),
         "config": config.model_dump(mode="json"),
         "recipe": dict(recipe),
         "versions": versions(),
     }
-    for sentence in scored.warnings:
+    for sentence in decision.warnings:
         logger.warning("%s", sentence)
     run.write_manifest(manifest)
-    return Selection(run.path, path, tuple(ids), manifest)
+    return Selection(run.path, path, decision.ids, manifest)

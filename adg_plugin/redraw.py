@@ -92,7 +92,7 @@ def redraw(run_dir: str, rows: int, about: Stability, *, show_progress: bool = T
         show_progress: whether to report progress on stderr.
 
     Raises:
-        ConfigError: `rows` is below 10.
+        ConfigError: `rows` is below 10, or another method than ADG chose.
         StoreError: not a finished run folder, or its model is another one by now.
         DataError: fewer than 10 rows can be compared.
         ADGError: as `adg_plugin.pipeline.run_selection`.
@@ -101,6 +101,7 @@ def redraw(run_dir: str, rows: int, about: Stability, *, show_progress: bool = T
         raise ConfigError([f"--resample is {rows}: use {FEWEST_ROWS} or more, fewer tell nothing"])
     run = RunFolder.read(run_dir)
     config = finished(run)
+    config.refuse_other_methods("fresh answers are drawn only where ADG has drawn some")
     rng = np.random.default_rng(config.seed)
     sample = np.sort(rng.choice(len(about.ids), min(rows, len(about.ids)), replace=False))
     other = config.updated(seed=(config.seed + 1) % 2**63)

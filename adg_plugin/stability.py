@@ -96,11 +96,13 @@ def stability(run_dir: str) -> Stability:
 
     Raises:
         StoreError: not a run folder, one without a result, or one that lost answers since.
+        ConfigError: another method than ADG chose.
 
     Source: Efron and Morris 1975 for the shrinkage; `adg_plugin.jackknife` for the errors.
     """
     run = RunFolder.read(run_dir)
     config = finished(run)
+    config.refuse_other_methods("`adg stability` says how much of a choice is the luck of the answers that ADG draws")
     table = run.scores()
     chosen = table["chosen"].to_numpy(zero_copy_only=False)
     estimates = calibrated(scored_grams(run))

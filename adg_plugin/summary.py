@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adg_plugin.method_columns import by_rank, part_names, plain, shown
 from adg_plugin.store import RunFolder, RunReader
 
 _EXAMPLES = 5
@@ -27,14 +28,26 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
     if manifest is None:
         console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False, markup=False)
         return
-    rows, score = manifest["rows"], manifest["score"]
+    rows, method = manifest["rows"], manifest["config"].get("method", "adg")
     rejected = sum(rows["rejected"].values())
     reasons = ", ".join(f"{name} {count}" for name, count in rows["rejected"].items())
     console.print(
-        f"[bold]{rows['selected']}[/] of {rows['scored']} scored rows chosen from {rows['bins']} bins; "
-        f"pool {rows['pool']}, rejected {rejected}" + (f" ({reasons})" if reasons else ""),
+        f"[bold]{rows['selected']}[/] of {rows['scored']} scored rows chosen "
+        + (f"from {rows['bins']} bins" if method == "adg" else f"by {method}")
+        + f"; pool {rows['pool']}, rejected {rejected}"
+        + (f" ({reasons})" if reasons else ""),
         highlight=False,
     )
+    if method == "adg":
+        console.print(_parts(manifest["score"]))
+        _print_examples(run, console, examples)
+    else:
+        console.print(_percentiles(manifest["score"]))
+        console.print(_ends(run, examples))
+
+
+def _parts(score: dict[str, Any]) -> Table:
+    """Return how dispersion and anisotropy are distributed, and how much of ADG's score each is."""
     parts = Table("part", "5 %", "median", "95 %", "corr. with score", "share of variance", box=None, pad_edge=False)
     for name in ("dispersion", "anisotropy"):
         at = score[name]
@@ -44,8 +57,34 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
             f"{score['pearson'][name]:+.2f}",
             f"{score['share_of_variance'][name]:.0%}",
         )
-    console.print(parts)
-    _print_examples(run, console, examples)
+    return parts
+
+
+def _percentiles(score: dict[str, Any]) -> Table:
+    """Return how the score of another method and its parts are distributed."""
+    parts = Table("part", "5 %", "median", "95 %", box=None, pad_edge=False)
+    for name, at in score.items():
+        if name != "form" and at:
+            parts.add_row(name, *(shown(plain(at[p])) for p in ("p5", "p50", "p95")))
+    return parts
+
+
+def _ends(run: RunReader, examples: int) -> Table:
+    """Return the best of the rows that another method chose, and the last of those that it left."""
+    scores = run.scores()
+    names = ("score", *part_names(scores))
+    headings = (name.replace("_", " ") for name in names)  # which fold at spaces
+    table = Table("chosen", "rank", *headings, "instruction", box=None, pad_edge=False)
+    order = by_rank(scores)
+    chosen = scores["chosen"].to_numpy()[order]
+    left = order[~chosen]
+    for heading, picked in (("yes", order[chosen][:examples]), ("no", left[max(0, len(left) - examples) :])):
+        rows = scores.take(picked).to_pylist()
+        texts = _instructions(run, rows)
+        for row in rows:
+            cells = ["" if row["rank"] is None else str(row["rank"]), *(shown(plain(row[name])) for name in names)]
+            table.add_row(heading, *cells, texts[row["id"]])
+    return table
 
 
 def _print_examples(run: RunReader, console: Console, examples: int) -> None:
@@ -56,10 +95,16 @@ def _print_examples(run: RunReader, console: Console, examples: int) -> None:
     table = Table("chosen", "score", "D", "I", "bin", "rank/quota", "why", "instruction", box=None, pad_edge=False)
     for heading, picked in (("yes", best), ("no", left)):
         rows = scores.take(picked).to_pylist()
-        texts = {r.prompt.id: r.prompt.instruction for r in run.staged_rows([r["id"] for r in rows])}
+        texts = _instructions(run, rows)
         for row in rows:
-            table.add_row(heading, *_cells(row), Text(_shortened(texts[row["id"]])))
+            table.add_row(heading, *_cells(row), texts[row["id"]])
     console.print(table)
+
+
+def _instructions(run: RunReader, rows: Sequence[dict[str, Any]]) -> dict[str, Text]:
+    """Return the beginning of each row's instruction, by id."""
+    staged = run.staged_rows([row["id"] for row in rows])
+    return {row.prompt.id: Text(_shortened(row.prompt.instruction)) for row in staged}
 
 
 def _cells(row: dict[str, Any]) -> Sequence[str]:

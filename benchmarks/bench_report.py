@@ -78,7 +78,7 @@ def write_run(run_dir: Path, rows: int, texts: list[str], rng: np.random.Generat
             )
             gram = (vectors @ vectors.T).astype(np.float32)
             run.append(RowResult(f"row-{n:07}", n.to_bytes(16, "big"), answers, gram, prompt_vector))
-        choose(run, CONFIG, {}, {"sampling": {"rows": rows}, "began": time.monotonic()})
+        choose(run, CONFIG, {}, {"took": {"rows": rows}, "began": time.monotonic()})
 
 
 def opened(path: Path, browser: str) -> dict[str, float]:

@@ -134,18 +134,25 @@ def test_the_accepted_files_are_those_of_the_readers():
 
 def test_every_reason_of_a_rejection_is_in_the_table():
     from adg_plugin.engines import results
+    from adg_plugin.engines.likelihood import ANSWER_TOO_SHORT
     from adg_plugin.filters.agreement import DISAGREES
     from adg_plugin.layouts import Reason
+    from adg_plugin.likelihoods import NOT_MEASURED
+    from adg_plugin.selectors import ifd, superfiltering
+    from adg_plugin.selectors.choose import BAD_LABELS
 
     of_engines = {value for name, value in vars(results).items() if name.isupper() and isinstance(value, str)}
     assert {results.EMPTY, results.REFUSED} <= of_engines
-    assert sorted(first_cells("Why a row is rejected")) == sorted({*Reason, *of_engines, DISAGREES})
+    of_methods = {ANSWER_TOO_SHORT, NOT_MEASURED, ifd.NOT_BELOW_1, superfiltering.NOT_BELOW_1, BAD_LABELS}
+    assert sorted(first_cells("Why a row is rejected")) == sorted({*Reason, *of_engines, *of_methods, DISAGREES})
 
 
 def test_every_reason_of_a_choice_is_in_the_table():
     from adg_plugin.selection import IN_QUOTA, NOT_CHOSEN, TOP_UP
+    from adg_plugin.selectors.candidates import BELOW, CHOSEN, NOT_REACHED
 
-    assert sorted(first_cells("Why a row is chosen or not")) == sorted({IN_QUOTA, TOP_UP, *NOT_CHOSEN.values()})
+    told = {IN_QUOTA, TOP_UP, *NOT_CHOSEN.values(), CHOSEN, BELOW, NOT_REACHED}
+    assert sorted(first_cells("Why a row is chosen or not")) == sorted(told)
 
 
 def test_every_exit_code_is_in_the_table():

@@ -47,6 +47,11 @@ CHANGES = (  # in turn, all that are found
     (r"^(adg select demo\.yaml)", r"\1 --set model=$MODEL --set datasets=[pool.jsonl] --set max_new_tokens=4"),
     (r"^(adg run \S+)", rf"\1 {TRAINED} {TINY} --set adg.datasets=[pool.jsonl] --set adg.budget=4"),
     (r"^(adg sft )", r"\1--adg_num_samples 3 --adg_max_new_tokens 4 --adg_bins 1 "),
+    (
+        r"^adg eval (?:runs/\S+|demo)(?: --tasks \S+)?(?: --include \S+)?",
+        rf"adg eval $MODEL --tasks tiny_capitals --include {ROOT}/tests/eval_tasks",
+    ),
+    (r"small_model=demo\b", "small_model=$MODEL"),
     (r"^(adg doctor \S+\.yaml)$", r"\1 --no-self-test"),  # once is enough
 )
 CLAIMED = (  # what another environment runs: the test, and what stands in it

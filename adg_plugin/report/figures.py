@@ -47,7 +47,8 @@ def described(figure: Figure) -> Spec:
     return {"description": f"{figure.title}. {figure.note}", **figure.spec}
 
 
-def _chart(height: int, values: Sequence[dict[str, Any]], **rest: Any) -> Spec:
+def chart(height: int, values: Sequence[dict[str, Any]], **rest: Any) -> Spec:
+    """Return a specification as wide as its place, of a height in pixels, with the data in it."""
     return {"$schema": _SCHEMA, "width": "container", "height": height, "data": {"values": list(values)}, **rest}
 
 
@@ -82,7 +83,7 @@ def plane(
         "order": {"field": "row", "sort": "descending"},  # the chosen ones on top
         "tooltip": [{"field": name} for name in ("id", "D", "I", "score", "row")],
     }
-    spec = _chart(
+    spec = chart(
         380,
         points,
         layer=[
@@ -143,7 +144,7 @@ def scores(score: Floats, chosen: Flags, cuts: Floats) -> Figure:
         low, middle, high = (float(v) for v in np.percentile(cuts, (5, 50, 95)))
         layers.append(_rule("x", middle))
         note = f"Each bin has a cut of its own: {middle:.3f} in the median (dashed), {low:.3f} to {high:.3f} in most."
-    return Figure("scores", "Scores and cut", note, _chart(220, values, layer=layers))
+    return Figure("scores", "Scores and cut", note, chart(220, values, layer=layers))
 
 
 def shares(of_variance: dict[str, float], correlation: dict[str, float]) -> Figure:
@@ -153,7 +154,7 @@ def shares(of_variance: dict[str, float], correlation: dict[str, float]) -> Figu
         for what, table in (("share of variance", of_variance), ("rank correlation", correlation))
         for part in ("dispersion", "anisotropy")
     ]
-    spec = _chart(
+    spec = chart(
         180,
         values,
         mark={"type": "bar"},
@@ -194,7 +195,7 @@ def bins_map(
         if n
     ]
     axis = {"labels": False, "ticks": False, "title": None, "grid": False}
-    spec = _chart(
+    spec = chart(
         300,
         values,
         mark={"type": "circle", "opacity": 0.8},
@@ -230,7 +231,7 @@ def composition(name: str, values: Sequence[dict[str, Any]], *, sampled: bool = 
         for value in values
         for which in ("pool", "chosen")
     ]
-    spec = _chart(
+    spec = chart(
         max(60, 30 * len(values)),
         bars,
         mark={"type": "bar"},
@@ -263,7 +264,7 @@ def distribution(
         counts = np.histogram(values[rows], edges)[0] / max(1, int(rows.sum()))
         middles = (edges[:-1] + edges[1:]) / 2
         bars += [{"at": _short(at), "share": _short(n), "of": which} for at, n in zip(middles, counts, strict=True)]
-    spec = _chart(
+    spec = chart(
         200,
         bars,
         mark={"type": "line", "interpolate": "step"},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config import ADGConfig
@@ -17,6 +18,7 @@ from adg_plugin.explain import check_answers, finished
 from adg_plugin.filters.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
+from adg_plugin.report.by_method import method_figures
 from adg_plugin.report.drawn import all_figures
 from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure
@@ -42,7 +44,7 @@ class Gathered:
         about: figures and facts, as JSON.
         figures: with their data.
         table: the listed rows, column by column.
-        texts: of some rows in full, with their answers, by id.
+        texts: of some rows in full, with their answers if there are any, by id.
         rejected: examples of rejected rows.
     """
 
@@ -67,48 +69,66 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     config = finished(run)
     manifest = run.manifest()
     assert manifest is not None
-    table, geometry = run.scores(), run.geometry()
-    check_answers(run, geometry)
-    geometry = eligible(geometry, config)
+    table = run.scores()
+    drawn = _Drawn.of(run, table, config) if config.method == "adg" else None
     rng = np.random.default_rng(config.seed)
-    ids = table["id"].to_pylist()
+    ids, chosen = table["id"].to_pylist(), table["chosen"].to_numpy()
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], _CHARACTERS)
-    add_languages(facets, table["chosen"].to_numpy(), rng)
+    add_languages(facets, chosen, rng)
     listed = rows.listed_rows(table, rows.MOST_ROWS, rng)
     at_random = np.sort(rng.permutation(len(table))[: rows.MOST_ANSWERED // 2])
     listed = np.union1d(listed, at_random)
     answered = rows.answered_rows(table, listed, at_random, rows.MOST_ANSWERED)
     texts = rows.texts(run, [ids[row] for row in answered])
-    quadrants, medians = _quadrants(table)
-    cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts])
-    repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(table["chosen"].to_numpy())])
-    steady = _stability(table, geometry, config)
+    # Answers of an earlier choice by ADG may be there, but this one has nothing to do with them.
+    cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts]) if drawn else None
+    steady = drawn.steady if drawn else None
+    repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(chosen)])
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
         "score": manifest["score"],
-        "quadrants": quadrants,
-        "composition": {name: facet.counted(table["chosen"].to_numpy()) for name, facet in facets.kinds.items()},
+        "quadrants": drawn.quadrants if drawn else None,
+        "composition": {name: facet.counted(chosen) for name, facet in facets.kinds.items()},
         "sampled": [name for name, facet in facets.kinds.items() if facet.sample is not None],
         "rejected": manifest["rows"]["rejected"],
         "answers_cut_at_the_limit": cut_share,
         "near_duplicates": repeated,
         "stability": None if steady is None else _short_summary(steady),
-        "warnings": [*manifest["warnings"], *_warnings(config, cut_share, steady, repeated), *run.damage],
+        "warnings": [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *run.damage],
     }
     columns = rows.columns(table, facets, listed)
     if steady is not None:
         columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
-    return Gathered(
-        about,
-        tuple(
-            all_figures(
-                table, geometry.prompt_vectors, facets, manifest, medians, about["composition"], about["sampled"], rng
-            )
-        ),
-        columns,
-        texts,
-        _rejected(run),
+    made_of = about["composition"], about["sampled"]
+    shown = (
+        all_figures(table, drawn.vectors, facets, manifest, drawn.medians, *made_of, rng)
+        if drawn
+        else method_figures(table, facets, config.method, *made_of)
     )
+    return Gathered(about, tuple(shown), columns, texts, _rejected(run))
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What only a choice by ADG has to say, from the answers that were drawn for it.
+
+    Attributes:
+        vectors: (N, H) of the prompts.
+        quadrants: rows and chosen rows of each quadrant around the `medians` of dispersion and anisotropy.
+        steady: None where the pool is too large for it.
+    """
+
+    vectors: npt.NDArray[np.float16]
+    quadrants: list[dict[str, Any]]
+    medians: tuple[float, float]
+    steady: Stability | None
+
+    @classmethod
+    def of(cls, run: RunReader, table: pa.Table, config: ADGConfig) -> _Drawn:
+        geometry = run.geometry()
+        check_answers(run, geometry)
+        geometry = eligible(geometry, config)
+        return cls(geometry.prompt_vectors, *_quadrants(table), _stability(table, geometry, config))
 
 
 def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price: float | None) -> dict[str, Any]:
@@ -117,13 +137,14 @@ def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price:
     found: dict[str, Any] = {
         "run": run.path.resolve().name,
         "created": manifest["created"],
+        "method": config.method,
         "model": config.model or "in memory",
         "rows": counts,
         "settings": config.model_dump(mode="json", exclude_defaults=True),
         "recipe": manifest["recipe"],
         "versions": manifest["versions"],
         "answer_tokens": manifest["answer_tokens"],
-        # Of the last run only: one that was interrupted left no record of its time.
+        # Of the last run only: one that was interrupted left no record of its time. Of another method: of measuring.
         "sampled_rows": sampling.get("rows", 0),
         "sampling_seconds": seconds,
         "sampled_tokens": sampling.get("tokens", 0),

@@ -37,18 +37,19 @@ function facts(pairs) {
 
 function showSummary(about) {
   const { rows, ...run } = about.summary;
+  const ofAdg = run.method === "adg";
   const rejected = Object.values(rows.rejected).reduce((a, b) => a + b, 0);
   const pairs = [
     ["chosen", `${count(rows.selected)} of ${count(rows.scored)} rows`],
     ["pool", `${count(rows.pool)} rows`],
     ["rejected", count(rejected)],
-    ["bins", count(rows.bins)],
+    ofAdg ? ["bins", count(rows.bins)] : ["method", run.method],
     ["model", String(run.model)],
-    ["answers", `${count(run.answer_tokens)} tokens`],
+    ...(run.answer_tokens ? [["answers", `${count(run.answer_tokens)} tokens`]] : []),
     ["created", new Date(run.created).toISOString().slice(0, 16).replace("T", " ")],
   ];
   if (run.sampled_rows) {
-    pairs.push(["sampling, last run", `${clock(run.sampling_seconds)} for ${count(run.sampled_rows)} rows`]);
+    pairs.push([ofAdg ? "sampling, last run" : "measuring, last run", `${clock(run.sampling_seconds)} for ${count(run.sampled_rows)} rows`]);
     pairs.push(["speed", `${count(Math.round(run.sampled_tokens / Math.max(run.sampling_seconds, 1e-9)))} tokens/s`]);
   }
   if (run.cost !== undefined) {
@@ -142,8 +143,11 @@ function placeFigures(data) {
 
 // -- the table of rows -----------------------------------------------------------------------------------------------
 
+// Columns of these names stand first, in this order; then what else is a number, then the kinds that rows are of.
+const FIRST = ["id", "chosen", "score", "D", "I", "bin", "rank", "again", "tokens"];
+const NOT_SHOWN = ["quota", "why", "instruction"];
 const state = { column: "score", falling: true, first: 0, open: null, order: [] };
-let table, texts, haystack, columns;
+let table, texts, haystack, columns, parts;
 
 const value = (name, row) => {
   const column = table[name];
@@ -154,12 +158,12 @@ function prepareTable(data) {
   ({ table, texts } = data);
   haystack = table.id.map((id, row) => `${id} ${table.instruction[row]}`.toLowerCase());
   const kinds = Object.keys(table).filter((name) => table[name].codes && name !== "why");
-  const again = table.again ? ["again"] : [];
-  columns = ["id", "chosen", "score", "D", "I", "bin", "rank", ...again, "tokens", ...kinds, "instruction"];
+  parts = Object.keys(table).filter((name) => !table[name].codes && !FIRST.includes(name) && !NOT_SHOWN.includes(name));
+  columns = [...FIRST.filter((name) => table[name]), ...parts, ...kinds, "instruction"];
   const head = make("tr");
   for (const name of columns) {
     const th = make("th", undefined, narrow(name));
-    const button = make("button", name);
+    const button = make("button", name.replaceAll("_", " "));
     button.type = "button";
     button.addEventListener("click", () => sortBy(name));
     th.dataset.column = name;
@@ -171,11 +175,14 @@ function prepareTable(data) {
   byId("which").addEventListener("change", () => { state.first = 0; arrange(); });
   byId("back").addEventListener("click", () => turn(-PAGE_ROWS));
   byId("next").addEventListener("click", () => turn(PAGE_ROWS));
+  matchMedia("(max-width: 760px)").addEventListener("change", showPage);
   const answered = Object.keys(texts).length;
+  const drawn = Object.values(texts).some((about) => about.answers);
+  if (!drawn) byId("which").querySelector("[value=answers]").remove();
   const scored = data.about.summary.rows.scored;
   const listed = table.id.length < scored ? `${count(table.id.length)} of ${count(scored)} rows are listed. ` : "";
   const chance = table.again ? "`again`: how likely another run with other draws chooses the row. " : "";
-  const held = answered < table.id.length ? `Answers are in this file for ${count(answered)} rows; for any other: adg explain RUN_DIR ID.` : "";
+  const held = answered < table.id.length ? `${drawn ? "Answers" : "Whole texts"} are in this file for ${count(answered)} rows; for any other: adg explain RUN_DIR ID.` : "";
   byId("rows-note").textContent = chance + listed + held;
   arrange();
 }
@@ -196,7 +203,7 @@ function arrange() {
   for (let row = 0; row < table.id.length; row++) {
     if (which === "chosen" && !table.chosen[row]) continue;
     if (which === "left" && table.chosen[row]) continue;
-    if (which === "answers" && !Object.hasOwn(texts, table.id[row])) continue;
+    if (which === "answers" && !(Object.hasOwn(texts, table.id[row]) && texts[table.id[row]].answers)) continue;
     if (wanted && !haystack[row].includes(wanted)) continue;
     rows.push(row);
   }
@@ -204,6 +211,7 @@ function arrange() {
   const sign = state.falling ? -1 : 1;
   rows.sort((a, b) => {
     const [one, other] = [keys.get(a), keys.get(b)];
+    if (one === null || other === null) return (one === null) - (other === null) || a - b; // last, whichever way
     return one < other ? -sign : one > other ? sign : a - b;
   });
   state.order = rows;
@@ -254,10 +262,12 @@ function lines(row) {
 
 function cell(name, row) {
   if (name === "chosen") return table.chosen[row] ? "yes" : "no";
-  if (name === "rank") return `${table.rank[row]} / ${table.quota[row]}`;
+  if (name === "rank" && table.quota) return `${table.rank[row]} / ${table.quota[row]}`;
   if (name === "again") return `${Math.round(100 * table.again[row])} %`;
-  if (name === "score" || name === "D" || name === "I") return table[name][row].toFixed(4);
-  return String(value(name, row));
+  const found = value(name, row);
+  if (found === null) return "";
+  if (name === "D" || name === "I" || (name === "score" && table.D)) return found.toFixed(4);
+  return (name === "score" || parts.includes(name)) && !Number.isInteger(found) ? found.toFixed(4) : String(found);
 }
 
 function said(title, text) {
@@ -269,10 +279,13 @@ function said(title, text) {
 function detail(row) {
   const tr = make("tr", undefined, "detail");
   const td = make("td");
-  td.colSpan = columns.length;
+  // No more than are seen: on a narrow screen each further one would take its share of the width.
+  td.colSpan = [...byId("table").tHead.rows[0].cells].filter((th) => th.getClientRects().length).length;
   const id = table.id[row];
   const about = Object.hasOwn(texts, id) ? texts[id] : null;
-  const numbers = `D ${cell("D", row)}, I ${cell("I", row)}, bin ${table.bin[row]}, rank ${table.rank[row]} for ${table.quota[row]} places: ${value("why", row)}`;
+  const numbers = table.quota
+    ? `D ${cell("D", row)}, I ${cell("I", row)}, bin ${table.bin[row]}, rank ${table.rank[row]} for ${table.quota[row]} places: ${value("why", row)}`
+    : `${["score", "rank", ...parts].filter((name) => table[name][row] !== null).map((name) => `${name.replaceAll("_", " ")} ${cell(name, row)}`).join(", ") || "no score"}: ${value("why", row)}`;
   td.append(make("p", about ? `${about.where} · ${numbers}` : numbers, "note"));
   if (!about) {
     td.append(...said("instruction", table.instruction[row]));
@@ -281,13 +294,18 @@ function detail(row) {
   }
   td.append(...said("instruction", about.instruction));
   if (about.reference) td.append(...said("the row's own answer", about.reference));
+  if (about.answers) td.append(...drawnAnswers(about));
+  tr.append(td);
+  return tr;
+}
+
+function drawnAnswers(about) {
   const answers = make("div", undefined, "answers");
   about.answers.forEach(([text, tokens, cut], number) => {
     const box = make("div");
     box.append(...said(`answer ${number + 1} · ${tokens} tokens${cut ? ", cut" : ""}`, text));
     answers.append(box);
   });
-  td.append(make("h3", "answers of the model"), answers, make("h3", "similarity of the answers"));
   const similarity = make("table", undefined, "similarity");
   const head = make("tr");
   head.append(make("th"), ...about.similarity.map((_, n) => make("th", String(n + 1))));
@@ -298,9 +316,7 @@ function detail(row) {
     for (const cosine of line) r.append(make("td", cosine.toFixed(3)));
     similarity.append(r);
   }
-  td.append(similarity);
-  tr.append(td);
-  return tr;
+  return [make("h3", "answers of the model"), answers, make("h3", "similarity of the answers"), similarity];
 }
 
 function showRow(id) {

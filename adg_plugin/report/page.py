@@ -45,13 +45,18 @@ def page(found: Gathered) -> str:
     parts = {name: (source / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")}
     room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in parts.values())
     return Template(parts["html"]).substitute(
-        title=_escaped(f"ADG selection {found.about['summary']['run']}"),
+        title=_escaped(_title(found.about["summary"])),
         version=__version__,
         style=parts["css"],
         libraries=scripts.replace("</script", "<\\/script"),
         script=parts["js"],
         data=_fitting(found, room),
     )
+
+
+def _title(summary: dict[str, Any]) -> str:
+    method, run = summary["method"], summary["run"]
+    return f"ADG selection {run}" if method == "adg" else f"Selection by {method}: {run}"
 
 
 def _escaped(text: str) -> str:
@@ -61,7 +66,7 @@ def _escaped(text: str) -> str:
 def _fitting(found: Gathered, room: int) -> str:
     """Return the data, compressed, in base64; what does not fit into `room` bytes goes.
 
-    First half of the answers after half, then the ends of the listed instructions, then every second listed row.
+    First half of the texts after half, then the ends of the listed instructions, then every second listed row.
     """
     texts, step, characters = dict(found.texts), 1, None
     while True:

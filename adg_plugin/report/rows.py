@@ -1,4 +1,4 @@
-"""The rows that a report lists, and those of them whose answers it holds."""
+"""The rows that a report lists, and those of them whose texts and answers it holds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from adg_plugin.method_columns import Number, numbers, part_names
 from adg_plugin.report.facets import Facets
 from adg_plugin.store import RunReader
 
 MOST_ROWS = 50_000
-MOST_ANSWERED = 2_000  # rows with their answers
+MOST_ANSWERED = 2_000  # rows with their whole texts and answers
 _TEXT, _ANSWER = 2_000, 1_200  # characters
 
 Ints = npt.NDArray[np.int64]
@@ -34,7 +35,7 @@ def answered_rows(table: pa.Table, listed: Ints, at_random: Ints, most: int) -> 
     """Return which of the listed rows are shown with their answers, about `most`.
 
     All if they fit; else those `at_random`, and beside them the best, the worst and those that were nearest to another
-    fate within their bin.
+    fate: within their bin, or over the pool where the method knows no bins.
     """
     if len(listed) <= most:
         return listed
@@ -48,7 +49,9 @@ def answered_rows(table: pa.Table, listed: Ints, at_random: Ints, most: int) -> 
 
 
 def _near_the_cut(table: pa.Table) -> Ints:
-    """Return how many ranks each row is from one of its bin that met the other fate, (N,)."""
+    """Return how many ranks each row is from one that met the other fate, of its bin if there are bins, (N,)."""
+    if "bin" not in table.column_names:
+        return _near_the_only_cut(table)
     bins, rank, chosen = (table[name].to_numpy() for name in ("bin", "rank_in_bin", "chosen"))
     order = np.lexsort((rank, bins))
     away = np.full(len(table), len(table), dtype=np.int64)
@@ -64,27 +67,46 @@ def _near_the_cut(table: pa.Table) -> Ints:
     return away
 
 
+def _near_the_only_cut(table: pa.Table) -> Ints:
+    ranks, chosen = table["rank"].to_pylist(), table["chosen"].to_numpy()
+    budget = int(chosen.sum())
+    rank = np.array([len(table) + budget if rank is None else rank for rank in ranks], dtype=np.int64)
+    return np.where(chosen, budget + 1 - rank, rank - budget)
+
+
 def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
     """Return the listed rows column by column, which compresses better than row by row."""
     part = table.take(pa.array(listed))
+    found: dict[str, Any] = {"id": part["id"].to_pylist(), "chosen": [int(v) for v in part["chosen"].to_pylist()]}
+    found |= _of_adg(part) if "bin" in part.column_names else _of_method(part)
+    found["why"] = _coded(part["reason"].to_pylist())
+    found["instruction"] = [facets.instructions[row] for row in listed]
+    for name, facet in facets.kinds.items():
+        if facet.sample is None:
+            found[name] = _coded([facet.values[row] for row in listed])
+    return found
+
+
+def _of_adg(part: pa.Table) -> dict[str, Any]:
     answers = np.maximum(1, part["num_answers"].to_numpy())
-    found: dict[str, Any] = {
-        "id": part["id"].to_pylist(),
-        "chosen": [int(value) for value in part["chosen"].to_pylist()],
+    return {
         "score": _rounded(part["score"]),
         "D": _rounded(part["dispersion"]),
         "I": _rounded(part["anisotropy"]),
         "bin": part["bin"].to_pylist(),
         "rank": part["rank_in_bin"].to_pylist(),
         "quota": part["bin_quota"].to_pylist(),
-        "why": _coded(part["reason"].to_pylist()),
         "tokens": [round(n, 1) for n in (part["answer_tokens"].to_numpy() / answers).tolist()],
-        "instruction": [facets.instructions[row] for row in listed],
     }
-    for name, facet in facets.kinds.items():
-        if facet.sample is None:
-            found[name] = _coded([facet.values[row] for row in listed])
-    return found
+
+
+def _of_method(part: pa.Table) -> dict[str, Any]:
+    names = ("score", "rank", *part_names(part))
+    return {name: [_short(value) for value in numbers(part, name)] for name in names}
+
+
+def _short(value: Number) -> Number:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _rounded(column: pa.ChunkedArray) -> list[float]:
@@ -99,7 +121,7 @@ def _coded(values: Sequence[str | None]) -> dict[str, Any]:
 
 
 def texts(run: RunReader, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return by id what a row says in full: its instruction, reference, place, answers and their similarity."""
+    """Return by id what a row says in full: instruction, reference, place; answers and their similarity, if drawn."""
     found: dict[str, dict[str, Any]] = {}
     for row in run.staged_rows(ids):
         found[row.prompt.id] = {
@@ -116,7 +138,7 @@ def texts(run: RunReader, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
             ],
             "similarity": [[round(float(value), 3) for value in row] for row in result.gram],
         }
-    return {id: about for id, about in found.items() if "answers" in about}
+    return found
 
 
 def _cut(text: str, longest: int) -> str:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from adg_plugin.errors import ADGError, ConfigError, StoreError
 from adg_plugin.store.files import digest_file
 from adg_plugin.store.lock import HOLDER, LOCK
-from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, SAMPLES
+from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, MEASURES, SAMPLES
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class _Mirror:
         cache = Path(os.environ.get("ADG_RUN_CACHE") or Path.home() / ".cache" / "adg_plugin" / "runs")
         self.path = cache / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
         self._id = uuid.uuid4().hex
+        self._claiming = threading.Lock()  # not every store replaces a file at once: one thread reads or writes it
         self._known: set[str] = set()  # files of the URL that this process has seen or made, and so may delete
 
     @contextmanager
@@ -122,7 +123,7 @@ class _Mirror:
     def _claim(self) -> dict[str, Any] | None:
         """Return who says that it works on the URL."""
         beat = f"{self._root}/{_HEARTBEAT}"
-        with self._reaching("read"):
+        with self._claiming, self._reaching("read"):
             self._fs.invalidate_cache()
             if not self._fs.exists(beat):
                 return None
@@ -131,7 +132,7 @@ class _Mirror:
 
     def _beat(self) -> None:
         about = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-        with self._reaching("write"):
+        with self._claiming, self._reaching("write"):
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{_HEARTBEAT}", json.dumps(about).encode())
 
@@ -271,4 +272,4 @@ def _is_whole(part: Path) -> bool:
 
 
 def _is_part(path: str) -> bool:
-    return PurePosixPath(path).parts[0] in (ANSWERS, SAMPLES)
+    return PurePosixPath(path).parts[0] in (ANSWERS, SAMPLES, MEASURES)

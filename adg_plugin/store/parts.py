@@ -211,7 +211,8 @@ def _named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
 def _damage(path: Path, done: str) -> str:
     # How many rows is not said: that would mean to parse what is known to be broken.
     return (
-        f"{path} is damaged (its bytes do not match the checksum in its name): {done}, its rows are to be sampled again"
+        f"{path} is damaged (its bytes do not match the checksum in its name): {done}, its rows are to be "
+        "sampled or measured again"
     )
 
 

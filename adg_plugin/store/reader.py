@@ -21,6 +21,7 @@ from adg_plugin.store.staging import Rejection, StagedRow, row_digest
 
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
 SAMPLES = "samples"  # answers that are still to be embedded
+MEASURES = "measures"  # what other selectors than ADG want to know of each row
 SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
 REPORT = "report.html"
 MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
@@ -169,6 +170,15 @@ class RunReader:
     def staged_rows(self, ids: Collection[str]) -> Iterator[StagedRow]:
         """Yield the staged rows with these ids, in the pool's order."""
         return staging.staged_rows(self.path / PROMPTS, set(ids))
+
+    def staged_columns(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield some columns of the prompts, some of the pool at a time, in its order.
+
+        Raises:
+            StoreError: no pool is staged, or its file is damaged.
+        """
+        for table in staging.groups(self.path / PROMPTS, columns):
+            yield table.select(columns)
 
     def staged_rejections(self) -> Iterator[Rejection]:
         """Yield the rows rejected while staging, in the pool's order."""

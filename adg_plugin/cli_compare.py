@@ -1,0 +1,159 @@
+"""`adg compare`: what several methods choose from one pool, under one budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adg_plugin.cli_look import result_console
+from adg_plugin.compare_methods import DEFAULT_METHODS, split_methods
+
+if TYPE_CHECKING:
+    from adg_plugin.compare import Comparison
+    from adg_plugin.compare_work import Compared
+
+_MEASURES = (
+    "bins: reached by the choice; fullest: its share in one bin; prompt: median tokens; answer: median words of the "
+    "rows' own answers; alone: rows that no other method chose",
+    "asking: seconds that a model took before, for all that ask the same, earlier runs included (+: some left no "
+    "record, ?: none did, -: no model is asked); choosing: seconds after that",
+)
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD,...",
+            help="adg, random, longest, ifd, superfiltering, zip, mig, scar; with settings of its own "
+            "METHOD:KEY=VALUE, such as adg:weight=0; adg:rank is short for adg:score=rank.",
+        ),
+    ] = ",".join(DEFAULT_METHODS),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables, warnings only.")] = False,
+) -> None:
+    """Let several methods choose from one run folder, and compare. The last line on stdout is the path of compare.json.
+
+    Answers are drawn if an adg method asks, likelihoods measured if ifd or superfiltering do, and only those that are
+    not there. The files of an earlier selection stay as they are.
+    """
+    from adg_plugin.config import load_config
+    from adg_plugin.errors import ConfigError
+    from adg_plugin.store.mirror import local_run_folder
+
+    settings = load_config(config, set_)
+    if not settings.datasets:
+        raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"], source=str(config))
+    where = (out or settings.output_dir or str(Path("runs") / config.stem)).rstrip("/") or "/"
+    from adg_plugin.adapters.torch_team import launched_team
+    from adg_plugin.compare import compare as compared
+
+    with launched_team() as team:
+        if team.size > 1:
+            raise ConfigError(
+                [f"{team.size} ranks were started: adg compare runs in one process; sample with `adg sample` in these"]
+            )
+        with local_run_folder(where) as folder:
+            found = compared(settings, split_methods(methods), folder, show_progress=not quiet)
+            path = f"{where}/{found.path.name}"
+    if as_json:
+        print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+    else:
+        if not quiet:
+            print_comparison(found, result_console())
+        print(path)  # a URL holds it only now
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def print_comparison(about: Comparison, console: Console) -> None:
+    """Print what the choices share, a line for each method, what the columns mean, and the errors."""
+    if about.facts.names:
+        _print_overlaps(about, console)
+        console.print()
+    _print_methods(about, console)
+    for sentence in _MEASURES:
+        console.print(Text(sentence))
+    for one in about.failed:
+        console.print(Text(f"{one.name} failed: {one.error}"))
+
+
+def _print_overlaps(about: Comparison, console: Console) -> None:
+    facts = about.facts
+    head = (
+        f"Jaccard overlap of the choices of {about.budget:,} of {about.rows['candidates']:,} rows; by chance "
+        f"{facts.by_chance['jaccard']:.0%}"
+    )
+    console.print(Text(head))  # a table's own title is folded to its width
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("method", overflow="fold")
+    for number in range(1, len(facts.names) + 1):
+        table.add_column(str(number), justify="right", overflow="fold")
+    for number, (name, row) in enumerate(zip(facts.names, facts.jaccard, strict=True), 1):
+        table.add_row(str(number), Text(name), *(f"{value:.0%}" for value in row))
+    console.print(table)
+
+
+def _print_methods(about: Comparison, console: Console) -> None:
+    bins = about.facts.bins
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")
+    reached = f"bins of {bins['total']:,}" if bins else "bins"
+    for name in ("rows", reached, "fullest", "prompt", "answer", "alone", "asking", "choosing"):
+        table.add_column(name, justify="right", overflow="fold")
+    place = {name: i for i, name in enumerate(about.facts.names)}
+    for one in about.methods:
+        cells = ("failed", *[""] * 7) if one.error is not None else _cells(about, one, place[one.name])
+        table.add_row(Text(one.name), *cells)
+    whole = about.facts.lengths_of_pool
+    candidates = f"{about.rows['candidates']:,}"
+    table.add_row("the pool", candidates, "", "", _median(whole, "prompt_tokens"), _median(whole, "reference_words"))
+    console.print(table)
+    none, everyone = about.facts.chosen_by["none"], about.facts.chosen_by["all"]
+    console.print(Text(f"{everyone:,} rows are chosen by all methods, {none:,} by none"))
+
+
+def _cells(about: Comparison, one: Compared, at: int) -> tuple[str, ...]:
+    facts = about.facts
+    bins, lengths = facts.bins, facts.lengths[at]
+    return (
+        f"{len(one.ids):,}",
+        f"{bins['reached'][at]:,}" if bins else "-",
+        f"{bins['largest_share'][at]:.0%}" if bins else "-",
+        _median(lengths, "prompt_tokens"),
+        _median(lengths, "reference_words"),
+        f"{facts.alone[at]:,}",
+        _asking(about, one),
+        f"{one.seconds:.1f}",
+    )
+
+
+def _asking(about: Comparison, one: Compared) -> str:
+    cost = about.cost(one)
+    if cost is None:
+        return "-"
+    if not cost.rows:
+        return "?"
+    return f"{cost.seconds:.1f}" + ("" if cost.is_whole(about.rows["candidates"]) else "+")
+
+
+def _median(lengths: dict[str, dict[str, float]], name: str) -> str:
+    return f"{lengths[name]['p50']:.0f}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(compare)

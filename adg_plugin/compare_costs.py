@@ -1,0 +1,81 @@
+"""What it took to ask models for what methods choose by, also where an earlier run asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adg_plugin.compare_facts import read_comparison
+from adg_plugin.store import RunReader
+
+ANSWERS = "answers"  # to draw and to embed them
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rows that a model was asked about, and what that took.
+
+    Attributes:
+        rows: of earlier runs, as far as they left a record, and of this one.
+        seconds: for these.
+        tokens: drawn or predicted.
+        seconds_now: those of this run.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    seconds_now: float = 0.0
+
+    def with_now(self, took: Mapping[str, Any]) -> Cost:
+        """Return it with what this run took, as sampling or measuring says."""
+        seconds = seconds_of(took)
+        return Cost(
+            self.rows + int(took.get("rows", 0)),
+            self.seconds + seconds,
+            self.tokens + int(took.get("tokens", 0)),
+            seconds,
+        )
+
+    def is_whole(self, rows: int) -> bool:
+        """Return whether a record is there of so many rows: an interrupted run leaves none."""
+        return self.rows >= rows
+
+    def summary(self, rows: int) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "seconds_now": self.seconds_now,
+            "is_whole": self.is_whole(rows),
+        }
+
+
+def seconds_of(took: Mapping[str, Any]) -> float:
+    """Return the seconds of drawing or measuring, and of embedding after it."""
+    return float(took.get("seconds", 0.0)) + float(took.get("embedding", {}).get("seconds", 0.0))
+
+
+def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
+    """Return what earlier runs say of the cost of what the run folder holds.
+
+    Args:
+        run: the run folder, with its staged pool.
+        recipe: of its answers; records of others do not count.
+
+    Raises:
+        StoreError: compare.json or manifest.json cannot be read.
+    """
+    found: dict[str, Cost] = {}
+    manifest = run.manifest()
+    if manifest is not None and manifest.get("recipe") == dict(recipe):
+        method, small_model = (manifest["config"].get(key, "") for key in ("method", "small_model"))
+        name = {"adg": ANSWERS, "superfiltering": f"superfiltering {small_model}"}.get(method, method)
+        found[name] = Cost().with_now(manifest["sampling"])
+    before = read_comparison(run)
+    if before is not None and before["recipe"] == dict(recipe):
+        for name, cost in before["costs"].items():
+            found[name] = Cost(cost["rows"], cost["seconds"], cost["tokens"])
+    return {name: Cost(cost.rows, cost.seconds, cost.tokens) for name, cost in found.items() if cost.rows}

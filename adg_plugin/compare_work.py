@@ -1,0 +1,160 @@
+"""Methods choose from one run folder, one after the other; what they ask of models is asked once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from adg_plugin.choosing import decide, measured
+from adg_plugin.compare_costs import ANSWERS, Cost
+from adg_plugin.compare_methods import Plan
+from adg_plugin.config import ADGConfig
+from adg_plugin.decision import Decision
+from adg_plugin.errors import ADGError, DataError, StoreError
+from adg_plugin.rows import Reason
+from adg_plugin.selection import resolve_budget
+from adg_plugin.selectors.label_graph import read_labels
+from adg_plugin.sharing import Alone
+from adg_plugin.store import RunFolder, RunReader
+
+if TYPE_CHECKING:
+    from adg_plugin.engines.loading import Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What became of one method.
+
+    Attributes:
+        name: of the method, with its own settings.
+        method: the selector.
+        changes: its own settings.
+        ids: of the chosen rows, the best first; none where it failed.
+        scored: rows it could choose from.
+        rejected: rows it could not choose, by reason.
+        seconds: that choosing took, with stored answers or likelihoods.
+        asked: the cost that it shares with others who ask for the same; None: it asks no model beforehand.
+        warnings: sentences.
+        error: why it did not choose; None: it did.
+    """
+
+    name: str
+    method: str
+    changes: dict[str, Any]
+    ids: tuple[str, ...] = ()
+    scored: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    asked: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Work:
+    """Lets methods choose, one by one, and remembers what was asked of models for it."""
+
+    def __init__(
+        self, run: RunFolder, config: ADGConfig, source: Source, costs: Mapping[str, Cost], show: bool
+    ) -> None:
+        self._run, self._config, self._source, self._show = run, config, source, show
+        self._before = costs
+        self._left: dict[str, Mapping[str, str]] = {}  # by cost
+        self._errors: dict[str, ADGError] = {}
+        self.costs: dict[str, Cost] = {}
+        counts = run.counts()
+        duplicates = sum(rejection.reason == Reason.DUPLICATE for rejection in run.staged_rejections())
+        self.rows = {"pool": counts.prompts + counts.rejected - duplicates, "candidates": counts.prompts}
+        self.budget, _ = resolve_budget(config.budget, self.rows["pool"], counts.prompts)
+        self.binned: pa.Table | None = None  # `id` and `bin` of the first choice of ADG in the shared bins
+
+    def chosen(self, plan: Plan) -> Compared:
+        """Return what the method chose, or its error."""
+        one = Compared(plan.name, plan.method, plan.changes, asked=self._asks(plan))
+        try:
+            left = self._ask(one.asked, plan.config)
+            began = time.monotonic()
+            decision = decide(self._run, plan.config, self._source, self.rows["pool"], left)
+            seconds = time.monotonic() - began
+            if not decision.ids:
+                raise DataError(_no_row(decision, self.rows["candidates"]))
+        except StoreError:
+            raise
+        except ADGError as err:
+            logger.warning("%s failed: %s", plan.name, err)
+            return replace(one, error=str(err))
+        for sentence in decision.warnings:
+            logger.warning("%s: %s", plan.name, sentence)
+        if self.binned is None and plan.method == "adg" and plan.config.bins == self._config.bins:
+            self.binned = decision.table.select(["id", "bin"])
+        return replace(
+            one,
+            ids=decision.ids,
+            scored=len(decision.table),
+            rejected=_reasons(decision),
+            seconds=seconds,
+            warnings=decision.warnings,
+        )
+
+    def _asks(self, plan: Plan) -> str | None:
+        """Return what a method wants to know of a model beforehand: the name of its cost."""
+        if plan.method == "adg" or (plan.method == "mig" and not _has_labels(self._run, plan.config.field_labels)):
+            return ANSWERS
+        if plan.method == "superfiltering":
+            return f"superfiltering {plan.config.small_model}"
+        return "ifd" if plan.method == "ifd" else None
+
+    def _ask(self, asked: str | None, config: ADGConfig) -> Mapping[str, str] | None:
+        """Ask what is not there, once, and return the reason of each row that got nothing this time, by id.
+
+        Raises:
+            ADGError: it cannot be asked; whoever wants the same later meets the same error.
+        """
+        if asked is None:
+            return None
+        if asked in self._errors:
+            raise self._errors[asked]
+        if asked not in self.costs:
+            try:
+                took = self._took(asked, config)
+            except ADGError as err:
+                self._errors[asked] = err
+                raise
+            self._left[asked] = took.pop("left", {})
+            self.costs[asked] = self._before.get(asked, Cost()).with_now(took)
+        return self._left[asked]
+
+    def _took(self, asked: str, config: ADGConfig) -> dict[str, Any]:
+        from adg_plugin.sampling import fill
+
+        if asked != ANSWERS:
+            return measured(self._run, config, self._source, show=self._show)
+        return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
+
+
+def _reasons(decision: Decision) -> dict[str, int]:
+    return dict(Counter(rejection.reason for rejection in decision.rejections).most_common())
+
+
+def _no_row(decision: Decision, candidates: int) -> str:
+    told = ", ".join(f"{reason} {count}" for reason, count in _reasons(decision).items())
+    return f"none of the {candidates} rows can be chosen ({told})"
+
+
+def _has_labels(run: RunReader, column: str) -> bool:
+    for table in run.staged_columns(["data"]):
+        for text in table["data"].to_pylist():
+            try:
+                if read_labels(json.loads(text).get(column)):
+                    return True
+            except ValueError:  # such a row will be rejected
+                continue
+    return False

@@ -1,0 +1,98 @@
+"""Keeps what the harness prints off stdout, its bars out of logs, and its remarks to those that a user can act on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+log = logging.getLogger(__name__)
+
+# Parts of warnings about how the harness is called, which is this package's doing and meant.
+_OURS = (
+    "`pretrained` model kwarg is not of type `str`",
+    "Passed an already-initialized model",
+    "Overwriting default num_fewshot",
+    "Chat template formatting change affects",
+    "is defined, but aggregation is not",
+    "is defined, but higher_is_better is not",
+    "num_fewshot > 0 but fewshot_split is None",
+    "Duplicate task name",
+    "will not be registered",
+)
+_CUT = ("runcat", "exceeds model's max length")
+
+
+class Remarks(logging.Handler):
+    """Passes on each of the harness's warnings once.
+
+    Attributes:
+        cut: whether a prompt was too long for the model, and was cut from the left.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.cut = False
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one remark."""
+        text = record.getMessage()
+        if any(part in text for part in _CUT):
+            self.cut = True
+        elif not any(part in text for part in _OURS) and text not in self._said:
+            self._said.add(text)
+            log.log(record.levelno, "lm-evaluation-harness: %s", text.strip())
+
+
+class _WithoutBars:
+    """A stream that leaves out progress bars: they begin with a carriage return."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._in_bar = False
+
+    def write(self, text: str) -> int:
+        is_bar = text.startswith("\r") or (self._in_bar and text == "\n")
+        self._in_bar = text.startswith("\r")
+        if not is_bar:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Leave the stream open: loggers that came with the harness keep this one, and close it at the end."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def quietened(*, show_bars: bool) -> Iterator[Remarks]:
+    """Yield the harness's remarks while stdout goes to stderr, with its bars or without."""
+    from huggingface_hub.utils import logging as hub
+
+    remarks, harness = Remarks(), logging.getLogger("lm_eval")
+    before = harness.propagate, harness.level, hub.get_verbosity()
+    harness.addHandler(remarks)
+    harness.propagate = False
+    harness.setLevel(logging.WARNING)
+    hub.set_verbosity(logging.ERROR)  # ten lines on each data set that it cannot reach; the error says it once
+    try:
+        with ExitStack() as stack:
+            if not show_bars:
+                stack.enter_context(redirect_stderr(_WithoutBars(sys.stderr)))
+            stack.enter_context(redirect_stdout(sys.stderr))
+            yield remarks
+    finally:
+        harness.removeHandler(remarks)
+        harness.propagate = before[0]
+        harness.setLevel(before[1])
+        hub.set_verbosity(before[2])

@@ -1,0 +1,63 @@
+"""What the scores of a method other than ADG consist of, for those who show them."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Number: TypeAlias = float | int | None
+
+STEPWISE = ("zip", "mig")  # choose one row after another, and come only to those that they choose
+
+SCORE_MEANINGS = {
+    "random": "drawn by lot",
+    "longest": "tokens of the row's own answer",
+    "ifd": "mean NLL of the answer after the prompt over that of the answer alone",
+    "superfiltering": "perplexity of the answer after the prompt over that of the answer alone",
+    "zip": "place in the choice, counted from its end",
+    "mig": "place in the choice, counted from its end",
+    "scar": "of the ranker",
+}
+PART_MEANINGS = {
+    "reference_tokens": "tokens of the row's own answer",
+    "answer_nll": "mean NLL of the answer after the prompt",
+    "answer_nll_alone": "mean NLL of the answer alone",
+    "set_compression_ratio": "compression ratio of the choice, up to the row's step",
+    "information_gain": "information that the row added to the choice",
+    "quality": "quality of the row",
+}
+_OF_ALL = ("id", "score", "rank", "chosen", "reason")
+
+
+def part_names(table: pa.Table) -> list[str]:
+    """Return the columns of `scores.parquet` that are the method's own parts of its score."""
+    return [name for name in table.column_names if name not in _OF_ALL]
+
+
+def numbers(table: pa.Table, name: str) -> list[Number]:
+    """Return the values of a column, (N,); None where the method has none, whole numbers as such."""
+    return [plain(value) for value in table[name].to_pylist()]
+
+
+def plain(value: Number) -> Number:
+    """Return None for what is not there, a whole number as an `int`, and any other as it is."""
+    if value is None or math.isnan(value):
+        return None
+    return int(value) if value == int(value) else value
+
+
+def shown(value: Number, sign: str = "") -> str:
+    """Return a number for people: nothing for None, no decimals of whole ones. `sign` is `+` or nothing."""
+    if value is None:
+        return ""
+    return format(value, f"{sign}d" if isinstance(value, int) else f"{sign}.4f")
+
+
+def by_rank(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Return the rows of a table of scores, (N,), the best first and those without a rank last, by id."""
+    ranks = [len(table) + 1 if rank is None else rank for rank in table["rank"].to_pylist()]
+    return np.argsort(np.array(ranks, dtype=np.int64), kind="stable").astype(np.int64)

@@ -1,0 +1,36 @@
+"""IFD, the instruction-following difficulty: how little a prompt helps a model to predict the row's own answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+NOT_BELOW_1 = "ifd_not_below_1"
+
+Floats = npt.NDArray[np.float64]
+
+
+def ifd(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return each row's IFD, the higher the better, and whether the row may be chosen: where IFD is below 1.
+
+    IFD = with_prompt / alone. At 1 or above, the prompt is no help: it and the answer do not belong together.
+
+    Args:
+        with_prompt: (N,) mean of -log p over the answer's tokens after the prompt, in nats; NaN where not measured.
+        alone: (N,) the same over the same tokens without the prompt.
+
+    Returns:
+        (N,) scores, NaN where not measured or 0 / 0, and (N,) which of them may be chosen.
+
+    Source: arXiv 2308.12032.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.asarray(with_prompt, np.float64) / np.asarray(alone, np.float64)
+    return scores, scores < 1  # NaN is not
+
+
+def detail(score: float) -> str:
+    """Return the sentence for a row that may not be chosen."""
+    if np.isnan(score):
+        return "IFD cannot be computed: the answer is certain with the prompt and without it"
+    return f"IFD is {score:.4f}, not below 1: the prompt does not help to predict the answer"

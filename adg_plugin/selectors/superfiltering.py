@@ -1,0 +1,35 @@
+"""SuperFiltering: IFD as a ratio of perplexities, by a small model in the place of the one that is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+NOT_BELOW_1 = "superfiltering_not_below_1"
+
+Floats = npt.NDArray[np.float64]
+
+
+def superfiltering(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return each row's ratio of perplexities, the higher the better, and whether the row may be chosen: below 1.
+
+    The ratio is exp(with_prompt) / exp(alone). It depends on the difference of the two means and IFD on their
+    quotient, so the same rows are below 1, and their order is not the same.
+
+    Args:
+        with_prompt: (N,) mean of -log p over the answer's tokens after the prompt, in nats; NaN where not measured.
+        alone: (N,) the same over the same tokens without the prompt.
+
+    Returns:
+        (N,) scores, NaN where not measured, and (N,) which of them may be chosen.
+
+    Source: arXiv 2402.00530.
+    """
+    with np.errstate(over="ignore"):  # infinity is not below 1, either
+        scores = np.exp(np.asarray(with_prompt, np.float64) - np.asarray(alone, np.float64))
+    return scores, scores < 1  # NaN is not
+
+
+def detail(score: float) -> str:
+    """Return the sentence for a row that may not be chosen."""
+    return f"the ratio of perplexities is {score:.4f}, not below 1: the prompt does not help to predict the answer"

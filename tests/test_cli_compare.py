@@ -1,0 +1,191 @@
+"""`adg compare`: what it prints, how it ends, and a comparison with the demo model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from adg_plugin import cli_compare
+from adg_plugin.errors import ConfigError
+
+METHODS = "adg,adg:residual,random,longest,zip,ifd"
+
+
+def invoke(*arguments):
+    app = typer.Typer()
+    cli_compare.register(app)
+    try:
+        app([str(argument) for argument in arguments], prog_name="adg", standalone_mode=True)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tiny_runs import save
+
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def config(model, tmp_path, monkeypatch):
+    from tiny_runs import SETTINGS, pool_rows, write_jsonl
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    write_jsonl(tmp_path / "pool.jsonl", pool_rows(30))
+    Path("mine.yaml").write_text(yaml.safe_dump({**SETTINGS, "model": str(model), "datasets": ["pool.jsonl"]}))
+    return Path("mine.yaml")
+
+
+@pytest.mark.tiny
+def test_the_tables_fit_80_columns_and_say_what_the_json_says(config, capsys):
+    assert invoke(config, "--methods", "adg,adg:rank,random,longest,zip,adg:weight=0,adg:weight=1,random:seed=12") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[-1] == "runs/mine/compare.json"
+    assert max(map(len, lines)) <= 80
+    assert "sampling: 30/30 rows" in err
+    about = json.loads(Path(lines[-1]).read_text())
+    assert "choices of 10 of 30 rows; by chance 20%" in out
+    for number, (name, row) in enumerate(zip(about["names"], about["jaccard"], strict=True), 1):
+        (shown,) = [line for line in lines if line.split()[:2] == [str(number), name]]
+        assert shown.split()[2:] == [f"{value:.0%}" for value in row]
+        (shown,) = [line.split() for line in lines if line.split()[:1] == [name]]
+        place, lengths = number - 1, about["lengths"][number - 1]
+        asking = f"{about['costs']['answers']['seconds']:.1f}" if name.startswith("adg") else "-"
+        assert shown[1:] == [
+            "10",
+            str(about["bins"]["reached"][place]),
+            f"{about['bins']['largest_share'][place]:.0%}",
+            f"{lengths['prompt_tokens']['p50']:.0f}",
+            f"{lengths['reference_words']['p50']:.0f}",
+            str(about["alone"][place]),
+            asking,
+            f"{about['methods'][place]['seconds']:.1f}",
+        ]
+    everyone, none = about["chosen_by"]["all"], about["chosen_by"]["none"]
+    assert f"{everyone} rows are chosen by all methods, {none} by none" in out
+
+
+@pytest.mark.tiny
+def test_json_and_quiet(config, capsys):
+    arguments = (config, "--methods", "random,zip", "--set", "budget=4", "--out", "there")
+    assert invoke(*arguments, "--json") == 0
+    out = capsys.readouterr().out
+    assert json.loads(out) == json.loads(Path("there/compare.json").read_text())
+    assert [len(one["ids"]) for one in json.loads(out)["methods"]] == [4, 4]
+    assert invoke(*arguments, "--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.out == "there/compare.json\n"
+    assert "rows" not in captured.err
+    assert not Path("runs").exists()
+    assert not Path("there/selected.jsonl").exists()
+    assert not Path("there/manifest.json").exists()
+
+
+@pytest.mark.tiny
+def test_the_default_methods(config, capsys):
+    assert invoke(config, "-q", "--set", "output_dir=by-config") == 0
+    assert capsys.readouterr().out == "by-config/compare.json\n"
+    about = json.loads(Path("by-config/compare.json").read_text())
+    assert about["names"] == ["adg", "random", "longest", "zip", "ifd"]
+
+
+@pytest.mark.tiny
+def test_a_failed_method_ends_it_with_1(config, tmp_path, capsys):
+    from tiny_runs import break_altogether, save
+
+    broken = save(tmp_path / "broken", break_altogether)
+    assert invoke(config, "--methods", "adg,random", "--set", f"model={broken}") == 1
+    out = capsys.readouterr().out
+    said = " ".join(out.split())
+    assert "adg failed: 30 of 30 rows gave NaN or infinity: set dtype to bfloat16 or float32" in said
+    assert next(line.split() for line in out.splitlines() if line.startswith("adg ")) == ["adg", "failed"]
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.splitlines()[-1] == "runs/mine/compare.json"
+    assert json.loads(Path("runs/mine/compare.json").read_text())["names"] == ["random"]
+    assert invoke(config, "--methods", "adg", "--set", f"model={broken}") == 1
+    # The rows that were sampled stay rejected.
+    said = " ".join(capsys.readouterr().out.split())
+    assert "adg failed: none of the 30 rows can be chosen (non_finite_states 30)" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "said"),
+    [
+        ({}, (), "mine.yaml: datasets is missing: give a pool, such as datasets: [pool.jsonl]"),
+        ({"datasets": ["pool.jsonl"]}, ("--methods", ","), "--methods: no method is named: use some, such as "
+         "adg,random,longest,zip,ifd"),
+        (
+            {"datasets": ["pool.jsonl"]},
+            ("--methods", "random,adg:weigth=0,ifd:seed=1"),
+            "--methods: 2 problems\n"
+            "  - adg:weigth=0: weigth is not a setting: did you mean `weight`?\n"
+            "  - ifd:seed=1: seed is 1: all methods share one pool and its answers; use a run folder of its own "
+            "(--set, --out)",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_before_anything_is_read(tmp_path, monkeypatch, settings, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"model": "no/such", **settings}))
+    with pytest.raises(ConfigError) as caught:
+        invoke("mine.yaml", *arguments)
+    assert str(caught.value) == said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.tiny
+def test_a_run_folder_behind_a_url(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ADG_RUN_CACHE", str(tmp_path / "cache"))
+    assert invoke(config, "-q", "--methods", "random", "--out", f"file://{tmp_path}/far") == 0
+    assert capsys.readouterr().out == f"file://{tmp_path}/far/compare.json\n"
+    assert len(json.loads((tmp_path / "far" / "compare.json").read_text())["methods"][0]["ids"]) == 10
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # 70 s of processor time, which other work may stretch
+def test_a_comparison_on_the_demo_pool_with_the_demo_model(demo_model, tmp_path, monkeypatch, capsys):
+    from adg_plugin import select
+    from adg_plugin.config import load_config
+    from adg_plugin.engines import loading
+
+    monkeypatch.chdir(tmp_path)
+    settings = {"model": "demo", "datasets": ["demo"], "budget": 64, "max_new_tokens": 4, "num_samples": 3}
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    loaded = []
+    load = loading.load_backbone
+    monkeypatch.setattr(loading, "load_backbone", lambda *given: loaded.append(given) or load(*given))
+    assert invoke("mine.yaml", "--methods", METHODS) == 0
+    assert len(loaded) == 2  # to sample, and to measure
+    about = json.loads(Path("runs/mine/compare.json").read_text())
+    assert about["names"] == METHODS.split(",")
+    ids = [set(one["ids"]) for one in about["methods"]]
+    assert [len(choice) for choice in ids] == [64] * 6
+    for i, one in enumerate(ids):
+        for j, other in enumerate(ids):
+            assert about["jaccard"][i][j] == pytest.approx(len(one & other) / len(one | other))
+    assert {coverage["kind"] for coverage in about["coverage"]} == {"category", "file"}
+    category = next(coverage for coverage in about["coverage"] if coverage["kind"] == "category")
+    assert all(sum(value["chosen"][2] for value in category["values"]) <= 64 for _ in category["values"])
+    assert about["costs"]["answers"]["is_whole"]
+    assert about["costs"]["ifd"]["is_whole"]
+
+    selection = select(config=load_config("mine.yaml"), output_dir="runs/mine", show_progress=False)
+    assert list(selection.ids) == about["methods"][0]["ids"]
+    files = ("selected.jsonl", "scores.parquet", "manifest.json", "config.json", "rejected.jsonl")
+    before = [Path("runs/mine", name).read_bytes() for name in files]
+    capsys.readouterr()
+    assert invoke("mine.yaml", "--methods", METHODS) == 0
+    assert len(loaded) == 2
+    assert [Path("runs/mine", name).read_bytes() for name in files] == before
+    again = json.loads(Path("runs/mine/compare.json").read_text())
+    assert [one["ids"] for one in again["methods"]] == [one["ids"] for one in about["methods"]]
+    assert again["costs"]["answers"]["seconds"] == about["costs"]["answers"]["seconds"]

@@ -1,0 +1,448 @@
+"""Methods compared: overlaps by brute force, what is refused, and what a run folder keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adg_plugin.compare_costs import Cost
+from adg_plugin.compare_facts import add_files, facts_of, overlaps
+from adg_plugin.compare_methods import planned, split_methods
+from adg_plugin.config import ADGConfig
+from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, StoreError
+from adg_plugin.report.facets import Facet, Facets
+
+CONFIG = ADGConfig(budget=10)
+
+
+# What the choices share
+
+
+@given(st.lists(st.sets(st.integers(0, 11)), min_size=1, max_size=6))
+def test_overlaps_are_those_of_sets(choices):
+    chosen = np.array([[row in choice for row in range(12)] for choice in choices])
+    jaccard, shared = overlaps(chosen)
+    for i, one in enumerate(choices):
+        for j, other in enumerate(choices):
+            assert jaccard[i, j] == (len(one & other) / len(one | other) if one | other else 1.0)
+            assert shared[i, j] == (len(one & other) / len(one) if one else float(not other))
+
+
+def facets(rows):
+    lengths = np.arange(rows, dtype=np.int64)
+    return Facets(lengths, 10 * lengths, {"source": Facet(np.array(["a", "b"] * (rows // 2), dtype=object))})
+
+
+def test_facts_of_a_few_choices_by_hand():
+    ids = [f"r{n}" for n in range(10)]
+    choices = {"one": ["r0", "r2", "r4", "r6"], "two": ["r6", "r1", "r0", "r3"], "same": ["r6", "r4", "r2", "r0"]}
+    bins = np.array([0, 0, 1, 1, 2, 2, 0, 0, -1, -1])
+    found = facts_of(choices, ids, 4, facets(10), bins)
+    assert found.names == ("one", "two", "same")
+    assert found.jaccard == [[1, 2 / 6, 1], [2 / 6, 1, 2 / 6], [1, 2 / 6, 1]]
+    assert found.shared[0] == [1, 0.5, 1]
+    assert found.by_chance == {"shared": 0.4, "jaccard": pytest.approx(0.4 / 1.6)}
+    assert found.chosen_by == {"all": 2, "none": 4}  # r0, r6; r5, r7, r8, r9
+    assert found.alone == [0, 2, 0]
+    assert found.bins == {
+        "total": 3,
+        "reached": [3, 2, 3],
+        "largest_share": [0.5, 0.75, 0.5],
+        "without_a_bin": [0, 0, 0],
+    }
+    assert found.coverage == [
+        {
+            "kind": "source",
+            "values": [
+                {"value": "a", "pool": 5, "chosen": [4, 2, 4]},
+                {"value": "b", "pool": 5, "chosen": [0, 2, 0]},
+            ],
+        }
+    ]
+    assert found.lengths[0]["prompt_tokens"] == {f"p{p}": np.percentile([0, 2, 4, 6], p) for p in (5, 50, 95)}
+    assert found.lengths[1]["reference_words"]["p50"] == 20
+    assert found.lengths_of_pool["prompt_tokens"]["p50"] == 4.5
+
+
+def test_chance_is_what_random_choices_share():
+    ids = [f"r{n:03d}" for n in range(200)]
+    rng = np.random.default_rng(0)
+    choices = {str(n): [ids[row] for row in rng.permutation(200)[:50]] for n in range(60)}
+    found = facts_of(choices, ids, 50, facets(200), None)
+    others = ~np.eye(60, dtype=bool)
+    assert np.mean(np.array(found.shared)[others]) == pytest.approx(found.by_chance["shared"], abs=0.01)
+    assert np.mean(np.array(found.jaccard)[others]) == pytest.approx(found.by_chance["jaccard"], abs=0.01)
+    assert found.bins is None
+
+
+def test_rows_without_a_bin_reach_none():
+    found = facts_of({"a": ["r0", "r1"], "b": []}, ["r0", "r1", "r2", "r3"], 2, facets(4), np.array([-1, 0, 0, -1]))
+    assert found.bins == {
+        "total": 1,
+        "reached": [1, 0],
+        "largest_share": [0.5, 0.0],
+        "without_a_bin": [1, 0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("where", "data_sets", "told"),
+    [
+        (["a:1", "a:2", "b:1", "b:2"], None, ["a", "a", "b", "b"]),
+        (["s3://x/a:1", "s3://x/a:2", "s3://x/b:1", "s3://x/b:2"], None, ["s3://x/a", "s3://x/a", "s3://x/b"]),
+        (["a:1", "a:2", "a:3", "a:4"], None, None),
+        (["a:1", "b:1", "c:1", "d:1"], None, None),  # a file per row
+        (["a:1", "a:2", "b:1", "b:2"], ["one", "one", "two", "two"], None),  # the data sets tell as much
+    ],
+)
+def test_files_are_a_kind_where_they_tell_something(where, data_sets, told):
+    of = facets(4)
+    if data_sets is not None:
+        of.kinds["data set"] = Facet(np.array(data_sets, dtype=object))
+    add_files(of, where)
+    assert ("file" in of.kinds) == (told is not None)
+    if told is not None:
+        assert of.kinds["file"].values.tolist()[: len(told)] == told
+
+
+# Which methods
+
+
+@pytest.mark.parametrize(
+    ("text", "methods"),
+    [
+        ("adg,random", ["adg", "random"]),
+        (" adg , adg:rank ,", ["adg", "adg:rank"]),
+        ("adg:weight=0, bins=10,random", ["adg:weight=0,bins=10", "random"]),
+        ("superfiltering:small_model=a:b,zip", ["superfiltering:small_model=a:b", "zip"]),
+        ("adg:rank,weight=0.2,ifd", ["adg:rank,weight=0.2", "ifd"]),
+        ("mig:field_labels=a=b:c,bins=2", ["mig:field_labels=a=b:c,bins=2"]),
+        ("", []),
+    ],
+)
+def test_a_list_of_methods_is_split_at_their_names(text, methods):
+    assert split_methods(text) == methods
+
+
+def test_a_method_has_the_shared_settings_and_its_own():
+    texts = ["adg", "adg:rank", "adg:score=rank", "adg:weight=0", "adg:weight=0.0", "adg:bins=none,weight=1"]
+    plans = planned(CONFIG.updated(bins=4, weight=0.3), [*texts, "random:seed=7", "zip", "zip", "mig:field_quality=q"])
+    assert [plan.name for plan in plans] == [
+        "adg",
+        "adg:rank",
+        "adg:weight=0",
+        "adg:bins=none,weight=1",
+        "random:seed=7",
+        "zip",
+        "mig:field_quality=q",
+    ]
+    assert [plan.method for plan in plans] == ["adg"] * 4 + ["random", "zip", "mig"]
+    rank, drawn = plans[1].config, plans[4].config
+    assert (rank.score, rank.weight, rank.bins, rank.budget) == ("rank", 0.3, 4, 10)
+    assert plans[3].changes == {"bins": None, "weight": 1.0}
+    assert (drawn.seed, drawn.bins) == (7, 4)
+
+
+METHODS = "'adg', 'random', 'longest', 'ifd', 'superfiltering', 'zip', 'mig' or 'scar'"
+SHARED = "all methods share one pool and its answers; use a run folder of its own (--set, --out)"
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        ([], "no method is named: use some, such as adg,random,longest,zip,ifd"),
+        (["randm"], f"randm: method is 'randm': use {METHODS}; did you mean `random`?"),
+        (["adg:wieght=1"], "adg:wieght=1: wieght is not a setting: did you mean `weight`?"),
+        (["adg:weight=2"], "adg:weight=2: weight is 2: use a number from 0 to 1"),
+        (
+            ["adg:best"],
+            "adg:best: 'best' is no setting: write METHOD:KEY=VALUE, such as adg:weight=0, or one of raw, rank, "
+            "zscore, residual",
+        ),
+        (["zip:rank"], "zip:rank: 'rank' is no setting: write METHOD:KEY=VALUE, such as adg:weight=0"),
+        (["adg:"], "adg:: '' is no setting: write METHOD:KEY=VALUE, such as adg:weight=0, or one of raw, rank, "
+         "zscore, residual"),
+        (["adg:rank,score=raw"], "adg:rank,score=raw: score is given twice: keep one"),
+        (["adg:num_samples=7"], f"adg:num_samples=7: num_samples is 7: {SHARED}"),
+        (["adg:seed=1"], f"adg:seed=1: seed is 1: {SHARED}"),
+        (["zip:seed=1"], f"zip:seed=1: seed is 1: {SHARED}"),
+        (["ifd:dtype=float32"], f"ifd:dtype=float32: dtype is 'float32': {SHARED}"),
+        (["random:template=raw"], f"random:template=raw: template is 'raw': {SHARED}"),
+        (
+            ["zip:budget=5"],
+            "zip:budget=5: budget is 5: all methods choose as many rows; use --set budget=5",
+        ),
+        (
+            ["random:weight=0"],
+            "random:weight=0: weight is 0: random does not look at it, it looks at seed",
+        ),
+        (
+            ["zip:bins=3"],
+            "zip:bins=3: bins is 3: zip does not look at it, it looks at no setting but the budget",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_told(methods, said):
+    with pytest.raises(ConfigError) as caught:
+        planned(CONFIG, methods)
+    assert str(caught.value) == f"--methods: {said}"
+
+
+def test_all_problems_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        planned(CONFIG.updated(filters={"min_agreement": 0.1}), ["adg", "random", "adg:bins=0"])
+    (random, bins) = caught.value.problems
+    assert random.startswith("random: filters is ")
+    assert random.endswith(
+        "leave min_agreement and drop_least_agreeing out, or use method: adg: random draws no answers"
+    )
+    assert bins == "adg:bins=0: bins is 0: use a whole number, 1 or more, or leave it out"
+
+
+def test_every_setting_that_touches_answers_is_refused_for_adg():
+    from adg_plugin import keys
+
+    for key in (*keys._SETTINGS, "model", "datasets", "filters", "max_prompt_tokens", "truncate", "eos_token"):
+        with pytest.raises(ConfigError, match="use a run folder of its own"):
+            planned(CONFIG, [f"adg:{key}=1"])
+
+
+# Costs
+
+
+def test_costs_add_up_over_runs():
+    first = Cost().with_now({"rows": 30, "seconds": 2.0, "tokens": 5, "embedding": {"rows": 30, "seconds": 1.5}})
+    assert first == Cost(30, 3.5, 5, 3.5)
+    again = first.with_now({"rows": 0})
+    assert again == Cost(30, 3.5, 5, 0.0)
+    assert again.is_whole(30)
+    assert not again.is_whole(31)
+
+
+# Run folders
+
+
+ROWS = 30
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from tiny_runs import save
+
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def settings(model, tmp_path):
+    from tiny_runs import SETTINGS, pool_rows, write_jsonl
+
+    rows = [{**row, "output": "a b " * n, "category": "cd"[n % 2]} for n, row in enumerate(pool_rows(ROWS))]
+    write_jsonl(tmp_path / "pool.jsonl", rows)
+    return ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": [str(tmp_path / "pool.jsonl")], "bins": 4})
+
+
+def compared(settings, methods, folder):
+    from adg_plugin.compare import compare
+
+    return compare(settings, methods, folder, show_progress=False)
+
+
+def result_files(folder: Path):
+    names = ("config.json", "selected.jsonl", "scores.parquet", "rejected.jsonl", "manifest.json", "report.html")
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("method", ["adg", "random"])
+def test_a_choice_is_that_of_a_selection_by_the_method_and_an_earlier_one_stays(settings, tmp_path, method):
+    from adg_plugin import select
+
+    texts = ["adg", "adg:residual", "random", "longest", "zip", "ifd", "random:seed=1"]
+    own = settings.updated(method=method)
+    selection = select(config=own, output_dir=tmp_path / "run", show_progress=False)
+    (tmp_path / "run" / "report.html").write_text("a page")
+    before = result_files(tmp_path / "run")
+    found = compared(settings, texts, tmp_path / "run")
+    assert result_files(tmp_path / "run") == before
+    assert len(before) == 6
+    assert {one.name: one.error for one in found.methods} == dict.fromkeys(texts)
+    by_name = {one.name: one for one in found.methods}
+    assert by_name[method].ids == selection.ids
+    for text in texts:
+        plan = planned(settings, [text])[0]
+        if plan.changes != {"seed": 1}:  # which would draw other answers
+            other = select(config=plan.config, output_dir=tmp_path / "other", show_progress=False)
+            assert by_name[text].ids == other.ids
+            assert by_name[text].scored == other.manifest["rows"]["scored"]
+
+
+def reader(path):
+    from adg_plugin.store import RunFolder
+
+    return RunFolder.read(path)
+
+
+@pytest.mark.tiny
+def test_facts_are_those_of_the_chosen_rows(settings, tmp_path):
+    from adg_plugin.bins import assign_bins
+    from adg_plugin.compare_facts import read_comparison
+
+    texts = ["adg", "adg:raw", "random", "longest"]
+    found = compared(settings, texts, tmp_path / "run")
+    facts, choices = found.facts, [set(one.ids) for one in found.methods]
+    assert found.budget == 10
+    assert found.rows == {"pool": ROWS, "candidates": ROWS}
+    assert all(len(choice) == 10 for choice in choices)
+    for i, one in enumerate(choices):
+        for j, other in enumerate(choices):
+            assert facts.jaccard[i][j] == pytest.approx(len(one & other) / len(one | other))
+    assert facts.jaccard[0][1] == 1.0  # the config's own form, by two names
+    everyone = set.intersection(*choices)
+    assert facts.chosen_by == {"all": len(everyone), "none": ROWS - len(set.union(*choices))}
+    (coverage,) = facts.coverage
+    assert coverage["kind"] == "category"
+    for value in coverage["values"]:
+        kind = {f"row-{n}" for n in range(ROWS) if "cd"[n % 2] == value["value"]}
+        assert value["pool"] == len(kind)
+        assert value["chosen"] == [len(kind & choice) for choice in choices]
+    geometry = reader(tmp_path / "run").geometry()
+    bins = dict(zip(geometry.ids, assign_bins(geometry.prompt_vectors, 4, 0), strict=True))
+    assert facts.bins["reached"] == [len({bins[id] for id in choice}) for choice in choices]
+    words = sorted(2 * int(id.removeprefix("row-")) for id in choices[3])
+    assert facts.lengths[3]["reference_words"]["p50"] == np.median(words)
+    assert words == [2 * n for n in range(ROWS - 10, ROWS)]
+    stored = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert stored == json.loads(json.dumps(found.summary()))
+    assert read_comparison(reader(tmp_path / "run")) == stored
+    stored["pool_digest"] = "another"
+    (tmp_path / "run" / "compare.json").write_text(json.dumps(stored))
+    assert read_comparison(reader(tmp_path / "run")) is None
+
+
+@pytest.mark.tiny
+def test_what_is_there_is_not_asked_for_again(settings, tmp_path, monkeypatch):
+    from adg_plugin.engines import loading
+
+    loaded = []
+    load = loading.load_backbone
+    monkeypatch.setattr(loading, "load_backbone", lambda *given: loaded.append(given) or load(*given))
+    compared(settings, ["random", "longest", "zip"], tmp_path / "run")
+    assert not loaded  # none of them asks a model
+    first = compared(settings, ["adg", "ifd", "adg:rank"], tmp_path / "run")
+    assert len(loaded) == 2
+    again = compared(settings, ["ifd", "adg:rank", "adg:weight=1", "random"], tmp_path / "run")
+    assert len(loaded) == 2
+    by_name = {one.name: one for one in again.methods}
+    assert [by_name[one.name].ids for one in first.methods[1:]] == [one.ids for one in first.methods[1:]]
+    for name in ("answers", "ifd"):
+        assert again.costs[name] == Cost(ROWS, first.costs[name].seconds, first.costs[name].tokens, 0.0)
+        assert again.costs[name].seconds > 0
+    assert again.cost(by_name["random"]) is None
+
+
+@pytest.mark.tiny
+def test_the_cost_of_an_earlier_selection_counts(settings, tmp_path):
+    from adg_plugin import select
+
+    manifest = select(config=settings, output_dir=tmp_path / "run", show_progress=False).manifest
+    found = compared(settings, ["adg"], tmp_path / "run")
+    assert found.costs["answers"] == Cost(ROWS, manifest["sampling"]["seconds"], manifest["sampling"]["tokens"], 0.0)
+
+
+@pytest.mark.tiny
+def test_an_earlier_selection_of_other_settings_is_not_undone(settings, tmp_path):
+    from adg_plugin import select
+
+    select(config=settings, output_dir=tmp_path / "run", show_progress=False)
+    before = result_files(tmp_path / "run")
+    with pytest.raises(StoreError) as caught:
+        compared(settings.updated(filters={"min_words": 5}), ["random"], tmp_path / "run")
+    assert str(caught.value) == (
+        f"run folder {tmp_path / 'run'} holds a selection from another pool, or under other settings of it: compare "
+        "under those, or give another --out"
+    )
+    with pytest.raises(StoreError) as caught:
+        compared(settings.updated(num_samples=4), ["random"], tmp_path / "run")
+    assert str(caught.value) == (
+        f"run folder {tmp_path / 'run'} was made with num_samples 3 (now 4): go back to that, give another folder, or "
+        "delete this one"
+    )
+    assert result_files(tmp_path / "run") == before
+    assert not (tmp_path / "run" / "compare.json").exists()
+
+
+@pytest.mark.tiny
+def test_a_method_that_fails_leaves_the_others(settings, tmp_path):
+    from tiny_runs import break_altogether, save
+
+    broken = save(tmp_path / "broken", break_altogether)
+    found = compared(settings.updated(model=str(broken)), ["random", "adg", "adg:rank", "zip"], tmp_path / "run")
+    assert [one.name for one in found.failed] == ["adg", "adg:rank"]
+    assert {one.error for one in found.failed} == {
+        "30 of 30 rows gave NaN or infinity: set dtype to bfloat16 or float32 (float16 overflows in many models), or "
+        "check the model's weights"
+    }
+    assert found.facts.names == ("random", "zip")
+    assert len(found.facts.jaccard) == 2
+    summary = found.summary()
+    assert [one["error"] is None for one in summary["methods"]] == [True, False, False, True]
+    assert "NaN" not in json.dumps(summary["jaccard"])
+
+
+@pytest.mark.tiny
+def test_a_method_without_a_row_to_choose_says_why(model, tmp_path):
+    from tiny_runs import SETTINGS, pool_rows, write_jsonl
+
+    write_jsonl(tmp_path / "pool.jsonl", [{**row, "output": ""} for row in pool_rows(12)])
+    pool = [str(tmp_path / "pool.jsonl")]
+    settings = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": pool, "budget": 5})
+    found = compared(settings, ["longest", "random"], tmp_path / "run")
+    assert found.failed[0].error == "none of the 12 rows can be chosen (no_answer 12)"
+    assert len(found.methods[1].ids) == 5
+
+
+@pytest.mark.tiny
+def test_mig_takes_labels_or_answers(settings, tmp_path):
+    from tiny_runs import pool_rows, write_jsonl
+
+    labelled = [{**row, "tags": ["x", "y", "z"][: 1 + n % 3]} for n, row in enumerate(pool_rows(12))]
+    write_jsonl(tmp_path / "labelled.jsonl", labelled)
+    config = settings.updated(datasets=[str(tmp_path / "labelled.jsonl")], budget=4, field_labels="tags")
+    found = compared(config, ["mig"], tmp_path / "labels")
+    assert (found.methods[0].asked, found.costs, found.facts.bins) == (None, {}, None)
+    found = compared(config, ["mig", "mig:field_labels=nothing"], tmp_path / "labels")
+    assert [one.asked for one in found.methods] == [None, "answers"]
+    assert found.methods[1].warnings[0].startswith("no row has labels in column 'nothing', so bins of the prompts")
+    assert found.facts.bins["total"] == 4
+
+
+@pytest.mark.tiny
+def test_what_a_method_lacks_is_told_before_anything_is_written(settings, tmp_path):
+    import importlib.util
+
+    if importlib.util.find_spec("style_ranker") is None:
+        with pytest.raises(MissingExtraError) as missing:
+            compared(settings, ["adg", "scar"], tmp_path / "run")
+        assert str(missing.value) == "method: scar needs `style_ranker`: pip install 'adg-plugin[scar]'"
+    with pytest.raises(ModelError, match="no-such-model"):
+        compared(settings, ["adg", f"superfiltering:small_model={tmp_path / 'no-such-model'}"], tmp_path / "run")
+    with pytest.raises(ConfigError, match="budget_per_dataset is set: only Axolotl"):
+        compared(ADGConfig(budget_per_dataset=[1]), ["adg"], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.tiny
+def test_superfiltering_has_a_cost_for_each_small_model(settings, model, tmp_path):
+    from tiny_runs import save
+
+    other = save(tmp_path / "small", lambda model: model.lm_head.weight.mul_(0.5))
+    texts = [f"superfiltering:small_model={of}" for of in (model, other)]
+    found = compared(settings, texts, tmp_path / "run")
+    # A random model may find no prompt helpful; what it was asked is counted all the same.
+    assert {cost.rows for cost in found.costs.values()} == {ROWS}
+    assert list(found.costs) == [f"superfiltering {of}" for of in (model, other)]

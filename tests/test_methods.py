@@ -1,0 +1,315 @@
+"""Selectors other than ADG through the whole way from a pool to the chosen rows, with real tiny models."""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_models import tiny_tokenizer
+from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
+from transformers import AutoModelForCausalLM
+
+from adg_plugin import select
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines import loading
+from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.pipeline import run_selection, run_stage
+from adg_plugin.pool import Pool
+from adg_plugin.sharing import Alone
+
+pytestmark = pytest.mark.tiny
+
+WORDS = "sea wind stone light river bread seven green follow under"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch):
+    """A function after whose call no model can be loaded."""
+
+    def load(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    return lambda: monkeypatch.setattr(loading, "load_backbone", load)
+
+
+def answered_rows(count: int) -> list[dict[str, object]]:
+    """Return rows whose answers are of different lengths and words."""
+    draw = random.Random(3)
+    return [{**row, "output": " ".join(draw.choices(WORDS.split(), k=draw.randint(1, 12)))} for row in pool_rows(count)]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "pool.jsonl", answered_rows(40))
+
+
+BUDGET = 10  # of tiny_runs
+METHODS = ("random", "longest", "zip", "ifd", "superfiltering")
+
+
+def settings(method: str, model: Path) -> dict[str, object]:
+    return {"method": method, "small_model": str(model)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_spends_the_budget_exactly_and_the_order_of_the_pool_plays_no_part(method, pool, model, tmp_path):
+    chosen = choose(pool, model, tmp_path / "run", **settings(method, model))
+    scored = 40 - sum(chosen.manifest["rows"]["rejected"].values())  # a random model finds most ratios above 1
+    assert len(set(chosen.ids)) == len(chosen.ids) == len(read_jsonl(chosen.path)) == min(BUDGET, scored)
+    shuffled = read_jsonl(pool)
+    random.Random(1).shuffle(shuffled)
+    other = choose(
+        write_jsonl(tmp_path / "other.jsonl", shuffled), model, tmp_path / "other", **settings(method, model)
+    )
+    assert other.ids == chosen.ids
+    manifest = chosen.manifest
+    assert (manifest["rows"]["scored"], manifest["rows"]["bins"]) == (scored, None)
+    table = pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+    assert len(table) == scored
+    by_rank = sorted((row for row in table if row["chosen"]), key=lambda row: row["rank"])
+    assert tuple(row["id"] for row in by_rank) == chosen.ids
+    assert (tmp_path / "run" / "data" / "train-00000-of-00001.parquet").is_file()
+
+
+def test_a_fraction_counts_the_pool_and_a_budget_above_it_takes_all(pool, model, tmp_path):
+    assert len(choose(pool, model, tmp_path / "run", method="random", budget=0.25).ids) == 10
+    everything = choose(pool, model, tmp_path / "run", method="random", budget=100)
+    assert len(everything.ids) == 40
+    assert everything.manifest["warnings"] == ["budget is 100, but only 40 rows can be chosen: all of them are"]
+
+
+def test_random_is_uniform_and_another_seed_draws_others(model, tmp_path):
+    rows = pool_rows(30)
+    counts = dict.fromkeys((row["id"] for row in rows), 0)
+    seeds = range(200)
+    from adg_plugin.selectors.candidates import Candidates
+    from adg_plugin.selectors.simple import pick_random
+
+    ids = np.array(sorted(counts), dtype=object)
+    for seed in seeds:
+        for row in pick_random(Candidates(ids, [], [], []), 6, seed).rows:
+            counts[ids[row]] += 1
+    # 200 draws of a share of 0.2: mean 40, standard deviation 5.7; of 30 rows the furthest is within four of them.
+    assert all(abs(count - 40) < 23 for count in counts.values())
+    assert sum(counts.values()) == 200 * 6
+
+
+def test_longest_are_those_of_the_most_tokens(pool, model, tmp_path):
+    chosen = choose(pool, model, tmp_path / "run", method="longest")
+    tokenizer = tiny_tokenizer()
+    lengths = {row["id"]: len(tokenizer(row["output"], add_special_tokens=False).input_ids) for row in read_jsonl(pool)}
+    assert chosen.ids == tuple(sorted(lengths, key=lambda id: (-lengths[id], id))[:10])
+
+
+def test_zip_compresses_worse_than_what_random_takes(pool, model, tmp_path):
+    def ratio(ids):
+        rows = {row["id"]: row for row in read_jsonl(pool)}
+        text = "\n".join(f"{rows[id]['instruction']}\n{rows[id]['output']}" for id in ids).encode()
+        return len(text) / len(zlib.compress(text, 9))
+
+    chosen = choose(pool, model, tmp_path / "run", method="zip")
+    others = [choose(pool, model, tmp_path / "run", method="random", seed=seed).ids for seed in range(5)]
+    assert ratio(chosen.ids) < min(ratio(ids) for ids in others)
+
+
+def nll(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0].double()
+    logp = logits.log_softmax(-1)
+    return -sum(float(logp[len(prompt) + t - 1, token]) for t, token in enumerate(answer)) / len(answer)
+
+
+def test_ifd_agrees_with_a_transcription(pool, model, tmp_path):
+    """The mean -log p of each answer after its prompt, over that after BOS alone; below 1 and highest first."""
+    chosen = choose(pool, model, tmp_path / "run", method="ifd", dtype="float32")
+    backbone = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tokenizer = tiny_tokenizer()
+    staged = pq.read_table(tmp_path / "run" / "prompts.parquet").to_pylist()
+    found = {}
+    for row in staged:
+        answer = tokenizer(row["reference"], add_special_tokens=False).input_ids
+        prompt = [int(token) for token in row["token_ids"]]
+        found[row["id"]] = nll(backbone, prompt, answer) / nll(backbone, [tokenizer.bos_token_id], answer)
+    usable = {id: value for id, value in found.items() if value < 1}
+    assert 0 < len(usable) < 40
+    table = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()}
+    assert table.keys() == usable.keys()
+    assert {id: row["score"] for id, row in table.items()} == pytest.approx(usable, abs=1e-4)
+    assert chosen.ids == tuple(sorted(usable, key=lambda id: (-usable[id], id))[:10])
+    rejected = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    assert rejected.keys() == found.keys() - usable.keys()
+    for id, row in rejected.items():
+        assert row["reason"] == "ifd_not_below_1"
+        told = re.fullmatch(r"IFD is ([\d.]+), not below 1: the prompt does not help to predict .*", row["detail"])
+        assert told is not None
+        assert float(told[1]) == pytest.approx(found[id], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ifd", "superfiltering"])
+def test_what_is_measured_is_not_measured_again(method, pool, model, tmp_path, no_model):
+    first = choose(pool, model, tmp_path / "run", **settings(method, model))
+    assert first.manifest["sampling"]["rows"] == 40
+    no_model()
+    again = choose(pool, model, tmp_path / "run", **settings(method, model), budget=5)
+    assert again.manifest["sampling"]["rows"] == 0
+    assert again.ids == first.ids[:5]
+
+
+def test_methods_share_a_run_folder_and_leave_its_answers(pool, model, tmp_path, no_model):
+    adg = choose(pool, model, tmp_path / "run")
+    before = parts(tmp_path / "run")
+    for method in METHODS:
+        choose(pool, model, tmp_path / "run", **settings(method, model))
+    assert parts(tmp_path / "run") == before
+    no_model()
+    assert choose(pool, model, tmp_path / "run").ids == adg.ids
+
+
+def test_rows_without_an_answer_are_rejected_where_the_method_looks_at_it(model, tmp_path):
+    rows = answered_rows(20)
+    rows[3]["output"] = " "
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    for method in ("longest", "ifd", "superfiltering"):
+        chosen = choose(pool, model, tmp_path / "run", **settings(method, model))
+        assert "row-3" not in chosen.ids
+        reasons = {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+        assert reasons["row-3"] == "no_answer"
+
+
+def test_no_row_at_all_is_an_error_that_counts_the_reasons(model, tmp_path):
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "output": ""} for row in pool_rows(5)])
+    with pytest.raises(DataError, match=r"none of the 5 .* \(no_answer 5\)"):
+        choose(pool, model, tmp_path / "run", method="longest")
+
+
+def test_mig_takes_labels_of_the_rows_and_rejects_what_it_cannot_read(model, tmp_path):
+    rows = [{**row, "labels": [f"topic {n % 4}"], "quality": 1 + n % 3} for n, row in enumerate(pool_rows(24))]
+    rows[5]["labels"] = 7
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    chosen = choose(pool, model, tmp_path / "run", method="mig", budget=4)
+    topics = {row["labels"][0] for row in read_jsonl(chosen.path)}
+    assert topics == {f"topic {n}" for n in range(4)}
+    assert all(row["quality"] == 3 for row in read_jsonl(chosen.path))
+    (rejected,) = read_jsonl(tmp_path / "run" / "rejected.jsonl")
+    assert (rejected["id"], rejected["reason"]) == ("row-5", "bad_labels")
+    assert rejected["detail"] == "labels are 7: use a list of texts, or one text with commas between them"
+
+
+def test_mig_links_labels_by_the_vectors_of_a_file(model, tmp_path):
+    """Two names of one topic count once where they are linked: the third row then brings more than the second."""
+    names = ("boats", "ships", "bread")
+    rows = [
+        {**row, "labels": [name], "quality": worth}
+        for row, name, worth in zip(pool_rows(3), names, (3, 1.2, 1), strict=True)
+    ]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    vectors = write_jsonl(
+        tmp_path / "vectors.jsonl",
+        [
+            {"label": "boats", "vector": [1.0, 0.0]},
+            {"label": "Ships", "vector": [0.99, 0.1]},
+            {"label": "bread", "vector": [0.0, 1.0]},
+        ],
+    )
+    alone = choose(pool, model, tmp_path / "alone", method="mig", budget=2)
+    assert alone.ids == ("row-0", "row-1")
+    assert alone.manifest["warnings"] == [
+        "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
+    ]
+    linked = choose(pool, model, tmp_path / "linked", method="mig", budget=2, label_vectors=str(vectors))
+    assert linked.ids == ("row-0", "row-2")
+    assert linked.manifest["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"label": "a"}], "has no column 'vector': it needs label and vector"),
+        ([{"label": "a", "vector": []}], "row 1 of .* is 'a': use a text and a list of numbers"),
+        ([{"label": "topic", "vector": [0.0, 0.0]}], "label_vectors: "),
+    ],
+)
+def test_label_vectors_that_cannot_be_used_are_named(rows, message, model, tmp_path):
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "labels": ["topic"]} for row in pool_rows(4)])
+    vectors = write_jsonl(tmp_path / "vectors.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        choose(pool, model, tmp_path / "run", method="mig", label_vectors=str(vectors))
+
+
+def test_mig_without_labels_takes_bins_and_says_so(pool, model, tmp_path):
+    with pytest.raises(DataError, match="method is 'mig', and no row has labels in column 'labels'"):
+        choose(pool, model, tmp_path / "run", method="mig")
+    choose(pool, model, tmp_path / "run", bins=5)
+    chosen = choose(pool, model, tmp_path / "run", method="mig", bins=5, budget=5)
+    assert chosen.manifest["warnings"] == [
+        "no row has labels in column 'labels', so bins of the prompts serve as labels: give each row labels "
+        "(field_labels) for what MIG is"
+    ]
+    bins = {row["id"]: row["bin"] for row in _adg_table(pool, model, tmp_path)}
+    assert len({bins[id] for id in chosen.ids}) == 5
+
+
+def _adg_table(pool: Path, model: Path, tmp_path: Path) -> list[dict[str, object]]:
+    choose(pool, model, tmp_path / "run", bins=5)
+    return pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"method": "best"},
+            "method is 'best': use 'adg', 'random', 'longest', 'ifd', 'superfiltering', 'zip', 'mig' or 'scar'",
+        ),
+        (
+            {"method": "random", "subset": "bottom"},
+            "subset is 'bottom': leave it out, or use method: adg: random draws no answers",
+        ),
+    ],
+)
+def test_settings_that_contradict_a_method_are_refused(wrong, message):
+    with pytest.raises(ConfigError) as caught:
+        ADGConfig.parse(wrong)
+    assert str(caught.value) == message
+
+
+def test_agreement_is_refused_because_nothing_is_drawn():
+    with pytest.raises(ConfigError, match="leave min_agreement and drop_least_agreeing out, or use method: adg"):
+        ADGConfig.parse({"method": "ifd", "filters": {"min_agreement": 0.1}})
+
+
+class Two(Alone):
+    """A team that is not alone."""
+
+    size = 2
+
+
+def test_what_samples_answers_is_refused_for_a_method_that_draws_none(pool, model, tmp_path):
+    config = ADGConfig.parse({"model": str(model), "datasets": [str(pool)], "method": "random"})
+    with pytest.raises(ConfigError) as caught:
+        run_stage("sample", config, tmp_path / "run")
+    assert str(caught.value) == (
+        "method is 'random': `adg sample` is about the answers that ADG draws; use method: adg"
+    )
+    with pytest.raises(ConfigError, match="only ADG samples on Ray's workers"):
+        run_selection(Pool.of(config), config.updated(executor="ray"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="method is 'ifd': one process measures; select first with `adg select`"):
+        run_selection(Pool.of(config), config.updated(method="ifd"), tmp_path / "run", team=Two())
+
+
+def test_a_pool_in_memory_is_chosen_from_too(model, tmp_path):
+    chosen = select(
+        answered_rows(12), model=str(model), config={"method": "longest", "budget": 3}, output_dir=tmp_path / "run"
+    )
+    assert len(list(chosen.rows())) == 3

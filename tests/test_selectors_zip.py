@@ -1,0 +1,187 @@
+"""ZIP against a slow transcription that compresses the whole choice anew for every candidate."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adg_plugin.selectors.zip_ratio import _Joined, zip_order
+
+TEXT = "the a sum of river proof apple integer blue seven compress list Paris energy cell write code why short"
+WORDS = TEXT.split()
+
+
+def sentences(rows, *, seed=0, words=(3, 60)):
+    """Return rows of text that share words and now and then whole phrases."""
+    rng = random.Random(seed)
+    phrase = " ".join(rng.choices(WORDS, k=30))
+    texts = []
+    for _ in range(rows):
+        text = " ".join(rng.choices(WORDS, k=rng.randint(*words))) + f" {rng.getrandbits(40):x}"
+        texts.append((phrase + text if rng.random() < 0.3 else text).encode())
+    return texts
+
+
+def noise(rows, *, seed=0, size=400):
+    rng = random.Random(seed)
+    return [rng.randbytes(size + 7 * row) for row in range(rows)]
+
+
+def ratio(texts):
+    joined = b"\n".join(texts)
+    return len(joined) / len(zlib.compress(joined, 9))
+
+
+def slow_zip(texts, budget, pool, short_list, per_step):
+    """The three stages, in as many lines."""
+    score = {row: ratio([text]) for row, text in enumerate(texts)}
+    chosen, ratios = [], []
+    while score and len(chosen) < budget:
+        pooled = sorted(score, key=lambda row: (score[row], row))[:pool]
+        score.update({row: ratio([texts[i] for i in [*chosen, row]]) for row in pooled})
+        short = sorted(pooled, key=lambda row: (score[row], row))[:short_list]
+        step = []
+        while short and len(step) < per_step and len(chosen) + len(step) < budget:
+            step.append(min(short, key=lambda row: (ratio([texts[i] for i in [*step, row]]), row)))
+            short.remove(step[-1])
+            del score[step[-1]]
+        chosen += step
+        ratios += [ratio([texts[i] for i in chosen])] * len(step)
+    return chosen, ratios
+
+
+def check(texts, budget, **stages):
+    order, ratios = zip_order(texts, budget, **stages)
+    expected, expected_ratios = slow_zip(texts, budget, **stages)
+    assert order.tolist() == expected
+    assert ratios.tolist() == expected_ratios
+    assert order.dtype == np.int64
+    assert ratios.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("pool", "short_list", "per_step"),
+    [(1000, 200, 100), (20, 10, 5), (7, 7, 3), (30, 4, 9), (1, 1, 1), (60, 60, 1)],
+)
+@pytest.mark.parametrize("budget", [1, 13, 59, 60])
+def test_the_choice_agrees_with_a_slow_one(pool, short_list, per_step, budget):
+    check(sentences(60), budget, pool=pool, short_list=short_list, per_step=per_step)
+
+
+def test_the_choice_agrees_beyond_the_window_and_a_full_block():
+    # 120 rows of 1 to 3 kB: more than four windows of 32 KiB, and several blocks of 16,383 symbols.
+    texts = [text * 4 for text in sentences(60, seed=1, words=(40, 120))] + noise(60, seed=1, size=700)
+    check(texts, 110, pool=25, short_list=12, per_step=6)
+
+
+@given(
+    st.lists(st.one_of(st.binary(min_size=1, max_size=40), st.sampled_from([b"a" * 300, b"a" * 301])), max_size=14),
+    st.integers(0, 16),
+    st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(1, 16)),
+)
+def test_any_bytes_and_ties_agree_with_the_slow_choice(texts, budget, stages):
+    check(texts, budget, **dict(zip(("pool", "short_list", "per_step"), stages, strict=True)))
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(0, 12_000))
+def test_a_copied_compressor_gives_as_many_bytes_as_zlib_at_once(seed, pieces, size):
+    rng = random.Random(seed)
+    kinds = [
+        lambda n: rng.randbytes(n),
+        lambda n: b"x" * n,
+        lambda n: " ".join(rng.choices(WORDS, k=n // 5 + 1)).encode(),
+    ]
+    texts = [rng.choice(kinds)(rng.randint(1, size + 1)) for _ in range(pieces)]
+    joined = _Joined.nothing()
+    for count, text in enumerate(texts, start=1):
+        assert joined.ratio_with(text) == ratio(texts[:count])
+        joined.add(text)
+    assert joined.ratio() == ratio(texts)
+
+
+@given(st.integers(0, 40), st.integers(0, 45), st.integers(1, 12), st.integers(1, 12))
+def test_the_budget_is_spent_exactly_and_no_row_is_taken_twice(rows, budget, short_list, per_step):
+    order, ratios = zip_order(sentences(rows), budget, pool=20, short_list=short_list, per_step=per_step)
+    assert len(order) == len(ratios) == min(budget, rows)
+    assert len(set(order.tolist())) == len(order)
+    assert set(order.tolist()) <= set(range(rows))
+
+
+def test_a_larger_budget_begins_with_the_same_steps():
+    texts = sentences(80)
+    small, _ = zip_order(texts, 20, pool=40, short_list=10, per_step=5)
+    large, _ = zip_order(texts, 60, pool=40, short_list=10, per_step=5)
+    assert large[:20].tolist() == small.tolist()
+
+
+@pytest.mark.parametrize("shuffled", range(3))
+def test_the_order_of_distinct_rows_plays_no_part(shuffled):
+    texts = noise(50)
+    other = random.Random(shuffled).sample(texts, len(texts))
+    one, one_ratios = zip_order(texts, 20, pool=30, short_list=12, per_step=5)
+    two, two_ratios = zip_order(other, 20, pool=30, short_list=12, per_step=5)
+    assert [texts[i] for i in one] == [other[i] for i in two]
+    assert one_ratios.tolist() == two_ratios.tolist()
+
+
+@pytest.mark.parametrize("stages", [{}, {"pool": 60, "short_list": 10, "per_step": 5}])
+def test_copies_are_chosen_last(stages):
+    texts = [text for text in noise(30, size=200) for _ in range(2)]
+    order, ratios = zip_order(texts, 60, **stages)
+    assert sorted(row // 2 for row in order[:30].tolist()) == list(range(30))
+    assert ratios[-1] > 1.5
+    assert zip_order(texts, 30, **stages)[1][-1] < 1
+
+
+def test_the_third_stage_does_not_see_earlier_steps():
+    # All three are on the short list each time. Row 1 is a copy of row 0, but no more redundant by itself.
+    first, other = random.Random(5).randbytes(80), random.Random(6).randbytes(200)
+    assert zip_order([first, first, other], 2, per_step=1)[0].tolist() == [0, 1]
+    assert zip_order([first, first, other], 2, per_step=2)[0].tolist() == [0, 2]
+    assert zip_order([first, first, other], 2, per_step=1, short_list=1)[0].tolist() == [0, 2]
+
+
+def test_candidates_that_a_step_leaves_stay_in():
+    # Were the rest of a short list dropped, one row would be all that is ever chosen.
+    order, _ = zip_order(noise(12), 12, pool=12, short_list=12, per_step=1)
+    assert sorted(order.tolist()) == list(range(12))
+
+
+def test_a_score_that_is_not_computed_again_keeps_its_value():
+    # Row 1 has the lowest score left as long as nobody looks whether it repeats row 0.
+    first, other = random.Random(5).randbytes(80), random.Random(6).randbytes(500)
+    texts = [first, first, other]
+    assert zip_order(texts, 2, pool=1, short_list=1, per_step=1)[0].tolist() == [0, 1]
+    assert zip_order(texts, 2, pool=2, short_list=1, per_step=1)[0].tolist() == [0, 2]
+
+
+def test_steps_are_announced():
+    steps = []
+    zip_order(noise(10), 8, per_step=3, advance=steps.append)
+    assert steps == [3, 3, 2]
+
+
+def test_the_texts_may_number_none():
+    order, ratios = zip_order([], 5)
+    assert order.tolist() == ratios.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings", "message"),
+    [
+        ([b"a", b""], {}, "row 1 has no text: reject it before choosing"),
+        ([b"a"], {"budget": -1}, "budget is -1: use 0 or more"),
+        ([b"a"], {"pool": 0}, "pool is 0: use 1 or more"),
+        ([b"a"], {"short_list": 0}, "short_list is 0: use 1 or more"),
+        ([b"a"], {"per_step": 0}, "per_step is 0: use 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(texts, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        zip_order(texts, **{"budget": 1, **settings})
