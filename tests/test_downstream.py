@@ -1,0 +1,108 @@
+"""The downstream benchmark: its statistics, a short real run, and the published table."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+from downstream_table import compared  # noqa: E402
+
+RESULTS = BENCHMARKS / "results"
+
+
+def lines(method: str, effect: float, seeds: int = 3, rows: int = 200) -> list[dict[str, object]]:
+    """Return results whose rows differ a lot, whose seeds differ a little, and whose method adds `effect` per token."""
+    draw = np.random.default_rng(5)
+    difficulty, tokens = draw.uniform(1, 3, rows), draw.integers(5, 60, rows)
+    found = []
+    for seed in range(seeds):
+        luck = np.random.default_rng([seed, *method.encode()]).normal(0, 0.002, rows)
+        nats = (difficulty + luck + effect) * tokens
+        found.append(
+            {"method": method, "seed": seed, "loss": {"held_out": {"nats": nats.tolist(), "tokens": tokens.tolist()}}}
+        )
+    return found
+
+
+def test_a_planted_difference_is_found_and_none_is_not():
+    table = compared([*lines("random", 0), *lines("better", -0.02), *lines("same", 0)])["loss held_out"]
+    better, same = table["better"], table["same"]
+    assert better["difference"] == pytest.approx(-0.02, abs=0.002)
+    for name in ("interval", "between_seeds"):
+        assert better[name][1] < 0
+        assert same[name][0] < 0 < same[name][1]
+    assert same["detectable"] < 0.02
+    assert "difference" not in table["random"]
+
+
+def test_the_means_are_per_token_and_pairs_are_of_one_seed():
+    results = [
+        {"method": m, "seed": s, "loss": {"x": {"nats": n, "tokens": [1, 3]}}}
+        for m, s, n in [("random", 0, [2, 6]), ("random", 1, [4, 8]), ("a", 1, [1, 3]), ("a", 7, [9, 9])]
+    ]
+    table = compared(results)["loss x"]
+    assert table["random"]["mean"] == pytest.approx((8 / 4 + 12 / 4) / 2)
+    assert table["a"]["seeds"] == 2
+    assert (table["a"]["paired_seeds"], table["a"]["difference"]) == (1, pytest.approx(4 / 4 - 12 / 4))
+    assert "between_seeds" not in table["a"]
+
+
+def test_accuracies_are_compared_question_by_question():
+    results = [
+        {"method": m, "seed": s, "tasks": {"bbh": right}}
+        for m, s, right in [("random", 0, [0, 1, 0, 1]), ("a", 0, [1, 1, 0, 1]), ("untrained", 0, [0, 0, 0, 1])]
+    ]
+    table = compared(results)["accuracy bbh"]
+    assert (table["a"]["mean"], table["a"]["difference"], table["untrained"]["mean"]) == (0.75, 0.25, 0.25)
+
+
+def benchmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "downstream.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_short_run_trains_and_evaluates_every_method_and_goes_on_where_it_stopped(tmp_path):
+    done = benchmark(tmp_path, "--smoke")
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout.splitlines()[-1])["loss held_out"]
+    methods = {"untrained", "random", "longest", "ifd", "zip", "adg-raw"}
+    assert table.keys() == methods
+    assert all(table[method]["seeds"] == 2 for method in methods - {"untrained"})
+    # Two steps of training move the loss, and not far.
+    assert all(0 < abs(table[method]["mean"] - table["untrained"]["mean"]) < 1 for method in methods - {"untrained"})
+    before = (tmp_path / "results.jsonl").read_bytes()
+    runs = [json.loads(line) for line in before.splitlines()]
+    assert all(len(set(run["ids"])) == 8 for run in runs if run["method"] != "untrained")
+    of_random = [set(run["ids"]) for run in runs if run["method"] == "random"]
+    assert of_random[0] != of_random[1]
+
+    whole = before.splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_bytes(b"".join(whole[:-1]))
+    again = benchmark(tmp_path, "--smoke")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])["ids"] == runs[-1]["ids"]
+    assert json.loads(again.stdout.splitlines()[-1])["loss held_out"].keys() == methods
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="no results are published yet")
+def test_the_published_table_is_what_the_results_say():
+    files = sorted(RESULTS.glob("downstream*.jsonl"))
+    command = [sys.executable, str(BENCHMARKS / "downstream_table.py"), *map(str, files)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line for line in printed.splitlines() if re.match(r"\| [a-z-]+ \| \d", line)]
+    assert len(rows) > 10
+    page = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row not in page] == []
