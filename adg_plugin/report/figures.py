@@ -33,6 +33,7 @@ class Figure:
         note: a sentence for readers.
         spec: Vega-Lite, data included.
         wide: takes the page's whole width.
+        section: of the page that it stands in; "": with the other figures.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Figure:
     note: str
     spec: Spec
     wide: bool = False
+    section: str = ""
 
 
 def described(figure: Figure) -> Spec:

@@ -18,6 +18,7 @@ from adg_plugin.explain import check_answers, finished
 from adg_plugin.filters.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
+from adg_plugin.report.beside import read_beside
 from adg_plugin.report.by_method import method_figures
 from adg_plugin.report.drawn import all_figures
 from adg_plugin.report.facets import add_languages, read_facets
@@ -84,6 +85,8 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts]) if drawn else None
     steady = drawn.steady if drawn else None
     repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(chosen)])
+    beside = read_beside(run)
+    warnings = [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *beside.warnings]
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
         "score": manifest["score"],
@@ -94,7 +97,9 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         "answers_cut_at_the_limit": cut_share,
         "near_duplicates": repeated,
         "stability": None if steady is None else _short_summary(steady),
-        "warnings": [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *run.damage],
+        "comparison": beside.comparison,
+        "evaluations": beside.evaluations,
+        "warnings": [*warnings, *run.damage],
     }
     columns = rows.columns(table, facets, listed)
     if steady is not None:
@@ -105,7 +110,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         if drawn
         else method_figures(table, facets, config.method, *made_of)
     )
-    return Gathered(about, tuple(shown), columns, texts, _rejected(run))
+    return Gathered(about, (*shown, *beside.figures), columns, texts, _rejected(run))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ LARGEST = 9_500_000  # bytes of the file
 _FEW_ANSWERED, _SHORT = 250, 60  # rows; characters
 _STATIC_WIDTH = {True: 760, False: 460}
 _WHY = "the report"
+_SCRIPTS = ("page.js", "page_rows.js", "page_beside.js", "page_start.js")
 
 
 def need_scripts() -> Any:
@@ -41,17 +42,20 @@ def page(found: Gathered) -> str:
         MissingExtraError: vl-convert-python is not installed.
     """
     scripts = need_scripts().javascript_bundle()
-    source = files("adg_plugin.report")
-    parts = {name: (source / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js", "html")}
-    room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in parts.values())
-    return Template(parts["html"]).substitute(
+    frame, style, script = _read("page.html"), _read("page.css"), "".join(map(_read, _SCRIPTS))
+    room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in (frame, style, script))
+    return Template(frame).substitute(
         title=_escaped(_title(found.about["summary"])),
         version=__version__,
-        style=parts["css"],
+        style=style,
         libraries=scripts.replace("</script", "<\\/script"),
-        script=parts["js"],
+        script=script,
         data=_fitting(found, room),
     )
+
+
+def _read(name: str) -> str:
+    return (files("adg_plugin.report") / name).read_text(encoding="utf-8")
 
 
 def _title(summary: dict[str, Any]) -> str:
