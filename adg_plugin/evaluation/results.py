@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +115,7 @@ def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(path, {"created": created, **found.summary(), **({"command": command} if command else {})})
+    write_json(path, {**found.summary(), **({"command": command} if command else {})})
 
 
 def results_path(model: str, *, run: Path | None = None, name: str | None = None) -> Path:
