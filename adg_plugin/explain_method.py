@@ -74,7 +74,7 @@ def _changes(table: pa.Table, at: int, method: Method) -> Iterator[str]:
     budget = pc.sum(table["chosen"]).as_py()
     if budget == len(table):
         yield "every row that could be chosen was"
-    if method == "random":
+    if method == "random" and budget < len(table):
         yield f"the rows are drawn by lot: another seed may {'leave it out' if chosen else 'choose it'}"
     elif method not in STEPWISE and budget < len(table):
         yield _cut(table, at, budget, chosen=chosen)

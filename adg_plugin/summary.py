@@ -91,7 +91,7 @@ def _print_examples(run: RunReader, console: Console, examples: int) -> None:
     scores = run.scores()
     order = np.argsort(-scores["score"].to_numpy(), kind="stable")
     chosen = scores["chosen"].to_numpy()[order]
-    best, left = order[chosen][:examples], order[~chosen][-examples:]
+    best, left = order[chosen][:examples], order[~chosen][::-1][:examples][::-1]
     table = Table("chosen", "score", "D", "I", "bin", "rank/quota", "why", "instruction", box=None, pad_edge=False)
     for heading, picked in (("yes", best), ("no", left)):
         rows = scores.take(picked).to_pylist()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import re
 import zlib
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from tiny_models import tiny_tokenizer
 from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
 from transformers import AutoModelForCausalLM
@@ -19,9 +21,11 @@ from adg_plugin import select
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import loading
 from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.explain import explain
 from adg_plugin.pipeline import run_selection, run_stage
 from adg_plugin.pool import Pool
 from adg_plugin.sharing import Alone
+from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
 
@@ -313,3 +317,18 @@ def test_a_pool_in_memory_is_chosen_from_too(model, tmp_path):
         answered_rows(12), model=str(model), config={"method": "longest", "budget": 3}, output_dir=tmp_path / "run"
     )
     assert len(list(chosen.rows())) == 3
+
+
+def test_nothing_is_shown_where_no_row_is_asked_for(pool, model, tmp_path):
+    for method in ("adg", "random"):
+        choose(pool, model, tmp_path / "run", method=method)
+        console = Console(record=True, width=120, file=StringIO())
+        print_summary(tmp_path / "run", console, examples=0)
+        assert "What is" not in console.export_text()
+
+
+def test_where_every_row_is_chosen_another_seed_changes_nothing(pool, model, tmp_path):
+    choose(pool, model, tmp_path / "run", method="random", budget=40)
+    changes = explain(str(tmp_path / "run"), "row-3").changes
+    assert changes[0] == "every row that could be chosen was"
+    assert not any("seed" in sentence for sentence in changes)
