@@ -35,9 +35,9 @@ SMALL_MODEL = "gpt2"
 NOT_MEASURED = "not_measured"
 
 # Raise it when the same settings come to give other likelihoods.
-_VERSION = 1
+_VERSION = 2
 _FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
-_COLUMNS = ["id", "token_ids", "instruction", "reference", "data", "dataset"]
+_COLUMNS = ["id", "token_ids", "span_end", "instruction", "reference", "data", "dataset"]
 _BATCH_ROWS = 256  # tokenised together
 _WATCHED_ROWS = 256  # that many come in the order of their lengths: fewer may all be of a kind
 _UNFIT_ROWS = 3  # without memory, and no more than that with a result
@@ -71,8 +71,10 @@ def measure(
 
     `ifd` asks the backbone, after the prompt as training renders it. `superfiltering` asks a small model, after the
     instruction, a line break, and the input and another where there is one; of a conversation, the instruction is its
-    last user turn. The answer is the row's own, tokenised by itself without special tokens, EOS left out. Where prompt
-    and answer have more than `max_tokens`, the answer's end is cut; a prompt that alone has as many is rejected.
+    last user turn. Without the prompt, an answer follows what the prompt has after the instruction, such as the
+    template's opening of an answer, for `ifd`, and what the tokenizer puts before any text (a BOS, or nothing) for
+    `superfiltering`. The answer is the row's own, tokenised by itself without special tokens, EOS left out. Where
+    prompt and answer have more than `max_tokens`, the answer's end is cut; a prompt that alone has as many is rejected.
 
     Args:
         run: the run folder, with a staged pool.
@@ -178,22 +180,25 @@ class _Asked:
             for start in range(0, len(group), _BATCH_ROWS):
                 rows = group.slice(start, _BATCH_ROWS).to_pylist()
                 answers = _tokens(self.source.tokenizer, [row["reference"] or "" for row in rows])
-                for row, prompt, answer in zip(rows, self._prompts(rows), answers, strict=True):
-                    yield LikelihoodRow(row["id"], _key(self.recipe, prompt, answer), prompt, answer)
+                for row, (prompt, before), answer in zip(rows, self._prompts(rows), answers, strict=True):
+                    key = _key(self.recipe, prompt, before, answer)
+                    yield LikelihoodRow(row["id"], key, prompt, answer, before)
 
-    def _prompts(self, rows: list[dict[str, Any]]) -> list[npt.NDArray[np.int32]]:
-        if self.method == "ifd":
-            return [np.array(row["token_ids"], np.int32) for row in rows]
+    def _prompts(self, rows: list[dict[str, Any]]) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+        """Return each row's prompt (L,), and what stands before the answer alone (B,)."""
         leading = np.array(_leading(self.source.tokenizer), np.int32)
+        if self.method == "ifd":
+            prompts = [np.array(row["token_ids"], np.int32) for row in rows]
+            opening = [ids[row["span_end"] :] for ids, row in zip(prompts, rows, strict=True)]
+            return [(ids, after if len(after) else leading) for ids, after in zip(prompts, opening, strict=True)]
         texts = _tokens(self.source.tokenizer, [plain_prompt(row, self.config) for row in rows])
-        return [np.concatenate((leading, ids)) for ids in texts]
+        return [(np.concatenate((leading, ids)), leading) for ids in texts]
 
     def results(self, rows: Iterator[LikelihoodRow]) -> Iterator[LikelihoodResult]:
         """Yield the result of each row, the model loaded for them."""
         from adg_plugin.engines.likelihood import Likelihoods
 
-        model, bos = self.source.load().model, self.source.tokenizer.bos_token_id
-        yield from Likelihoods(model, bos=bos, max_tokens=self.max_tokens).run(rows)
+        yield from Likelihoods(self.source.load().model, max_tokens=self.max_tokens).run(rows)
 
 
 def plain_prompt(row: dict[str, Any], config: ADGConfig) -> str:
@@ -223,7 +228,7 @@ def _asked(config: ADGConfig, source: Source, method: LikelihoodMethod, small_mo
     limit = max_tokens if source.positions is None else min(max_tokens, source.positions)
     names = ("dtype", "load_in_4bit", *(_FOUR_BIT if config.load_in_4bit else ()))
     recipe = {name: getattr(config, name) for name in names}
-    recipe |= {"model": source.identity, "bos": source.tokenizer.bos_token_id, "max_tokens": limit}
+    recipe |= {"model": source.identity, "max_tokens": limit}
     return _Asked(source, config, method, limit, keys.digest({**recipe, "version": _VERSION}))
 
 
@@ -242,10 +247,10 @@ def _leading(tokenizer: Any) -> list[int]:
     return first if first == [tokenizer.bos_token_id] else []
 
 
-def _key(recipe: bytes, prompt: npt.NDArray[np.int32], answer: npt.NDArray[np.int32]) -> bytes:
+def _key(recipe: bytes, *parts: npt.NDArray[np.int32]) -> bytes:
     hashed = hashlib.blake2b(recipe, digest_size=16)
-    hashed.update(len(prompt).to_bytes(8, "little"))  # where one ends and the other begins
-    for ids in (prompt, answer):
+    for ids in parts:
+        hashed.update(len(ids).to_bytes(8, "little"))  # where one ends and the next begins
         hashed.update(ids.astype("<i4").tobytes())
     return hashed.digest()
 

@@ -139,11 +139,11 @@ def test_every_reason_of_a_rejection_is_in_the_table():
     from adg_plugin.layouts import Reason
     from adg_plugin.likelihoods import NOT_MEASURED
     from adg_plugin.selectors import ifd, superfiltering
-    from adg_plugin.selectors.choose import BAD_LABELS
+    from adg_plugin.selectors.labelled import BAD_LABELS
 
     of_engines = {value for name, value in vars(results).items() if name.isupper() and isinstance(value, str)}
     assert {results.EMPTY, results.REFUSED} <= of_engines
-    of_methods = {ANSWER_TOO_SHORT, NOT_MEASURED, ifd.NOT_BELOW_1, superfiltering.NOT_BELOW_1, BAD_LABELS}
+    of_methods = {ANSWER_TOO_SHORT, NOT_MEASURED, ifd.ABOVE_1, superfiltering.NOT_BELOW_1, BAD_LABELS}
     assert sorted(first_cells("Why a row is rejected")) == sorted({*Reason, *of_engines, *of_methods, DISAGREES})
 
 

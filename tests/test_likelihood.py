@@ -17,14 +17,14 @@ BOS = 0
 SHAPES = [(9, 4), (1, 30), (40, 1), (3, 2), (25, 60), (9, 9), (80, 7), (2, 44)]  # tokens of prompt and answer
 
 
-def rows(shapes=SHAPES, seed=0):
+def rows(shapes=SHAPES, seed=0, before=(BOS,)):
     rng = np.random.default_rng(seed)
     drawn = [[rng.integers(4, VOCABULARY, n).astype(np.int32) for n in shape] for shape in shapes]
-    return [LikelihoodRow(f"r{n}", bytes([n]) * 16, *ids) for n, ids in enumerate(drawn)]
+    before = np.array(before, np.int32)
+    return [LikelihoodRow(f"r{n}", bytes([n]) * 16, *ids, before) for n, ids in enumerate(drawn)]
 
 
 def measured(model, asked, **options):
-    options = {"bos": BOS, **options}
     found = {result.id: result for result in Likelihoods(model, **options).run(asked)}
     assert sorted(found) == sorted(row.id for row in asked)
     return [found[row.id] for row in asked]
@@ -49,10 +49,19 @@ def test_the_means_are_those_of_one_plain_forward_at_a_time(family):
         assert result.alone == pytest.approx(mean_nll(exact, [BOS], row.answer_ids), rel=2e-5)
 
 
-def test_without_bos_the_first_token_counts_in_neither_mean():
-    model, asked = tiny_model("qwen2"), rows()
+@pytest.mark.parametrize("before", [(5,), (9, 7, 30)])
+def test_alone_the_answer_follows_what_stands_before_it(before):
+    model, asked = tiny_model(), rows(before=before)
+    exact = tiny_model(dtype=torch.float64)
+    for row, result in zip(asked, measured(model, asked), strict=True):
+        assert result.tokens == len(row.answer_ids)
+        assert result.alone == pytest.approx(mean_nll(exact, before, row.answer_ids), rel=2e-5)
+
+
+def test_with_nothing_before_it_the_first_token_counts_in_neither_mean():
+    model, asked = tiny_model("qwen2"), rows(before=())
     exact = tiny_model("qwen2", dtype=torch.float64)
-    for row, result in zip(asked, measured(model, asked, bos=None), strict=True):
+    for row, result in zip(asked, measured(model, asked), strict=True):
         if len(row.answer_ids) == 1:
             assert result == LikelihoodResult(row.id, row.key, None, None, 0, "answer_too_short")
             continue
@@ -89,7 +98,7 @@ def test_a_model_that_knows_nothing_needs_log_v_for_every_token(shapes, batch_to
 def test_the_end_of_an_answer_that_is_too_long_is_cut_so_that_gpt2_has_positions_for_it():
     model = tiny_model("gpt2")
     [long] = rows([(1000, 200)])
-    cut = LikelihoodRow("cut", b"", long.prompt_ids, long.answer_ids[:24])
+    cut = LikelihoodRow("cut", b"", long.prompt_ids, long.answer_ids[:24], long.before_ids)
     [found, want] = measured(model, [long, cut], max_tokens=1024)
     assert (found.tokens, want.tokens) == (24, 24)
     assert found.with_prompt == pytest.approx(want.with_prompt, rel=1e-6)
@@ -144,11 +153,11 @@ def test_a_row_that_is_not_finite_is_rejected_and_its_neighbours_are_not():
 
 
 def test_padding_is_never_a_token_whose_states_are_not_finite():
-    model, asked = tiny_model(), rows()
-    usual = measured(model, asked, bos=4)
+    model, asked = tiny_model(), rows(before=(4,))
+    usual = measured(model, asked)
     with torch.no_grad():
         model.model.embed_tokens.weight[:4] = torch.nan  # the special tokens, of which the rows have none
-    for result, want in zip(measured(model, asked, bos=4), usual, strict=True):
+    for result, want in zip(measured(model, asked), usual, strict=True):
         assert result.with_prompt == pytest.approx(want.with_prompt, rel=2e-5)
         assert result.alone == pytest.approx(want.alone, rel=2e-5)
 
@@ -197,7 +206,7 @@ def test_rows_are_taken_as_they_are_needed():
             taken.append(row.id)
             yield row
 
-    results = Likelihoods(model, bos=BOS).run(pool())
+    results = Likelihoods(model).run(pool())
     next(results)
     assert len(taken) == 256
     assert len(list(results)) == 256

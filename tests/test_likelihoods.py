@@ -102,7 +102,9 @@ def seen(monkeypatch):
     return ids
 
 
-def mean_nll(model, before, answer):
+def mean_nll(model, before, answer, skip=0):
+    """Of one sequence by itself; the first `skip` tokens of the answer are not counted."""
+    before, answer = [*before, *answer[:skip]], answer[skip:]
     ids = torch.tensor([[*map(int, before), *map(int, answer)]])
     with torch.no_grad():
         log_p = torch.log_softmax(model(input_ids=ids).logits[0].double(), -1)
@@ -125,7 +127,8 @@ def test_ifd_asks_the_backbone_after_the_prompt_as_training_renders_it(tmp_path,
         answer = tokens(row["output"])
         assert (count, reason) == (len(answer), None)
         assert with_prompt == pytest.approx(mean_nll(model, staged[row["id"]].prompt.token_ids, answer), rel=2e-5)
-        assert alone == pytest.approx(mean_nll(model, [0], answer), rel=2e-5)
+        opening = tokens("<|im_end|>\n<|im_start|>assistant\n")
+        assert alone == pytest.approx(mean_nll(model, opening, answer), rel=2e-5)
     assert np.isnan(found["c"][:2]).all()
     assert found["c"][2:] == (0, "no_answer")
 
@@ -138,10 +141,41 @@ def test_superfiltering_asks_the_small_model_after_the_plain_instruction_and_inp
     model = tiny_model("gpt2", seed=3, dtype=torch.float64)
     found = asking.found("superfiltering", small_model=str(small))
     for row, prompt in zip(ROWS, ["Add the numbers.\n2 and 3\n", "Name a sea.\n", "", "One letter.\n"], strict=True):
-        if row["id"] != "c":
+        if row["id"] in ("a", "b"):  # as gpt2's, the tokenizer puts nothing before a text
             with_prompt, alone, _, _ = found[row["id"]]
-            assert with_prompt == pytest.approx(mean_nll(model, tokens(prompt), tokens(row["output"])), rel=2e-5)
-            assert alone == pytest.approx(mean_nll(model, [0], tokens(row["output"])), rel=2e-5)
+            answer = tokens(row["output"])
+            assert with_prompt == pytest.approx(mean_nll(model, tokens(prompt), answer, skip=1), rel=2e-5)
+            assert alone == pytest.approx(mean_nll(model, [], answer, skip=1), rel=2e-5)
+    assert found["d"][3] == "answer_too_short"
+
+
+@tiny
+def test_a_bos_that_the_tokenizer_puts_before_texts_stands_before_both_and_is_measured_anew(tmp_path, backbone, small):
+    from tokenizers.processors import TemplateProcessing
+
+    asking = Asking(tmp_path / "run", backbone, ROWS)
+    asking.measure("superfiltering", small_model=str(small))
+    other = tmp_path / "other"
+    tiny_model("gpt2", seed=3).save_pretrained(other)
+    tokenizer = tiny_tokenizer()
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    tokenizer.save_pretrained(other)
+    assert asking.measure("superfiltering", small_model=str(other))["rows"] == 4
+    model = tiny_model("gpt2", seed=3, dtype=torch.float64)
+    with_prompt, alone, count, _ = asking.found("superfiltering", small_model=str(other))["a"]
+    answer, bos_id = tokens(ROWS[1]["output"]), tokenizer.bos_token_id
+    assert count == len(answer)
+    assert with_prompt == pytest.approx(mean_nll(model, [bos_id, *tokens("Name a sea.\n")], answer), rel=2e-5)
+    assert alone == pytest.approx(mean_nll(model, [bos_id], answer), rel=2e-5)
+
+
+@tiny
+def test_likelihoods_for_one_method_are_none_for_the_other(tmp_path, backbone, small):
+    asking = Asking(tmp_path / "run", backbone, ROWS)
+    asking.measure("superfiltering", small_model=str(small))
     assert {row[3] for row in asking.found("ifd").values()} == {"not_measured"}
 
 
@@ -384,11 +418,11 @@ means = st.lists(st.tuples(st.floats(1e-3, 12), st.floats(1e-3, 12)), min_size=1
 
 
 @given(means)
-def test_both_scores_are_their_formulas_and_only_rows_below_1_may_be_chosen(pairs):
+def test_both_scores_are_their_formulas_and_rows_above_1_may_not_be_chosen(pairs):
     with_prompt, alone = np.array(pairs).T
     scores, kept = ifd(with_prompt, alone)
     np.testing.assert_allclose(scores, [p / q for p, q in pairs])
-    assert kept.tolist() == [p < q for p, q in pairs]
+    assert kept.tolist() == (scores <= 1).tolist()
     scores, kept = superfiltering(with_prompt, alone)
     np.testing.assert_allclose(scores, [np.exp(p) / np.exp(q) for p, q in pairs])
     assert kept.tolist() == (scores < 1).tolist()
@@ -404,7 +438,7 @@ def test_rows_without_means_or_without_surprise_are_not_chosen():
     with_prompt, alone = np.array([np.nan, 0.0, 1.0, 2.0, 2.0]), np.array([np.nan, 0.0, 0.0, 2.0, 1.0])
     scores, kept = ifd(with_prompt, alone)
     np.testing.assert_array_equal(scores, [np.nan, np.nan, np.inf, 1, 2])
-    assert not kept.any()
+    assert kept.tolist() == [False, False, False, True, False]
     scores, kept = superfiltering(with_prompt, alone)
     assert np.isnan(scores[0])
     assert not kept.any()
@@ -412,11 +446,11 @@ def test_rows_without_means_or_without_surprise_are_not_chosen():
 
 
 def test_a_dropped_row_is_told_with_its_value():
-    assert (ifd_module.NOT_BELOW_1, superfiltering_module.NOT_BELOW_1) == (
-        "ifd_not_below_1",
+    assert (ifd_module.ABOVE_1, superfiltering_module.NOT_BELOW_1) == (
+        "ifd_above_1",
         "superfiltering_not_below_1",
     )
-    assert ifd_module.detail(1.25) == "IFD is 1.2500, not below 1: the prompt does not help to predict the answer"
+    assert ifd_module.detail(1.25) == "IFD is 1.2500, above 1: the prompt makes the answer harder to predict"
     assert ifd_module.detail(float("nan")) == (
         "IFD cannot be computed: the answer is certain with the prompt and without it"
     )
@@ -445,10 +479,10 @@ def test_the_demo_model_on_eight_rows_of_the_demo_pool(tmp_path):
     asking.measure()
     found, staged = asking.found(), list(RunFolder.read(asking.folder).staged_rows(set(asking.found())))
     assert len(staged) == 8
-    bos = source.tokenizer.bos_token_id
+    opening = source.tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     for row in staged:
         answer = source.tokenizer(row.reference, add_special_tokens=False)["input_ids"]
         with_prompt, alone, count, _ = found[row.prompt.id]
         assert count == len(answer)
         assert with_prompt == pytest.approx(mean_nll(backbone.model, row.prompt.token_ids, answer), rel=1e-4)
-        assert alone == pytest.approx(mean_nll(backbone.model, [bos], answer), rel=1e-4)
+        assert alone == pytest.approx(mean_nll(backbone.model, opening, answer), rel=1e-4)

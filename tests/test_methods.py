@@ -135,17 +135,18 @@ def nll(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
 
 
 def test_ifd_agrees_with_a_transcription(pool, model, tmp_path):
-    """The mean -log p of each answer after its prompt, over that after BOS alone; below 1 and highest first."""
+    """Mean -log p of each answer after its prompt, over that after the template's opening; up to 1, highest first."""
     chosen = choose(pool, model, tmp_path / "run", method="ifd", dtype="float32")
     backbone = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = tiny_tokenizer()
+    opening = tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False).input_ids
     staged = pq.read_table(tmp_path / "run" / "prompts.parquet").to_pylist()
     found = {}
     for row in staged:
         answer = tokenizer(row["reference"], add_special_tokens=False).input_ids
         prompt = [int(token) for token in row["token_ids"]]
-        found[row["id"]] = nll(backbone, prompt, answer) / nll(backbone, [tokenizer.bos_token_id], answer)
-    usable = {id: value for id, value in found.items() if value < 1}
+        found[row["id"]] = nll(backbone, prompt, answer) / nll(backbone, opening, answer)
+    usable = {id: value for id, value in found.items() if value <= 1}
     assert 0 < len(usable) < 40
     table = {row["id"]: row for row in pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()}
     assert table.keys() == usable.keys()
@@ -154,8 +155,8 @@ def test_ifd_agrees_with_a_transcription(pool, model, tmp_path):
     rejected = {row["id"]: row for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
     assert rejected.keys() == found.keys() - usable.keys()
     for id, row in rejected.items():
-        assert row["reason"] == "ifd_not_below_1"
-        told = re.fullmatch(r"IFD is ([\d.]+), not below 1: the prompt does not help to predict .*", row["detail"])
+        assert row["reason"] == "ifd_above_1"
+        told = re.fullmatch(r"IFD is ([\d.]+), above 1: the prompt makes the answer harder to predict", row["detail"])
         assert told is not None
         assert float(told[1]) == pytest.approx(found[id], abs=1e-4)
 

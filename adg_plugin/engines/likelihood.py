@@ -17,7 +17,7 @@ from adg_plugin.engines.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.layouts import Reason
 
-ANSWER_TOO_SHORT = "answer_too_short"  # one token, and no token before it where the answer stands alone
+ANSWER_TOO_SHORT = "answer_too_short"  # one token, and nothing before it where the answer stands alone
 
 _WINDOW_ROWS = 256  # sorted by length together
 _BATCH_TOKENS = {"cpu": 2048}
@@ -33,6 +33,7 @@ class LikelihoodRow:
     key: bytes  # 16-byte hash of all that produces the result
     prompt_ids: npt.NDArray[np.int32]  # (L,), L >= 1
     answer_ids: npt.NDArray[np.int32]  # (T,), without special tokens; T may be 0
+    before_ids: npt.NDArray[np.int32]  # (B,) what stands before the answer alone, such as a template's; B may be 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,11 @@ class _Sequence:
 class Likelihoods:
     """Measures rows in batches of plain forward passes.
 
-    Both means of a row are over the same tokens. Without its prompt the answer follows `bos`; where there is none,
-    its first token cannot be predicted, and is left out with the prompt, too. No EOS is fed or predicted.
+    Both means of a row are over the same tokens. Where nothing stands before the answer alone, its first token cannot
+    be predicted, and is left out with the prompt, too. No EOS is fed or predicted.
 
     Args:
         model: a causal language model in evaluation mode.
-        bos: the token that begins a text.
         max_tokens: of prompt and answer together; the answer's end is cut. None: as long as they are.
         batch_tokens: of a batch, padding included; halved when memory runs out. Default: by the kind of device.
     """
@@ -80,11 +80,10 @@ class Likelihoods:
         self,
         model: PreTrainedModel,
         *,
-        bos: int | None,
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
     ) -> None:
-        self._model, self._bos, self._max_tokens = model, bos, max_tokens
+        self._model, self._max_tokens = model, max_tokens
         kind = model.device.type
         self._first_batch_tokens = batch_tokens or _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ACCELERATOR)
         self._batch_tokens = self._first_batch_tokens
@@ -119,12 +118,14 @@ class Likelihoods:
             answer = answer[: max(0, self._max_tokens - len(row.prompt_ids))]
         if not len(answer):
             return Reason.TOO_LONG.value  # it leaves no room for a token of the answer
-        before = [] if self._bos is None else [self._bos]
-        unpredicted = 1 - len(before)
+        unpredicted = 0 if len(row.before_ids) else 1
         if len(answer) == unpredicted:
             return ANSWER_TOO_SHORT
-        together = np.concatenate((row.prompt_ids, answer))
-        return _Sequence(together, len(row.prompt_ids) + unpredicted), _Sequence(np.array([*before, *answer]), 1)
+        with_prompt, alone = (
+            _Sequence(np.concatenate((before, answer)), len(before) + unpredicted)
+            for before in (row.prompt_ids, row.before_ids)
+        )
+        return with_prompt, alone
 
     def _measured(self, rows: Sequence[LikelihoodRow], sequences: Sequence[_Sequence]) -> Iterator[LikelihoodResult]:
         """Yield each row's result as soon as it is complete; its sequences are those at 2 i and 2 i + 1."""

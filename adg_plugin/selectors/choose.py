@@ -191,7 +191,7 @@ def _measured(
     method: Any = config.method
     found = likelihoods_of(run, config, source, method=method, small_model=config.small_model)
     ratio, reason, detail = (
-        (ifd.ifd, ifd.NOT_BELOW_1, ifd.detail)
+        (ifd.ifd, ifd.ABOVE_1, ifd.detail)
         if method == "ifd"
         else (superfiltering.superfiltering, superfiltering.NOT_BELOW_1, superfiltering.detail)
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-NOT_BELOW_1 = "ifd_not_below_1"
+ABOVE_1 = "ifd_above_1"
 
 Floats = npt.NDArray[np.float64]
 
 
 def ifd(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Return each row's IFD, the higher the better, and whether the row may be chosen: where IFD is below 1.
+    """Return each row's IFD, the higher the better, and whether the row may be chosen: not above 1.
 
-    IFD = with_prompt / alone. At 1 or above, the prompt is no help: it and the answer do not belong together.
+    IFD = with_prompt / alone. Above 1 the prompt is a hindrance: it and the answer do not belong together.
 
     Args:
         with_prompt: (N,) mean of -log p over the answer's tokens after the prompt, in nats; NaN where not measured.
@@ -26,11 +26,11 @@ def ifd(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDArray[np.bool
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.asarray(with_prompt, np.float64) / np.asarray(alone, np.float64)
-    return scores, scores < 1  # NaN is not
+    return scores, scores <= 1  # NaN is not
 
 
 def detail(score: float) -> str:
     """Return the sentence for a row that may not be chosen."""
     if np.isnan(score):
         return "IFD cannot be computed: the answer is certain with the prompt and without it"
-    return f"IFD is {score:.4f}, not below 1: the prompt does not help to predict the answer"
+    return f"IFD is {score:.4f}, above 1: the prompt makes the answer harder to predict"
