@@ -1,6 +1,7 @@
 """Does the choice of rows matter? Each method chooses as many, and the same LoRA is trained on them and evaluated.
 
     python benchmarks/downstream.py WORK --pool pool.jsonl --extra other.jsonl --seeds 3    resumable: run it again
+    python benchmarks/downstream.py WORK --choices benchmarks/results/downstream.jsonl     trained and evaluated again
     python benchmarks/downstream.py WORK --table                                           the table alone
     python benchmarks/downstream.py --smoke                                                minutes, shipped data only
 
@@ -47,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "superfiltering": {"method": "superfiltering"},
     "zip": {"method": "zip"},
 }
+SEEDLESS = ("longest", "ifd", "superfiltering", "zip")  # choose the same rows under every seed
 SMOKE = ("random", "longest", "ifd", "zip", "adg-raw")
 UNTRAINED = "untrained"
 RESULTS, QUESTIONS = "results.jsonl", "questions.jsonl"
@@ -92,9 +94,9 @@ def split(work: Path, plan: Plan, pool: Path, extra: Path | None) -> dict[str, l
     return found
 
 
-def choose(work: Path, plan: Plan, method: str, seed: int) -> tuple[list[dict[str, Any]], float]:
-    """Return the rows that a method chooses, from one run folder per seed, and the seconds it took."""
-    began = time.perf_counter()
+def choose(work: Path, plan: Plan, method: str, seed: int) -> list[dict[str, Any]]:
+    """Return the rows that a method chooses, from one run folder per seed that changes something."""
+    seed = 0 if method in SEEDLESS else seed
     settings = {
         **({"small_model": plan.small_model} if method == "superfiltering" else {}),
         "model": plan.training.model,
@@ -104,8 +106,13 @@ def choose(work: Path, plan: Plan, method: str, seed: int) -> tuple[list[dict[st
         "seed": seed,
         **METHODS[method],
     }
-    chosen = select(config=ADGConfig.parse(settings), output_dir=work / f"run-{seed}")
-    return list(chosen.rows()), time.perf_counter() - began
+    return list(select(config=ADGConfig.parse(settings), output_dir=work / f"run-{seed}").rows())
+
+
+def read_choices(path: Path, methods: Sequence[str]) -> dict[tuple[str, int], set[str]]:
+    """Return the ids that each of the methods chose under each seed, from the file of an earlier run."""
+    lines = read_rows(path)
+    return {(line["method"], line["seed"]): set(line["ids"]) for line in lines if line["method"] in methods}
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ class Bench:
 
     Attributes:
         evaluated: rows for the loss, by name.
+        choices: ids by method and seed that are not to be chosen anew.
         questions: folder with BIG-Bench-Hard and GSM8K; None asks none.
     """
 
@@ -122,6 +130,21 @@ class Bench:
     evaluated: dict[str, list[dict[str, Any]]]
     questions: Path | None
     questions_per_task: int
+    choices: dict[tuple[str, int], set[str]]
+
+    def chosen(self, method: str, seed: int) -> list[dict[str, Any]]:
+        """Return the rows that a method chooses, or chose already.
+
+        Raises:
+            SystemExit: a row that it chose is not in the pool.
+        """
+        ids = self.choices.get((method, seed))
+        if ids is None:
+            return choose(self.work, self.plan, method, seed)
+        rows = [row for row in read_rows(self.work / "pool.jsonl") if str(row["id"]) in ids]
+        if missing := ids - {str(row["id"]) for row in rows}:
+            sys.exit(f"error: --choices: row {min(missing)!r} of {method} is not in the pool: give the same --pool")
+        return rows
 
     def results(self, name: str) -> dict[tuple[str, int], dict[str, Any]]:
         """Return the lines of this plan in a file, by method and seed."""
@@ -143,7 +166,9 @@ class Bench:
         result: dict[str, Any] = {}
         adapter = None if method == UNTRAINED else self.work / "adapters" / f"{method}-{seed}"
         if adapter is not None and (trained is None or not adapter.is_dir()):
-            rows, result["choosing_s"] = choose(self.work, self.plan, method, seed)
+            began = time.perf_counter()
+            rows = self.chosen(method, seed)
+            result["choosing_s"] = time.perf_counter() - began
             result["ids"] = sorted(str(row["id"]) for row in rows)
             result["training_s"] = train(rows, self.plan.training, seed, adapter)
         gc.collect()  # PEFT's models hold themselves
@@ -179,6 +204,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small-model", default="demo", help="of superfiltering")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", help="default: all; with --smoke, five of them")
+    parser.add_argument("--choices", type=Path, metavar="FILE", help="results to take the chosen rows from")
+    parser.add_argument(
+        "--choose", default="", metavar="METHODS", help="with --choices: these choose anew all the same"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--smoke", action="store_true", help="a few rows of the package's own demo pool")
     return parser.parse_args(arguments)
@@ -213,8 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = plan_of(args, [path for path in (pool, extra) if path])
     work.mkdir(parents=True, exist_ok=True)
     questions = Path(args.questions) if args.questions and not args.smoke else None
-    bench = Bench(work, plan, split(work, plan, pool, extra), questions, args.questions_per_task)
-    methods = args.methods.split(",") if args.methods else SMOKE if args.smoke else METHODS
+    methods = args.methods.split(",") if args.methods else list(SMOKE if args.smoke else METHODS)
+    again = args.choose.split(",")
+    choices = read_choices(args.choices, [m for m in METHODS if m not in again]) if args.choices else {}
+    bench = Bench(work, plan, split(work, plan, pool, extra), questions, args.questions_per_task, choices)
     wanted = [(UNTRAINED, 0), *((method, seed) for seed in seeds for method in methods)]
     for number, (method, seed) in enumerate([] if args.table else wanted, 1):
         began = time.perf_counter()

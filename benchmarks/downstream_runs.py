@@ -19,6 +19,7 @@ from adg_plugin.demo import model_path
 from adg_plugin.training_rows import parse_chosen, training_rows
 
 _TOKENS_AT_ONCE = 1024  # whose logits are held: 200 MB in float32
+_ROWS_AT_ONCE = 2  # of a training batch: rows of about one length, so that little is filled up
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Training:
     batch_rows: int = 8
     learning_rate: float = 5e-4
     lora_rank: int = 16
-    max_tokens: int = 512
+    max_tokens: int = 512  # of a row to train on; rows to evaluate on are never cut
     bf16: bool = True
 
     def dtype(self) -> torch.dtype:
@@ -93,33 +94,50 @@ def train(rows: Sequence[dict[str, Any]], settings: Training, seed: int, out: Pa
     set_seed(seed)
     lora = LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear")
     model = AutoModelForCausalLM.from_pretrained(model_name(settings.model), dtype=settings.dtype())
-    model = get_peft_model(model, lora).to(settings.device()).train()
-    encoded = encode(sorted(as_turns(rows, settings.model), key=lambda row: row["id"]), settings)
+    # PEFT would keep the adapter in float32, and cast every input to it; here only the optimizer's copy is.
+    model = get_peft_model(model, lora, autocast_adapter_dtype=False).to(settings.device(), settings.dtype()).train()
+    turns = sorted(as_turns(rows, settings.model), key=lambda row: row["id"])
+    encoded = encode(turns, settings.model, settings.max_tokens)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate)
+    precise = [weight.detach().float().clone().requires_grad_() for weight in weights]
+    optimizer = torch.optim.AdamW(precise, lr=settings.learning_rate)
     steps = settings.epochs * -(-len(encoded) // settings.batch_rows)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     shuffled = torch.Generator().manual_seed(seed)
     for _ in range(settings.epochs):
         for batch in torch.randperm(len(encoded), generator=shuffled).split(settings.batch_rows):
-            base = model.get_base_model()
-            states, labels, _ = answer_states(base, [encoded[row] for row in batch])
-            cross_entropy(base.lm_head(states).float(), labels).backward()
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            add_gradients(model.get_base_model(), [encoded[row] for row in batch])
+            for weight, copy in zip(weights, precise, strict=True):
+                copy.grad, weight.grad = weight.grad.float(), None
+            torch.nn.utils.clip_grad_norm_(precise, 1.0)
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
+            with torch.no_grad():
+                for weight, copy in zip(weights, precise, strict=True):
+                    weight.copy_(copy)
     model.save_pretrained(str(out))
     return time.perf_counter() - began
 
 
+def add_gradients(model: Any, batch: Sequence[Encoded]) -> None:
+    """Add the gradients of a batch's mean loss per answer token, a few rows at a time."""
+    ordered = sorted(batch, key=lambda row: len(row.token_ids))
+    tokens = sum(len(row.token_ids) - row.prompt_tokens for row in batch)
+    for start in range(0, len(ordered), _ROWS_AT_ONCE):
+        states, labels, _ = answer_states(model, ordered[start : start + _ROWS_AT_ONCE])
+        (cross_entropy(model.lm_head(states).float(), labels, reduction="sum") / tokens).backward()
+
+
 def load(settings: Training, adapter: Path | None) -> Any:
-    """Return the model, with the adapter merged into it, in bfloat16."""
-    model = AutoModelForCausalLM.from_pretrained(model_name(settings.model), dtype=torch.float32)
+    """Return the model with the adapter beside it.
+
+    Not merged: rounded to bfloat16, the sum of a weight and its change loses most of the change.
+    """
+    model = AutoModelForCausalLM.from_pretrained(model_name(settings.model), dtype=settings.dtype())
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
     return model.to(settings.device(), settings.dtype()).eval()
 
 
@@ -141,7 +159,8 @@ def answer_states(model: Any, batch: Sequence[Encoded]) -> tuple[torch.Tensor, t
 @torch.no_grad()
 def answer_loss(model: Any, rows: Sequence[dict[str, Any]], settings: Training, batch_rows: int = 16) -> Loss:
     """Return the loss of the rows' own answers, in the order of the rows."""
-    encoded = encode(as_turns(rows, settings.model), settings)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # the adapter is in its layers
+    encoded = encode(as_turns(rows, settings.model), settings.model)
     order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].token_ids))
     nats, tokens = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.long)
     for start in range(0, len(order), batch_rows):
@@ -154,13 +173,17 @@ def answer_loss(model: Any, rows: Sequence[dict[str, Any]], settings: Training, 
     return Loss(nats.tolist(), tokens.tolist())
 
 
-def encode(turns: Iterable[dict[str, Any]], settings: Training) -> list[Encoded]:
-    """Return each row's tokens: the prompt as the chat template writes it, the answer, the end of the answer."""
-    tokenizer, found = tokenizer_of(settings.model), []
+def encode(turns: Iterable[dict[str, Any]], model: str, most: int | None = None) -> list[Encoded]:
+    """Return each row's tokens: the prompt as the chat template writes it, the answer, the end of the answer.
+
+    A row of more than `most` tokens is cut off there; its last token is always one of the answer.
+    """
+    tokenizer, found = tokenizer_of(model), []
     for row in turns:
         prompt = tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False
         )
         answer = tokenizer(row["completion"][0]["content"] + tokenizer.eos_token, add_special_tokens=False).input_ids
-        found.append(Encoded([*prompt, *answer][: settings.max_tokens], min(len(prompt), settings.max_tokens - 1)))
+        tokens = [*prompt, *answer][:most]
+        found.append(Encoded(tokens, min(len(prompt), len(tokens) - 1)))
     return found
