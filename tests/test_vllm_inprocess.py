@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import read_jsonl
+from tiny_runs import read_jsonl, write_jsonl
 from vllm_runs import VLLM_OPTIONS, adg, finish, write_config
 
 from adg_plugin.config import ADGConfig
@@ -110,8 +111,9 @@ def test_the_distribution_test_would_see_another_temperature(sampler, prompts, b
     assert min(seen) < 0.001
 
 
-def test_rows_have_their_own_answers_whatever_their_neighbours(sampler, prompts, by_vllm):
-    again = draws(sampler, prompts[::-1][:2], 0)
+def test_the_answers_of_a_row_differ_and_are_drawn_again_the_same(sampler, prompts, by_vllm):
+    again = draws(sampler, prompts, 0)
+    assert again.keys() == by_vllm[0].keys()
     for id, result in again.items():
         assert [a.token_ids.tolist() for a in result.answers] == [a.token_ids.tolist() for a in by_vllm[0][id].answers]
     assert len({a.token_ids.tobytes() for a in by_vllm[0]["q1"].answers}) > 32
@@ -173,6 +175,30 @@ def test_one_command_selects(selected):
 
 def stored(folder):
     return {r.id: [a.token_ids.tolist() for a in r.answers] for r in RunFolder.read(folder).results()}
+
+
+def test_rows_have_their_own_answers_whatever_their_neighbours(selected, tmp_path):
+    folder, _ = selected
+    rows = read_jsonl(folder / "pool.jsonl")
+    other = write_config(tmp_path, engine="vllm", vllm_options=VLLM_OPTIONS, budget=4)
+    write_jsonl(tmp_path / "pool.jsonl", rows[::-2][:12])
+    finish(adg("select", other, "--out", tmp_path / "run"))
+    some, whole = stored(tmp_path / "run"), stored(folder / "whole")
+    assert len(some) == 12
+    assert some == {id: whole[id] for id in some}
+
+
+def test_an_estimate_measures_it_and_keeps_what_it_drew(selected):
+    folder, config = selected
+    process = adg("estimate", config, "--out", folder / "estimated", "--rows", "12", "--json")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    about = json.loads(out)
+    assert (about["rows"], about["measured"]) == (30, 12)
+    assert about["low_s"] < about["total_s"] < about["high_s"]
+    kept, whole = stored(folder / "estimated"), stored(folder / "whole")
+    assert len(kept) == 12
+    assert kept == {id: whole[id] for id in kept}
 
 
 def test_stages_in_two_environments_are_one_selection(selected):
