@@ -106,3 +106,35 @@ def test_the_published_table_is_what_the_results_say():
     assert len(rows) > 10
     page = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8").splitlines()
     assert [row for row in rows if row not in page] == []
+
+
+@pytest.mark.tiny
+def test_the_fused_adapter_is_pefts(tmp_path):
+    import torch
+    from downstream_runs import fuse
+    from peft import LoraConfig, get_peft_model
+    from tiny_models import VOCABULARY, tiny_model
+
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zeros at first, which would hide everything
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.randint(4, VOCABULARY, (2, 9))
+
+    def gradients():
+        model.zero_grad()
+        logits = model(input_ids=ids).logits
+        logits.logsumexp(-1).sum().backward()
+        return logits.detach(), {name: w.grad.clone() for name, w in model.named_parameters() if w.requires_grad}
+
+    with model.disable_adapter(), torch.no_grad():
+        plain = model(input_ids=ids).logits
+    (want, want_gradients) = gradients()
+    fuse(model)
+    (found, found_gradients) = gradients()
+    assert not torch.allclose(want, plain, atol=1e-3)
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert found_gradients.keys() == want_gradients.keys()
+    for name, gradient in want_gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-5)
