@@ -5,32 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from adg_plugin.bins import assign_bins
 from adg_plugin.config import ADGConfig
 from adg_plugin.decision import Decision
 from adg_plugin.engines.results import OUT_OF_MEMORY
+from adg_plugin.errors import ConfigError
 from adg_plugin.likelihoods import measure
 from adg_plugin.manifest import score_summary
-from adg_plugin.scoring import choose_rows, eligible
+from adg_plugin.scoring import Assign, choose_rows, eligible
 from adg_plugin.store import RunFolder
+from adg_plugin.tagging import tag
 
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Source
 
 
-def measured(run: RunFolder, config: ADGConfig, source: Source, *, show: bool) -> dict[str, Any]:
-    """Measure what a method other than ADG wants to know of each row, and return what it took.
+def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bool) -> dict[str, Any]:
+    """Measure what a method other than ADG wants to know of each row and is not stored, and return what it took.
 
     Raises:
-        ADGError: as `adg_plugin.likelihoods.measure`; what is measured is kept.
+        ADGError: as `adg_plugin.likelihoods.measure`, `adg_plugin.selectors.scar.fill_styles` and
+            `adg_plugin.tagging.tag`; what is measured is kept.
     """
-    if config.method not in ("ifd", "superfiltering"):
-        return {"rows": 0}
-    method: Any = config.method
-    return measure(run, config, source, method=method, small_model=config.small_model, show=show)
+    if config.method == "mig" and config.tagger:
+        return tag(run, config, show=show)
+    if config.method == "scar":
+        from adg_plugin.selectors.scar import fill_styles
+
+        return fill_styles(run, config, show=show)
+    if config.method == "ifd" or config.method == "superfiltering":
+        return measure(run, config, source, method=config.method, show=show)
+    return {"rows": 0}
 
 
 def decide(
-    run: RunFolder, config: ADGConfig, source: Source | None, pool_rows: int, left: Mapping[str, str] | None
+    run: RunFolder,
+    config: ADGConfig,
+    source: Source | None,
+    pool_rows: int,
+    left: Mapping[str, str] | None,
+    assign: Assign = assign_bins,
+    *,
+    show: bool = False,
 ) -> Decision:
     """Return the choice of the method that the settings name; without a row in it where none can be scored.
 
@@ -39,21 +55,25 @@ def decide(
         source: of the backbone; ADG does without.
         pool_rows: rows of the pool after exact duplicates.
         left: the reason of each row that could not be sampled this time, by id.
+        assign: gives ADG its bins.
+        show: report progress on stderr, where choosing takes long.
 
     Raises:
+        ConfigError: a method other than ADG, and no source.
         DataError: a method other than ADG can choose no row.
     """
     if config.method != "adg":
         from adg_plugin.selectors.choose import choose
 
-        assert source is not None
-        return choose(run, config, source, pool_rows, left)
+        if source is None:
+            raise ConfigError([f"method is {config.method!r}, and there is no model to ask: use method: adg"])
+        return choose(run, config, source, pool_rows, left, show=show)
     geometry = eligible(run.geometry(), config)
     # Rows without a result are few by now: what they lacked may be there another time.
     rejections = (*geometry.rejections, *run.unsampled(OUT_OF_MEMORY, left))
     if not len(geometry):
         return Decision.none(rejections)
-    scored = choose_rows(geometry, config, pool_rows)
+    scored = choose_rows(geometry, config, pool_rows, assign)
     return Decision(
         table=scored.table(),
         ids=tuple(scored.chosen_ids()),

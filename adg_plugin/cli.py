@@ -27,6 +27,7 @@ from adg_plugin import (
     cli_train,
 )
 from adg_plugin.config import ADGConfig, load_config
+from adg_plugin.config_errors import NO_POOL
 from adg_plugin.errors import ADGError, ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 _console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 _INTERRUPTED = 130
+_GO_ON = ("compare", "embed", "run", "sample", "select", "sft")  # the other commands begin anew
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
 Set = Annotated[
@@ -139,7 +141,7 @@ def _settings(
     """Return the settings and the run folder, which may be a URL."""
     settings = load_config(config, overrides, **({"executor": executor} if executor else {}))
     if not settings.datasets:
-        raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"], source=str(config))
+        raise ConfigError([NO_POOL], source=str(config))
     where = out or settings.output_dir or str(Path("runs") / config.stem)
     return settings, where.rstrip("/") or "/"
 
@@ -203,6 +205,15 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _after_interruption(arguments: list[str]) -> str:
+    command = arguments[0] if arguments else ""
+    if command == "eval":
+        return "interrupted: give the same command again, `adg eval` goes on after the last task that is finished"
+    if command in _GO_ON:
+        return f"interrupted: give the same command again, `adg {command}` goes on from here"
+    return "interrupted"
+
+
 def _set_up_logging() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log is no place for bars
@@ -225,5 +236,5 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(err.exit_code)
     except SystemExit as err:
         if err.code == _INTERRUPTED:  # which Typer makes of a KeyboardInterrupt, without a word
-            print("interrupted: give the same command again, `adg select` goes on from here", file=sys.stderr)
+            print(_after_interruption(sys.argv[1:] if arguments is None else arguments), file=sys.stderr)
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,17 +13,20 @@ from rich.text import Text
 
 from adg_plugin.cli_look import result_console
 from adg_plugin.compare_methods import DEFAULT_METHODS, split_methods
+from adg_plugin.config_errors import NO_POOL
 
 if TYPE_CHECKING:
     from adg_plugin.compare import Comparison
     from adg_plugin.compare_work import Compared
 
 _MEASURES = (
-    "bins: reached by the choice; fullest: its share in one bin; prompt: median tokens; answer: median words of the "
-    "rows' own answers; alone: rows that no other method chose",
+    "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
+    "of the rows' own answers; alone: rows that no other method chose",
     "asking: seconds that a model took before, for all that ask the same, earlier runs included (+: some left no "
     "record, ?: none did, -: no model is asked); choosing: seconds after that",
 )
+_IN_NO_BIN = "no bin: rows of the choice without answers, which are in no bin"
+_MOST_VALUES = 8  # of a kind
 
 
 def compare(
@@ -55,7 +58,7 @@ def compare(
 
     settings = load_config(config, set_)
     if not settings.datasets:
-        raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"], source=str(config))
+        raise ConfigError([NO_POOL], source=str(config))
     where = (out or settings.output_dir or str(Path("runs") / config.stem)).rstrip("/") or "/"
     from adg_plugin.adapters.torch_team import launched_team
     from adg_plugin.compare import compare as compared
@@ -73,6 +76,8 @@ def compare(
     else:
         if not quiet:
             print_comparison(found, result_console())
+            if "://" not in where:
+                print(f"as a page: adg report {where}")
         print(path)  # a URL holds it only now
     if found.failed:
         raise typer.Exit(1)
@@ -83,8 +88,11 @@ def print_comparison(about: Comparison, console: Console) -> None:
     if about.facts.names:
         _print_overlaps(about, console)
         console.print()
+        for kind in about.facts.coverage:
+            _print_coverage(about, kind, console)
+            console.print()
     _print_methods(about, console)
-    for sentence in _MEASURES:
+    for sentence in (*_MEASURES, *([_IN_NO_BIN] if _some_without_a_bin(about) else [])):
         console.print(Text(sentence))
     for one in about.failed:
         console.print(Text(f"{one.name} failed: {one.error}"))
@@ -107,20 +115,56 @@ def _print_overlaps(about: Comparison, console: Console) -> None:
     console.print(table)
 
 
+def _print_coverage(about: Comparison, kind: dict[str, Any], console: Console) -> None:
+    """Print the shares of the values in the pool and in each choice, those beyond the most frequent together."""
+    console.print(Text(f"Rows by {kind['kind']}, as shares of the pool and of each choice"))
+    named = [value for value in kind["values"] if value["value"] is not None]
+    lines = [(value["value"], value) for value in named[:_MOST_VALUES]]
+    if rest := named[_MOST_VALUES:]:
+        chosen = [sum(column) for column in zip(*(value["chosen"] for value in rest), strict=True)]
+        together = {"pool": sum(value["pool"] for value in rest), "chosen": chosen}
+        lines.append(("1 other" if len(rest) == 1 else f"{len(rest):,} others", together))
+    lines += [("no value", value) for value in kind["values"] if value["value"] is None]
+    sizes = [len(one.ids) for one in about.methods if one.error is None]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(kind["kind"], overflow="fold")
+    for name in ("pool", *(str(number) for number in range(1, len(sizes) + 1))):
+        table.add_column(name, justify="right", overflow="fold")
+    for name, value in lines:
+        shares = (f"{n / of:.0%}" for n, of in zip(value["chosen"], sizes, strict=True))
+        table.add_row(Text(name), f"{value['pool'] / about.rows['candidates']:.0%}", *shares)
+    console.print(table)
+
+
+def _some_without_a_bin(about: Comparison) -> bool:
+    bins = about.facts.bins
+    return bins is not None and any(bins["without_a_bin"])
+
+
 def _print_methods(about: Comparison, console: Console) -> None:
     bins = about.facts.bins
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("method", overflow="fold")
     reached = f"bins of {bins['total']:,}" if bins else "bins"
-    for name in ("rows", reached, "fullest", "prompt", "answer", "alone", "asking", "choosing"):
+    lost = ("no bin",) if _some_without_a_bin(about) else ()
+    heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "asking", "choosing")
+    for name in heads:
         table.add_column(name, justify="right", overflow="fold")
     place = {name: i for i, name in enumerate(about.facts.names)}
     for one in about.methods:
-        cells = ("failed", *[""] * 7) if one.error is not None else _cells(about, one, place[one.name])
+        cells = ("failed", *[""] * (len(heads) - 1)) if one.error is not None else _cells(about, one, place[one.name])
         table.add_row(Text(one.name), *cells)
     whole = about.facts.lengths_of_pool
     candidates = f"{about.rows['candidates']:,}"
-    table.add_row("the pool", candidates, "", "", _median(whole, "prompt_tokens"), _median(whole, "reference_words"))
+    table.add_row(
+        "the pool",
+        candidates,
+        "",
+        "",
+        *lost and ("",),
+        _median(whole, "prompt_tokens"),
+        _median(whole, "reference_words"),
+    )
     console.print(table)
     none, everyone = about.facts.chosen_by["none"], about.facts.chosen_by["all"]
     console.print(Text(f"{everyone:,} rows are chosen by all methods, {none:,} by none"))
@@ -133,6 +177,7 @@ def _cells(about: Comparison, one: Compared, at: int) -> tuple[str, ...]:
         f"{len(one.ids):,}",
         f"{bins['reached'][at]:,}" if bins else "-",
         f"{bins['largest_share'][at]:.0%}" if bins else "-",
+        *([f"{bins['without_a_bin'][at]:,}"] if bins and _some_without_a_bin(about) else []),
         _median(lengths, "prompt_tokens"),
         _median(lengths, "reference_words"),
         f"{facts.alone[at]:,}",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adg_plugin.cli_look import result_console
+from adg_plugin.config_errors import NO_POOL
 
 if TYPE_CHECKING:
     from adg_plugin.reckoning import Estimate
@@ -41,7 +42,7 @@ def estimate(
     where = str(out or settings.output_dir or Path("runs") / config.stem)
     problems = []
     if not settings.datasets:
-        problems.append("datasets is missing: give a pool, such as datasets: [pool.jsonl]")
+        problems.append(NO_POOL)
     if "://" in where:
         problems.append(f"output_dir is {where!r}: adg estimate measures into a folder; give one with --out")
     if problems:

@@ -49,7 +49,10 @@ def report(
     ] = False,
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")] = None,
 ) -> None:
-    """Write one HTML file that shows a selection; it opens from disk. The last line on stdout is its path."""
+    """Write one HTML file that shows a selection, a comparison, or both; it opens from disk.
+
+    The last line on stdout is its path.
+    """
     from adg_plugin.report.gather import gather
     from adg_plugin.report.page import need_scripts, write_figures, write_page
     from adg_plugin.store.reader import REPORT

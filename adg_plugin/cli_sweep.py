@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from adg_plugin.cli_look import RunDir, result_console
+from adg_plugin.config_values import typed_value
 from adg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from adg_plugin.sweep import Line, Sweep
-    from adg_plugin.sweep_choices import Comparison
+    from adg_plugin.sweep_choices import Likeness
 
 _MEASURES = (
     "r: rank correlation of the scores with the run's",
@@ -71,19 +71,10 @@ def parse_vary(texts: Sequence[str]) -> dict[str, list[Any]]:
         if not (equals and key.strip() and all(value.strip() for value in values.split(","))):
             problems.append(f"--vary is {text!r}: write KEY=VALUE,VALUE, such as weight=0,0.4,1")
             continue
-        found.setdefault(key.strip(), []).extend(_value(value.strip()) for value in values.split(","))
+        found.setdefault(key.strip(), []).extend(typed_value(value.strip()) for value in values.split(","))
     if problems:
         raise ConfigError(problems)
     return found
-
-
-def _value(text: str) -> Any:
-    if text.lower() == "none":
-        return None
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return text
 
 
 def print_sweep(about: Sweep, console: Console) -> None:
@@ -96,7 +87,7 @@ def print_sweep(about: Sweep, console: Console) -> None:
         console.print(Text(sentence))
 
 
-def _print_lines(title: str, run: Comparison, lines: Sequence[Line], console: Console) -> None:
+def _print_lines(title: str, run: Likeness, lines: Sequence[Line], console: Console) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", overflow="fold")
     for name in ("r", "shared", "Jaccard", "chance", "r(s,D)", "r(s,I)", "D", "I", "tokens"):
@@ -110,7 +101,7 @@ def _print_lines(title: str, run: Comparison, lines: Sequence[Line], console: Co
     console.print(table)
 
 
-def _numbers(of: Comparison) -> tuple[str, ...]:
+def _numbers(of: Likeness) -> tuple[str, ...]:
     return (
         f"{of.rank_correlation:.2f}",
         f"{of.shared:.0%}",

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin import keys
-from adg_plugin.bins import assign_bins
 from adg_plugin.compare_costs import Cost, costs_before
 from adg_plugin.compare_facts import COMPARE, Facts, add_files, facts_of
+from adg_plugin.compare_folder import BesideASelection
 from adg_plugin.compare_methods import DEFAULT_METHODS, Plan, planned
 from adg_plugin.compare_work import Compared, Work
 from adg_plugin.config import ADGConfig
-from adg_plugin.errors import ConfigError, StoreError, need
+from adg_plugin.config_errors import NO_POOL
+from adg_plugin.errors import ConfigError
 from adg_plugin.manifest import versions
+from adg_plugin.other_models import other_model
 from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
 from adg_plugin.report.facets import read_facets
-from adg_plugin.store import RunFolder, StagedRow
+from adg_plugin.store import RunFolder
 from adg_plugin.store.files import write_json
-from adg_plugin.store.reader import MANIFEST
-from adg_plugin.store.staging import Rejection
-
-if TYPE_CHECKING:
-    from adg_plugin.engines.loading import Source
+from adg_plugin.tagging import Tagger
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,39 +75,6 @@ class Comparison:
         }
 
 
-class BesideASelection(RunFolder):
-    """A run folder whose finished selection, if it has one, stays: answers may be added, another pool may not."""
-
-    @cached_property
-    def keeps(self) -> bool:
-        """Whether there was a selection."""
-        return (self.path / MANIFEST).exists()
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json, unless it is the selection's."""
-        if not self.keeps:
-            super().write_config(config)
-
-    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
-        """Stage a pool as `RunFolder` does.
-
-        Raises:
-            StoreError: the selection was made from another one.
-        """
-        if not self.keeps:
-            return super().stage_prompts(rows, digest=digest)
-        if self.staged_digest() != digest:
-            raise StoreError(
-                f"run folder {self.path} holds a selection from another pool, or under other settings of it: compare "
-                "under those, or give another --out"
-            )
-        return self.counts().prompts  # of a pool on the hub, of which nobody can tell whether it has changed
-
-    def _drop_manifest(self) -> None:
-        if not self.keeps:
-            super()._drop_manifest()
-
-
 def compare(
     config: ADGConfig | Mapping[str, Any],
     methods: Sequence[str] = DEFAULT_METHODS,
@@ -140,7 +104,7 @@ def compare(
     _refuse_unfit(config)
     folder = Path(run_dir or config.output_dir or "runs/selection")
     source = Source.configured(config)
-    _refuse_what_cannot_run(plans, Source)
+    _refuse_what_cannot_run(plans)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with BesideASelection.open(folder) as run:
         prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
@@ -162,22 +126,24 @@ def compare(
 def _refuse_unfit(config: ADGConfig) -> None:
     problems = []
     if not config.datasets:
-        problems.append("datasets is missing: give a pool, such as datasets: [pool.jsonl]")
+        problems.append(NO_POOL)
     if config.budget_per_dataset is not None:
         problems.append("budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget")
     if problems:
         raise ConfigError(problems)
 
 
-def _refuse_what_cannot_run(plans: Sequence[Plan], source: type[Source]) -> None:
+def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
     """Raise where a method lacks what it needs, as far as that can be known before anything is sampled."""
     for plan in plans:
         if plan.method == "scar":
-            need("style_ranker", extra="scar", why="method: scar")
+            from adg_plugin.engines.style_ranker import StyleRanker
+
+            StyleRanker(plan.config.scar_model)
         if plan.method == "superfiltering":
-            # A revision, a type and a token of the backbone mean nothing to another model.
-            changes: dict[str, Any] = {"model": plan.config.small_model, "revision": None, "eos_token": None}
-            source.configured(plan.config.updated(**changes, dtype="auto", load_in_4bit=False))
+            other_model(plan.config, "small_model")
+        if plan.method == "mig" and plan.config.tagger:
+            Tagger.configured(plan.config)
 
 
 def _comparison(run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]) -> Facts:
@@ -186,18 +152,17 @@ def _comparison(run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Co
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
     add_files(facets, staged["where"].to_pylist())
     choices = {one.name: one.ids for one in done if one.error is None}
-    return facts_of(choices, ids, work.budget, facets, _bins(run, config, ids, work.binned))
+    return facts_of(choices, ids, work.budget, facets, _bins(run, config, ids, work))
 
 
-def _bins(
-    run: RunFolder, config: ADGConfig, ids: Sequence[str], known: pa.Table | None
-) -> npt.NDArray[np.int64] | None:
+def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], work: Work) -> npt.NDArray[np.int64] | None:
     """Return the (N,) bins of the rows under the shared settings, -1 where a row has none; None without any answers."""
+    known = work.binned
     if known is None:
         geometry = run.geometry()
         if not len(geometry):
             return None
-        bins = assign_bins(geometry.prompt_vectors, config.bins, config.seed)
+        bins = work.assign(geometry.prompt_vectors, config.bins, config.seed)
         known = pa.table({"id": pa.array(geometry.ids, pa.string()), "bin": bins})
     of = dict(zip(known["id"].to_pylist(), known["bin"].to_pylist(), strict=True))
     return np.array([of.get(id, -1) for id in ids], dtype=np.int64)

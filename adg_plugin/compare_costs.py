@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adg_plugin.compare_facts import read_comparison
+from adg_plugin.compare_facts import COMPARE, read_comparison
+from adg_plugin.errors import StoreError
 from adg_plugin.store import RunReader
 
 ANSWERS = "answers"  # to draw and to embed them
@@ -58,6 +59,11 @@ def seconds_of(took: Mapping[str, Any]) -> float:
     return float(took.get("seconds", 0.0)) + float(took.get("embedding", {}).get("seconds", 0.0))
 
 
+def tagger_cost(tagger: str, column: str) -> str:
+    """Return the name of what it takes to tag the rows that have no labels in a column."""
+    return f"tagger {tagger} for {column}"
+
+
 def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     """Return what earlier runs say of the cost of what the run folder holds.
 
@@ -66,16 +72,24 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
         recipe: of its answers; records of others do not count.
 
     Raises:
-        StoreError: compare.json or manifest.json cannot be read.
+        StoreError: compare.json or manifest.json cannot be read, or is not as it is written.
     """
     found: dict[str, Cost] = {}
     manifest = run.manifest()
     if manifest is not None and manifest.get("recipe") == dict(recipe):
-        method, small_model = (manifest["config"].get(key, "") for key in ("method", "small_model"))
-        name = {"adg": ANSWERS, "superfiltering": f"superfiltering {small_model}"}.get(method, method)
+        before_config = manifest["config"]
+        method, tagger = (before_config.get(key, "") for key in ("method", "tagger"))
+        of_mig = tagger_cost(tagger, before_config.get("field_labels", "")) if tagger else ANSWERS
+        asked = {"superfiltering": "small_model", "scar": "scar_model"}
+        name = {"adg": ANSWERS, "mig": of_mig}.get(method, method)
+        if method in asked:
+            name = f"{method} {before_config.get(asked[method], '')}"
         found[name] = Cost().with_now(manifest["sampling"])
     before = read_comparison(run)
-    if before is not None and before["recipe"] == dict(recipe):
-        for name, cost in before["costs"].items():
-            found[name] = Cost(cost["rows"], cost["seconds"], cost["tokens"])
+    if before is not None and before.get("recipe") == dict(recipe):
+        try:
+            for name, cost in before["costs"].items():
+                found[name] = Cost(int(cost["rows"]), float(cost["seconds"]), int(cost["tokens"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise StoreError(f"{run.path / COMPARE} has no costs that can be read ({err!r}): delete it") from err
     return {name: Cost(cost.rows, cost.seconds, cost.tokens) for name, cost in found.items() if cost.rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,8 +35,10 @@ class Facts:
         alone: (M,) rows that no other method chose.
         lengths: (M,) `prompt_tokens` and `reference_words` of the choice, each p5, p50, p95.
         lengths_of_pool: the same of all rows.
-        bins: `total`, and (M,) `reached`, `largest_share` and `without_a_bin`; None where nothing is binned.
-        coverage: for each kind `kind` and `values`: each with `value`, `pool` (rows) and (M,) `chosen`.
+        bins: `total`, and (M,) `reached`, `largest_share` (of the choice) and `without_a_bin` (rows of the choice);
+            None where nothing is binned.
+        coverage: for each kind `kind` and `values`: each with `value`, `pool` (rows) and (M,) `chosen`, the most
+            frequent in the pool first; last None, the rows without a value, where there are any.
     """
 
     names: tuple[str, ...]
@@ -66,7 +69,9 @@ def facts_of(
         facets: of these rows.
         bins: (N,) of these rows, below 0 where a row has none; None: there are no bins.
     """
-    chosen = np.array([membership(picked, ids) for picked in choices.values()]).reshape(len(choices), len(ids))
+    chosen = np.zeros((len(choices), len(ids)), dtype=bool)
+    for row, picked in zip(chosen, choices.values(), strict=True):
+        row[:] = membership(picked, ids)
     jaccard, shared = overlaps(chosen)
     times = chosen.sum(axis=0)
     share = budget / len(ids)
@@ -142,14 +147,10 @@ def _bins(bins: Ints, chosen: Bools) -> dict[str, Any]:
 
 
 def _coverage(kind: str, facet: Facet, chosen: Bools) -> dict[str, Any]:
-    nothing = np.zeros(len(facet.values), dtype=bool)
-    values = [{"value": line["value"], "pool": line["pool"]} for line in facet.counted(nothing)]
-    # The values and their order follow from the pool, so they are the same for each method.
-    columns = [[line["chosen"] for line in facet.counted(row)] for row in chosen]
-    return {
-        "kind": kind,
-        "values": [{**value, "chosen": [column[i] for column in columns]} for i, value in enumerate(values)],
-    }
+    pool, columns = Counter(facet.values), [Counter(facet.values[row]) for row in chosen]
+    frequent = sorted(pool, key=lambda value: (value is None, -pool[value], value))
+    counted = [{"value": v, "pool": pool[v], "chosen": [column[v] for column in columns]} for v in frequent]
+    return {"kind": kind, "values": counted}
 
 
 def read_comparison(run: RunReader) -> dict[str, Any] | None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
-
 from adg_plugin.config import ADGConfig, ScoreForm
+from adg_plugin.config_values import typed_value
 from adg_plugin.errors import ConfigError
 
 DEFAULT_METHODS = ("adg", "random", "longest", "zip", "ifd")
@@ -19,9 +18,11 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "adg": ("score", "weight", "bins", "subset"),
     "random": ("seed",),
     "superfiltering": ("small_model",),
-    "mig": ("field_labels", "field_quality", "label_vectors", "bins"),
+    "mig": ("field_labels", "field_quality", "tagger", "label_vectors", "bins"),
     "scar": ("scar_model",),
 }
+# Those that decide over a choice from one staged pool and its answers, beside the filters on agreement.
+CHOICE_SETTINGS = ("budget", *dict.fromkeys(key for keys in _OWN.values() for key in keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +104,8 @@ def _changes(method: str, text: str) -> dict[str, Any]:
             raise ConfigError([f"{piece.strip()!r} is no setting: write METHOD:KEY=VALUE, such as adg:weight=0{forms}"])
         if key in found:
             raise ConfigError([f"{key} is given twice: keep one"])
-        found[key] = _value(value)
+        found[key] = typed_value(value)
     return found
-
-
-def _value(text: str) -> Any:
-    if text.lower() == "none":
-        return None
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return text
 
 
 def _refusal(method: str, key: str, value: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -10,19 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.choosing import decide, measured
-from adg_plugin.compare_costs import ANSWERS, Cost
+from adg_plugin.bins import assign_bins, default_bins
+from adg_plugin.choosing import decide, fill_measures
+from adg_plugin.compare_costs import ANSWERS, Cost, tagger_cost
 from adg_plugin.compare_methods import Plan
 from adg_plugin.config import ADGConfig
 from adg_plugin.decision import Decision
 from adg_plugin.errors import ADGError, DataError, StoreError
-from adg_plugin.rows import Reason
+from adg_plugin.pool import pool_counts
 from adg_plugin.selection import resolve_budget
-from adg_plugin.selectors.label_graph import read_labels
+from adg_plugin.selectors.label_columns import listed_labels
 from adg_plugin.sharing import Alone
-from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store import RunFolder
 
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Source
@@ -70,11 +72,18 @@ class Work:
         self._left: dict[str, Mapping[str, str]] = {}  # by cost
         self._errors: dict[str, ADGError] = {}
         self.costs: dict[str, Cost] = {}
-        counts = run.counts()
-        duplicates = sum(rejection.reason == Reason.DUPLICATE for rejection in run.staged_rejections())
-        self.rows = {"pool": counts.prompts + counts.rejected - duplicates, "candidates": counts.prompts}
-        self.budget, _ = resolve_budget(config.budget, self.rows["pool"], counts.prompts)
+        pool = pool_counts(run)
+        self.rows = {"pool": pool.unique, "candidates": pool.candidates}
+        self.budget, _ = resolve_budget(config.budget, pool.unique, pool.candidates)
+        self._bins: dict[tuple[int, int, int], npt.NDArray[np.int32]] = {}
         self.binned: pa.Table | None = None  # `id` and `bin` of the first choice of ADG in the shared bins
+
+    def assign(self, vectors: npt.NDArray[np.floating], bins: int | None, seed: int) -> npt.NDArray[np.int32]:
+        """Return what `assign_bins` does, once for all methods: the rows with answers are the same for each."""
+        key = len(vectors), default_bins(len(vectors)) if bins is None else bins, seed
+        if key not in self._bins:
+            self._bins[key] = assign_bins(vectors, bins, seed)
+        return self._bins[key]
 
     def chosen(self, plan: Plan) -> Compared:
         """Return what the method chose, or its error."""
@@ -82,7 +91,9 @@ class Work:
         try:
             left = self._ask(one.asked, plan.config)
             began = time.monotonic()
-            decision = decide(self._run, plan.config, self._source, self.rows["pool"], left)
+            decision = decide(
+                self._run, plan.config, self._source, self.rows["pool"], left, self.assign, show=self._show
+            )
             seconds = time.monotonic() - began
             if not decision.ids:
                 raise DataError(_no_row(decision, self.rows["candidates"]))
@@ -106,10 +117,17 @@ class Work:
 
     def _asks(self, plan: Plan) -> str | None:
         """Return what a method wants to know of a model beforehand: the name of its cost."""
-        if plan.method == "adg" or (plan.method == "mig" and not _has_labels(self._run, plan.config.field_labels)):
+        if plan.method == "adg":
             return ANSWERS
+        if plan.method == "mig":
+            some, lacking = listed_labels(self._run, plan.config.field_labels)
+            if plan.config.tagger:
+                return tagger_cost(plan.config.tagger, plan.config.field_labels) if lacking else None
+            return None if some else ANSWERS  # whose bins serve as labels
         if plan.method == "superfiltering":
             return f"superfiltering {plan.config.small_model}"
+        if plan.method == "scar":
+            return f"scar {plan.config.scar_model}"
         return "ifd" if plan.method == "ifd" else None
 
     def _ask(self, asked: str | None, config: ADGConfig) -> Mapping[str, str] | None:
@@ -136,7 +154,7 @@ class Work:
         from adg_plugin.sampling import fill
 
         if asked != ANSWERS:
-            return measured(self._run, config, self._source, show=self._show)
+            return fill_measures(self._run, config, self._source, show=self._show)
         return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
 
 
@@ -147,14 +165,3 @@ def _reasons(decision: Decision) -> dict[str, int]:
 def _no_row(decision: Decision, candidates: int) -> str:
     told = ", ".join(f"{reason} {count}" for reason, count in _reasons(decision).items())
     return f"none of the {candidates} rows can be chosen ({told})"
-
-
-def _has_labels(run: RunReader, column: str) -> bool:
-    for table in run.staged_columns(["data"]):
-        for text in table["data"].to_pylist():
-            try:
-                if read_labels(json.loads(text).get(column)):
-                    return True
-            except ValueError:  # such a row will be rejected
-                continue
-    return False

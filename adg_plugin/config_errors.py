@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+NO_POOL = "datasets is missing: give a pool, such as datasets: [pool.jsonl]"
+
 _FIXES = {  # by pydantic's name of the error, for settings that bring no fix of their own
     "string_type": "use text; in YAML, with quotes around it",
     "string_too_short": "use text of at least one character, or leave it out",

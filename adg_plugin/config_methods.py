@@ -29,11 +29,20 @@ class MethodSettings(BaseModel):
     field_labels: str = Field(
         "labels",
         min_length=1,
-        description="Column of a row's labels for `mig`: a list of texts, or one text with commas. Where no row has "
-        "any, bins of this run folder's answers serve as labels.",
+        description="Column of a row's labels for `mig`: a list of texts or whole numbers, also as JSON text, or one "
+        "text with commas. Where no row has any and there is no `tagger`, bins of this run folder's answers serve as "
+        "labels.",
     )
     field_quality: str = Field(
-        "quality", min_length=1, description="Column of a row's quality for `mig`, a number of 0 or more; default 1."
+        "quality",
+        min_length=1,
+        description="Column of a row's quality for `mig`, a number of 0 or more; where a row has none, 1.",
+    )
+    tagger: PathText | None = Field(
+        None,
+        min_length=1,
+        description="Model that `mig` asks for the labels of rows that have none: folder or hub name of a chat model, "
+        "or `demo`. Default: none is asked.",
     )
     label_vectors: PathText | None = Field(
         None,

@@ -47,7 +47,10 @@ def _file_names(value: Any) -> Any:
     return value
 
 
-def _number(text: str) -> Any:
+def typed_value(text: str) -> Any:
+    """Return what a value on a command line means: that of YAML, text where it has none, None for `none`."""
+    if text.lower() == "none":
+        return None
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
@@ -56,7 +59,7 @@ def _number(text: str) -> Any:
 
 def _budget(value: Any) -> Any:
     if isinstance(value, str):
-        value = _number(value)
+        value = typed_value(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("budget", "use a number of rows (10000) or a fraction of the pool (0.2)")
     if isinstance(value, int) and value < 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.keys import FOUR_BIT
 from adg_plugin.pipeline import Selection, run_selection
 from adg_plugin.pool import Pool, memory_spec
 from adg_plugin.rows import Row, canonical_json, unique_rows
@@ -18,9 +19,6 @@ from adg_plugin.sources import iter_memory
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch.nn import Module
-
-# What the model in memory decides; a configuration may repeat it, but not contradict it.
-_FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
 def select_dataset(
@@ -95,7 +93,7 @@ def choose_in_memory(
 
 
 def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
-    """Return the configuration with what the model in memory decides.
+    """Return the configuration with what the model in memory decides: it may repeat that, but not contradict it.
 
     Raises:
         ConfigError: the configuration says otherwise; with every contradiction.
@@ -104,7 +102,7 @@ def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
     four_bit = {} if quantized is None else (quantized if isinstance(quantized, dict) else quantized.to_dict())
     facts: dict[str, Any] = {"load_in_4bit": bool(four_bit.get("load_in_4bit"))}
     if facts["load_in_4bit"]:
-        facts |= {name: four_bit[name] for name in _FOUR_BIT if name in four_bit}
+        facts |= {name: four_bit[name] for name in FOUR_BIT if name in four_bit}
     facts["model"] = getattr(model, "name_or_path", None) or config.model
     named = config.model_dump(include=config.model_fields_set)
     problems = [

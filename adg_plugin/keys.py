@@ -28,7 +28,7 @@ _SETTINGS = (
     "dtype",
     "load_in_4bit",
 )
-_FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
 def answer_recipe(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def answer_recipe(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) ->
         model: what tells the weights from all others.
         eos_ids: tokens that end an answer.
     """
-    names = _SETTINGS + (_FOUR_BIT if config.load_in_4bit else ())
+    names = _SETTINGS + (FOUR_BIT if config.load_in_4bit else ())
     recipe: dict[str, Any] = {name: getattr(config, name) for name in names}
     # The same requests, seeds and weights, wherever vLLM runs.
     recipe["engine"] = config.engine.removesuffix("-server")

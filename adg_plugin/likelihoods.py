@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from adg_plugin import keys
 from adg_plugin.config import IN_MEMORY, ADGConfig
-from adg_plugin.errors import NumericalError, OutOfMemoryError
-from adg_plugin.progress import SamplingProgress
+from adg_plugin.measuring import NOT_MEASURED, Advice, add_measures
+from adg_plugin.other_models import other_model, other_model_settings
 from adg_plugin.store import RunFolder, RunReader, staging
-from adg_plugin.store.measures import Measures, measured
+from adg_plugin.store.measures import Measures, read_measures
 from adg_plugin.store.reader import PROMPTS
 from adg_plugin.store.staging import row_digest
 
@@ -30,17 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LikelihoodMethod = Literal["ifd", "superfiltering"]
-MAX_TOKENS = 1024  # of prompt and answer together; both papers' models had at least as many positions
-SMALL_MODEL = "gpt2"
-NOT_MEASURED = "not_measured"
+SUPERFILTERING_TOKENS = 1024  # of prompt and answer together, at most
+ADVICE: Mapping[LikelihoodMethod, Advice] = {
+    "ifd": Advice(
+        memory="free the device or lower max_prompt_tokens",
+        numbers="set dtype to bfloat16 or float32 (float16 overflows in many models), or check the model's weights",
+    ),
+    "superfiltering": Advice(
+        memory="free the device, use device: cpu, or a smaller small_model",
+        numbers="check the weights of small_model, or name another one",
+    ),
+}
 
 # Raise it when the same settings come to give other likelihoods.
 _VERSION = 2
-_FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 _COLUMNS = ["id", "token_ids", "span_end", "instruction", "reference", "data", "dataset"]
 _BATCH_ROWS = 256  # tokenised together
-_WATCHED_ROWS = 256  # that many come in the order of their lengths: fewer may all be of a kind
-_UNFIT_ROWS = 3  # without memory, and no more than that with a result
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class LikelihoodTable:
     alone: npt.NDArray[np.float64]  # (N,) the same over the same tokens without the prompt; NaN with a reason
     tokens: npt.NDArray[np.int32]  # (N,) that both means are over
     reasons: npt.NDArray[np.object_]  # (N,) str why there are no means, None where there are
+    prompt_tokens: npt.NDArray[np.int32]  # (N,)
+    max_tokens: int | None  # of prompt and answer together; None where the model sets no limit
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,8 +70,6 @@ def measure(
     source: Source,
     *,
     method: LikelihoodMethod,
-    small_model: str = SMALL_MODEL,
-    max_tokens: int = MAX_TOKENS,
     show: bool = True,
 ) -> dict[str, Any]:
     """Measure the prompts of a run folder that have no likelihoods, and return what it took.
@@ -74,36 +79,33 @@ def measure(
     last user turn. Without the prompt, an answer follows what the prompt has after the instruction, such as the
     template's opening of an answer, for `ifd`, and what the tokenizer puts before any text (a BOS, or nothing) for
     `superfiltering`. The answer is the row's own, tokenised by itself without special tokens, EOS left out. Where
-    prompt and answer have more than `max_tokens`, the answer's end is cut; a prompt that alone has as many is rejected.
+    prompt and answer have more tokens than the model has positions, or for `superfiltering` more than 1,024, the
+    answer's end is cut; a prompt that alone has as many is rejected.
 
     Args:
         run: the run folder, with a staged pool.
-        config: settings of the backbone; the small model takes device and `trust_remote_code` of them.
+        config: settings of the backbone; of them, the small model takes the device.
         source: the backbone, loaded only if `ifd` has something to measure.
         method: what the likelihoods are for.
-        small_model: folder or hub name for `superfiltering`.
-        max_tokens: the most of prompt and answer together; less where the model has fewer positions.
         show: report progress on stderr.
 
     Returns:
-        `rows` that had no likelihoods, `cut` answers among all; where there were any `seconds` and `tokens`
-        predicted; where memory was short `left`, the reason of each row that is not stored, by id.
+        As `adg_plugin.measuring.add_measures`, and `cut`, the answers among all whose end is cut.
 
     Raises:
         ModelError: the model cannot be used.
-        NumericalError: most rows give NaN or infinity.
-        OutOfMemoryError: several rows in a row do not fit, each alone.
+        NumericalError, OutOfMemoryError: as `adg_plugin.measuring.add_measures`.
         StoreError: no pool is staged, or a file cannot be read or written; what is measured is kept.
     """
-    asked = _asked(config, source, method, small_model, max_tokens)
+    asked = _asked(config, source, method)
     with Measures.open(run, method) as measures:
         for sentence in measures.damage:
             logger.warning("%s", sentence)
         total = pending = cut = 0
         for row in asked.rows(run):
             total += 1
-            cut += len(row.prompt_ids) < asked.max_tokens < len(row.prompt_ids) + len(row.answer_ids)
-            pending += row_digest(row.id, row.key) not in measures.completed
+            cut += asked.cuts(row)
+            pending += not measures.has(row)
         if cut:
             logger.warning(
                 "%s: of %d of %d answers the end is left out, so that prompt and answer have at most %d tokens",
@@ -112,25 +114,12 @@ def measure(
                 total,
                 asked.max_tokens,
             )
-        took: dict[str, Any] = {"rows": pending, "cut": cut}
-        if not pending:
-            return took
-        rows = (row for row in asked.rows(run) if row_digest(row.id, row.key) not in measures.completed)
-        with SamplingProgress(total, total - pending, verb="scoring", show=show) as progress:
-            for result in _watched(asked.results(rows), progress, took):
-                measures.append(result)
-    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+        results = asked.results(row for row in asked.rows(run) if not measures.has(row))
+        took = add_measures(measures, results, ADVICE[method], total=total, pending=pending, show=show)
+    return took | {"cut": cut}
 
 
-def likelihoods_of(
-    run: RunReader,
-    config: ADGConfig,
-    source: Source,
-    *,
-    method: LikelihoodMethod,
-    small_model: str = SMALL_MODEL,
-    max_tokens: int = MAX_TOKENS,
-) -> LikelihoodTable:
+def likelihoods_of(run: RunReader, config: ADGConfig, source: Source, *, method: LikelihoodMethod) -> LikelihoodTable:
     """Return the stored likelihoods of the current prompts; arguments as of `measure`, which finds them.
 
     Those of another model, other texts or other settings do not count: such a row's reason is `not_measured`.
@@ -139,13 +128,15 @@ def likelihoods_of(
         ModelError: the small model's tokenizer cannot be read.
         StoreError: no pool is staged, or a file is damaged.
     """
-    asked = _asked(config, source, method, small_model, max_tokens)
+    asked = _asked(config, source, method)
     ids: list[str] = []
     wanted: list[bytes] = []
+    prompt_tokens: list[int] = []
     for row in asked.rows(run):
         ids.append(row.id)
         wanted.append(row_digest(row.id, row.key))
-    table = measured(run, method, wanted)
+        prompt_tokens.append(len(row.prompt_ids))
+    table = read_measures(run, method, wanted)
     by_id = sorted(range(len(ids)), key=ids.__getitem__)
     found = table.take(pa.array(by_id, pa.int64()))
     reasons = pc.if_else(pc.is_null(found["id"]), NOT_MEASURED, found["reason"])
@@ -155,6 +146,8 @@ def likelihoods_of(
         alone=found["alone"].to_numpy(),
         tokens=pc.fill_null(found["tokens"], 0).to_numpy(),
         reasons=np.array(reasons.to_pylist(), dtype=object),
+        prompt_tokens=np.array(prompt_tokens, np.int32)[by_id],
+        max_tokens=asked.max_tokens,
     )
 
 
@@ -165,7 +158,7 @@ class _Asked:
     source: Source
     config: ADGConfig
     method: LikelihoodMethod
-    max_tokens: int
+    max_tokens: int | None
     recipe: bytes  # of all that the likelihoods depend on beside the row
 
     def rows(self, run: RunReader) -> Iterator[LikelihoodRow]:
@@ -194,6 +187,11 @@ class _Asked:
         texts = _tokens(self.source.tokenizer, [plain_prompt(row, self.config) for row in rows])
         return [(np.concatenate((leading, ids)), leading) for ids in texts]
 
+    def cuts(self, row: LikelihoodRow) -> bool:
+        """Return whether the end of the row's answer is left out."""
+        prompt = len(row.prompt_ids)
+        return self.max_tokens is not None and prompt < self.max_tokens < prompt + len(row.answer_ids)
+
     def results(self, rows: Iterator[LikelihoodRow]) -> Iterator[LikelihoodResult]:
         """Yield the result of each row, the model loaded for them."""
         from adg_plugin.engines.likelihood import Likelihoods
@@ -217,16 +215,14 @@ def plain_prompt(row: dict[str, Any], config: ADGConfig) -> str:
     return f"{asked}\n"
 
 
-def _asked(config: ADGConfig, source: Source, method: LikelihoodMethod, small_model: str, max_tokens: int) -> _Asked:
+def _asked(config: ADGConfig, source: Source, method: LikelihoodMethod) -> _Asked:
+    limit: int | None = None
     if method == "superfiltering":
-        from adg_plugin.engines.loading import Source
-
-        # A revision, a type and a token of the backbone mean nothing to another model.
-        changes: dict[str, Any] = {"model": small_model, "revision": None, "eos_token": None, "dtype": "auto"}
-        config = config.updated(**changes, load_in_4bit=False)
-        source = Source.configured(config)
-    limit = max_tokens if source.positions is None else min(max_tokens, source.positions)
-    names = ("dtype", "load_in_4bit", *(_FOUR_BIT if config.load_in_4bit else ()))
+        source, config = other_model(config, "small_model"), other_model_settings(config, "small_model")
+        limit = SUPERFILTERING_TOKENS
+    if source.positions is not None:
+        limit = source.positions if limit is None else min(limit, source.positions)
+    names = ("dtype", "load_in_4bit", *(keys.FOUR_BIT if config.load_in_4bit else ()))
     recipe = {name: getattr(config, name) for name in names}
     recipe |= {"model": source.identity, "max_tokens": limit}
     return _Asked(source, config, method, limit, keys.digest({**recipe, "version": _VERSION}))
@@ -253,37 +249,3 @@ def _key(recipe: bytes, *parts: npt.NDArray[np.int32]) -> bytes:
         hashed.update(len(ids).to_bytes(8, "little"))  # where one ends and the next begins
         hashed.update(ids.astype("<i4").tobytes())
     return hashed.digest()
-
-
-def _watched(
-    results: Iterator[LikelihoodResult], progress: SamplingProgress, took: dict[str, Any]
-) -> Iterator[LikelihoodResult]:
-    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong."""
-    from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
-
-    unfit = finite = bad = 0
-    for result in results:
-        progress.add(result.tokens, rejected=result.reason is not None)
-        if result.reason == OUT_OF_MEMORY:  # not stored: the next run may have more
-            took.setdefault("left", {})[result.id] = result.reason
-            unfit += 1
-        else:
-            bad += result.reason == NON_FINITE
-            finite += result.reason is None
-            yield result
-        if unfit >= _UNFIT_ROWS and unfit > finite:
-            raise OutOfMemoryError(
-                f"{unfit} rows do not fit into memory, each alone: free the device or lower max_prompt_tokens. What is "
-                "measured is kept"
-            )
-        if finite + bad >= _WATCHED_ROWS:
-            _refuse_not_finite(bad, finite + bad)
-    _refuse_not_finite(bad, finite + bad)
-
-
-def _refuse_not_finite(bad: int, rows: int) -> None:
-    if bad > rows / 2:
-        raise NumericalError(
-            f"{bad} of {rows} rows gave NaN or infinity: set dtype to bfloat16 or float32 (float16 overflows in many "
-            "models), or check the model's weights"
-        )

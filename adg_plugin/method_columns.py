@@ -27,7 +27,7 @@ PART_MEANINGS = {
     "answer_nll": "mean NLL of the answer after the prompt",
     "answer_nll_alone": "mean NLL of the answer alone",
     "set_compression_ratio": "compression ratio of the choice, up to the row's step",
-    "information_gain": "information that the row added to the choice",
+    "information_gain": "information that the row brought to the choice, by the derivative",
     "quality": "quality of the row",
 }
 _OF_ALL = ("id", "score", "rank", "chosen", "reason")

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adg_plugin import keys
-from adg_plugin.choosing import decide, measured
+from adg_plugin.choosing import decide, fill_measures
 from adg_plugin.config import ADGConfig
+from adg_plugin.config_errors import NO_POOL
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.manifest import versions
-from adg_plugin.pool import Pool, stage_pool
-from adg_plugin.rows import Reason
+from adg_plugin.pool import Pool, pool_counts, stage_pool
 from adg_plugin.sharing import Alone, Team, absorb
 from adg_plugin.store import RunFolder
 from adg_plugin.store.reader import SELECTED, Counts
@@ -101,7 +101,7 @@ def select(
         rows = dataset
     settings = settings.updated(**changes) if changes else settings
     if rows is None and not settings.datasets:
-        raise ConfigError(["datasets is missing: give a pool, such as datasets: [pool.jsonl]"])
+        raise ConfigError([NO_POOL])
     where = str(output_dir or settings.output_dir or "runs/selection")
     if "://" in where:
         raise ConfigError([f"output_dir is {where!r}: only `adg select --out` takes URLs; give a folder"])
@@ -148,8 +148,9 @@ def run_selection(
         with team.step("choosing"):
             if run is not None:
                 if config.method != "adg":
-                    took = measured(run, config, source, show=show_progress)
-                selection = choose(run, config, recipe, {"took": took, "began": began}, source)
+                    took = fill_measures(run, config, source, show=show_progress)
+                about = {"took": took, "began": began}
+                selection = choose(run, config, recipe, about, source, show_progress=show_progress)
         found = team.share({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
     return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
 
@@ -198,7 +199,8 @@ def _refuse_for_teams(config: ADGConfig, team: Team) -> None:
     problems = []
     if config.executor == "ray":
         config.refuse_other_methods("only ADG samples on Ray's workers")
-    if team.size > 1 and config.method in ("ifd", "superfiltering"):
+    measures = config.method in ("ifd", "superfiltering", "scar") or (config.method == "mig" and config.tagger)
+    if team.size > 1 and measures:
         problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
     if team.size > 1 and config.executor != "inline":
         problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
@@ -251,34 +253,40 @@ def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str
 
 
 def choose(
-    run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any], about: Mapping[str, Any], source: Source | None = None
+    run: RunFolder,
+    config: ADGConfig,
+    recipe: Mapping[str, Any],
+    about: Mapping[str, Any],
+    source: Source | None = None,
+    *,
+    show_progress: bool = False,
 ) -> Selection:
     """Choose from what the run folder holds, and write the result, the manifest last.
 
     Args:
         about: `took`, what sampling took, and `began`, when the run did.
         source: of the backbone; with it, the chosen rows are also written as a table that TRL trains on.
+        show_progress: whether to report progress on stderr.
 
     Raises:
         DataError: no row can be chosen.
     """
-    counts = run.counts()
-    duplicates = sum(r.reason == Reason.DUPLICATE for r in run.staged_rejections())
-    pool_rows = counts.prompts + counts.rejected - duplicates
-    decision = decide(run, config, source, pool_rows, about["took"].pop("left", None))
+    pool = pool_counts(run)
+    decision = decide(run, config, source, pool.unique, about["took"].pop("left", None), show=show_progress)
     reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
     if not decision.ids:
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        raise DataError(
-            f"none of the {counts.prompts} sampled rows can be scored ({told}): see {run.path / 'rejected.jsonl'}"
-        )
+        where = run.path / "rejected.jsonl"
+        if config.method == "adg":
+            raise DataError(f"none of the {pool.candidates} sampled rows can be scored ({told}): see {where}")
+        raise DataError(f"none of the {pool.candidates} rows can be chosen by {config.method} ({told}): see {where}")
     run.write_scores(decision.table)
     path = run.write_selected(decision.ids)
     if source is not None:
         write_training_rows(run, decision.ids, source.tokenizer, config)
     rows = {
-        "pool": pool_rows + duplicates,
-        "duplicates": duplicates,
+        "pool": pool.unique + pool.duplicates,
+        "duplicates": pool.duplicates,
         "rejected": reasons,
         "scored": len(decision.table),
         "bins": decision.bins,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from adg_plugin import __version__, keys
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
@@ -21,7 +21,7 @@ from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Reason, Rejection, Row, row_json, unique_rows
 from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
 from adg_plugin.store import Rejection as StoredRejection
-from adg_plugin.store import RunFolder, StagedRow
+from adg_plugin.store import RunFolder, RunReader, StagedRow
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,21 @@ def memory_spec(config: ADGConfig) -> DatasetSpec:
             ]
         )
     return config.datasets[0]
+
+
+class PoolCounts(NamedTuple):
+    """Rows of a staged pool: `unique` after exact duplicates, of which `candidates` can be chosen; `duplicates`."""
+
+    unique: int
+    candidates: int
+    duplicates: int
+
+
+def pool_counts(run: RunReader) -> PoolCounts:
+    """Return how many rows the pool that is staged in a run folder has."""
+    counts = run.counts()
+    duplicates = sum(rejection.reason == Reason.DUPLICATE for rejection in run.staged_rejections())
+    return PoolCounts(counts.prompts + counts.rejected - duplicates, counts.prompts, duplicates)
 
 
 def stage_pool(

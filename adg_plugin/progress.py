@@ -39,7 +39,7 @@ class SamplingProgress:
                 TextColumn(verb),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("rows · {task.fields[speed]} ·"),
+                TextColumn("rows ·{task.fields[speed]}"),
                 TimeElapsedColumn(),
                 TextColumn("· left"),
                 TimeRemainingColumn(elapsed_when_finished=False),
@@ -76,17 +76,22 @@ class SamplingProgress:
         self.tokens += tokens
         self.rejected += rejected
         if self._bar:
-            self._bar.update(self._task, completed=self.done, speed=f"{self.tokens_per_s:,.0f} tokens/s")
+            self._bar.update(self._task, completed=self.done, speed=self._speed())
         elif self._show and time.monotonic() - self._said >= _LINE_EVERY_S:
             self._say()
+
+    def _speed(self) -> str:
+        """Return the speed for the bar; nothing where no tokens are counted."""
+        return f" {self.tokens_per_s:,.0f} tokens/s ·" if self.tokens else ""
 
     def _say(self) -> None:
         self._said = time.monotonic()
         fresh = self.done - self._first
         left = self.seconds / fresh * (self.total - self.done) if fresh else float("nan")
         rejected = f", {self.rejected} rejected" if self.rejected else ""
+        speed = f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens else ""
         self._console.print(
-            f"{self._verb}: {self.done}/{self.total} rows{rejected}, {self.tokens_per_s:,.0f} tokens/s, "
+            f"{self._verb}: {self.done}/{self.total} rows{rejected}{speed}, "
             f"{_clock(self.seconds)} passed, {_clock(left)} left",
             highlight=False,
             soft_wrap=True,

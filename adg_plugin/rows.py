@@ -27,7 +27,7 @@ from adg_plugin.layouts import (
 )
 from adg_plugin.sources import Record
 
-__all__ = ["Reason", "Rejection", "Row", "canonical_json", "parse_row", "row_json", "unique_rows"]
+__all__ = ["Reason", "Rejection", "Row", "answer_turn", "canonical_json", "parse_row", "row_json", "unique_rows"]
 
 _ROWS_BEFORE_A_LAYOUT = 100
 
@@ -53,14 +53,24 @@ class Row:
     entry: int  # which entry of the settings' `datasets` it came of
 
     def answer(self) -> dict[str, Any] | None:
-        """Return the last assistant turn, whole where the row has it as a turn; None where it has no answer."""
-        for column in ("completion", "messages"):
-            turns = self.data.get(column)
-            if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
-                turn = {key: value for key, value in turns[-1].items() if value is not None}
-                if turn.get("role") == "assistant" and (turn.get("content") or len(turn) > 2):
-                    return turn
-        return {"role": "assistant", "content": self.reference} if self.reference.strip() else None
+        """Return the last assistant turn, as `answer_turn` does."""
+        return answer_turn(self.data, self.reference)
+
+
+def answer_turn(data: Mapping[str, Any], reference: str) -> dict[str, Any] | None:
+    """Return the last assistant turn, whole where the row has it as a turn; None where there is nothing to train on.
+
+    Args:
+        data: the row as it was found.
+        reference: the answer's text, "" where there is none.
+    """
+    for column in ("completion", "messages"):
+        turns = data.get(column)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
+            turn = {key: value for key, value in turns[-1].items() if value is not None}
+            if turn.get("role") == "assistant" and (turn.get("content") or len(turn) > 2):
+                return turn
+    return {"role": "assistant", "content": reference} if reference.strip() else None
 
 
 @dataclass(frozen=True, slots=True)

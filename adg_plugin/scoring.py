@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from adg_plugin.selection import Choice, choose, resolve_budget
 from adg_plugin.store import Geometry, Rejection
 
 Floats = npt.NDArray[np.float64]
+Assign = Callable[[npt.NDArray[np.floating], int | None, int], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +86,17 @@ def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, F
     return dispersion, anisotropy, combine(dispersion, anisotropy, config.score, config.weight)
 
 
-def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int) -> Scored:
+def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int, assign: Assign = assign_bins) -> Scored:
     """Return the choice among the rows of `geometry`.
 
     Args:
         geometry: of the eligible rows, at least one.
         pool_rows: rows of the pool after exact duplicates, for a budget that is a fraction.
+        assign: gives the bins; another than the default may remember them.
     """
     dispersion, anisotropy, scores = score_rows(geometry, config)
     budget, warning = resolve_budget(config.budget, pool_rows, len(geometry))
-    bins = assign_bins(geometry.prompt_vectors, config.bins, config.seed)
+    bins = assign(geometry.prompt_vectors, config.bins, config.seed)
     choice = choose(geometry.ids, scores, bins, budget, config.subset)
     about = balance(dispersion, anisotropy, scores, config.score, config.weight)
     num_answers = np.empty(len(geometry), dtype=np.int32)

@@ -13,9 +13,9 @@ import numpy as np
 from adg_plugin.config import ADGConfig, ScoreForm, Subset
 from adg_plugin.errors import ConfigError
 from adg_plugin.explain import check_answers, finished
-from adg_plugin.rows import Reason
+from adg_plugin.pool import pool_counts
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.sweep_choices import Comparison, Made, Rows, compared
+from adg_plugin.sweep_choices import Likeness, Made, Rows, compared
 from adg_plugin.sweep_vectors import Embedding, Ids, Vectors, embed_again
 
 Vary = Mapping[str, Sequence[Any]]
@@ -58,7 +58,7 @@ class Line:
     name: str
     changes: dict[str, Any]
     own: bool
-    found: Comparison
+    found: Likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Sweep:
 
     settings: dict[str, Any]
     rows: int
-    run: Comparison
+    run: Likeness
     lines: tuple[Line, ...]
-    part: Comparison | None
+    part: Likeness | None
     part_lines: tuple[Line, ...]
     notes: tuple[str, ...]
 
@@ -139,7 +139,7 @@ def sweep(
     whole = _whole(run, config, vectors=vectors)
     base = whole.own()
     lines = tuple(_line(whole, base, variant, config) for variant in stored)
-    part: Comparison | None = None
+    part: Likeness | None = None
     part_lines: tuple[Line, ...] = ()
     notes = list(_notes(config, found, whole))
     if embedded:
@@ -228,14 +228,12 @@ def _whole(run: RunReader, config: ADGConfig, *, vectors: bool) -> Rows:
     # Filters may have left answered rows out.
     scored = np.isin(geometry.ids.astype(str), table["id"].to_numpy().astype(str))
     geometry = geometry.without(~scored, ())
-    counts = run.counts()
-    duplicates = sum(rejection.reason == Reason.DUPLICATE for rejection in run.staged_rejections())
     num_answers = table["num_answers"].to_numpy()
     return Rows(
         ids=geometry.ids,
         answer_tokens=geometry.answer_tokens / num_answers,
         config=config,
-        pool_rows=counts.prompts + counts.rejected - duplicates,
+        pool_rows=pool_counts(run).unique,
         scored=len(geometry),
         vectors={None: Vectors(geometry.grams, geometry.prompt_vectors)},
         bins=table["bin"].to_numpy(),
@@ -287,7 +285,7 @@ def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator
             yield warning
 
 
-def _notes_of_part(whole: Rows, smaller: Rows, part: Comparison, config: ADGConfig) -> Iterator[str]:
+def _notes_of_part(whole: Rows, smaller: Rows, part: Likeness, config: ADGConfig) -> Iterator[str]:
     own = f"layers={config.layers} and pooling={config.pooling}, the run's own, show what rounding alone changes"
     yield f"layers, pooling: the stored answers, embedded again by a forward pass in batches of its own; {own}"
     if len(smaller) < len(whole):

@@ -31,8 +31,8 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """How a choice compares with that of the run.
+class Likeness:
+    """How like a choice is to that of the run.
 
     Attributes:
         rows: among which is chosen.
@@ -162,13 +162,13 @@ class Rows:
         return self._parts[key]
 
 
-def compared(base: Made, other: Made, rows: Rows) -> Comparison:
+def compared(base: Made, other: Made, rows: Rows) -> Likeness:
     """Return how `other` compares with `base`, the run's settings on the same rows."""
     common = int((base.chosen & other.chosen).sum())
     either = int((base.chosen | other.chosen).sum())
     smaller = min(int(base.chosen.sum()), int(other.chosen.sum()))
     of_parts = balance(other.dispersion, other.anisotropy, other.scores, "raw", 0.5)  # of which only Spearman's
-    return Comparison(
+    return Likeness(
         rows=len(rows),
         chosen=int(other.chosen.sum()),
         rank_correlation=rank_correlation(base.scores, other.scores),

@@ -28,10 +28,12 @@ from adg_plugin.errors import ADGError
 from adg_plugin.explain import finished
 from adg_plugin.store import RunFolder
 from adg_plugin.sweep import Sweep, sweep
-from adg_plugin.sweep_choices import Comparison, Made, chosen_rates, rank_correlation
+from adg_plugin.sweep_choices import Likeness, Made, chosen_rates, rank_correlation
 
 _HEAD = ("r", "shared", "Jaccard", "chance", "r(s, D)", "r(s, I)", "D", "I", "tokens")
 _OTHER_HEAD = ("rows in both", "r", "r of D", "r of I", "shared", "Jaccard", "chance")
+
+_SHOWN = 60  # characters of an instruction
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,13 @@ def against(run_dir: str, other_dir: str) -> Other:
 
     Raises:
         ADGError: one of them is no finished run.
-        SystemExit: they share no scored row.
+        SystemExit: they share no scored row, or mean different rows by one id.
     """
     (one, ids), (other, other_ids) = (_made(folder) for folder in (run_dir, other_dir))
-    _, at, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
+    common_ids, at, there = np.intersect1d(ids, other_ids, assume_unique=True, return_indices=True)
     if not len(at):
         sys.exit(f"error: {run_dir} and {other_dir} have no scored row in common: give two runs over one pool")
+    _refuse_other_rows(run_dir, other_dir, set(common_ids.tolist()))
     rates = chosen_rates(one)[at], chosen_rates(other)[there]
     common = int((one.chosen[at] & other.chosen[there]).sum())
     chosen = int(one.chosen.sum()), int(other.chosen.sum())
@@ -122,6 +125,23 @@ def against(run_dir: str, other_dir: str) -> Other:
         jaccard=common / (sum(chosen) - common),
         shared_by_chance=float(np.sum(rates[0] * rates[1])) / min(chosen),
     )
+
+
+def _refuse_other_rows(run_dir: str, other_dir: str, ids: set[str]) -> None:
+    """Exit where one id stands for two instructions: a pool without ids of its own numbers its rows."""
+    asked, also = (_instructions(folder, ids) for folder in (run_dir, other_dir))
+    for id, instruction in asked.items():
+        if also[id] != instruction:
+            first, second = (repr(text[:_SHOWN]) for text in (instruction, also[id]))
+            told = f"{first} in {run_dir} and {second} in {other_dir}"
+            sys.exit(f"error: row {id!r} is {told}: give two runs over one pool")
+
+
+def _instructions(run_dir: str, ids: set[str]) -> dict[str, str]:
+    found = {}
+    for table in RunFolder.read(run_dir).staged_columns(["id", "instruction"]):
+        found |= {row["id"]: row["instruction"] for row in table.to_pylist() if row["id"] in ids}
+    return found
 
 
 def _made(run_dir: str) -> tuple[Made, npt.NDArray[np.str_]]:
@@ -159,7 +179,7 @@ def _named(name: str, own: bool) -> str:
     return f"{name} (the run's)" if own else name
 
 
-def _numbers(of: Comparison) -> tuple[str, ...]:
+def _numbers(of: Likeness) -> tuple[str, ...]:
     ranks = of.correlation_dispersion, of.correlation_anisotropy
     return (
         f"{of.rank_correlation:.3f}",

@@ -135,6 +135,8 @@ def test_without_a_known_template_the_frame_is_left_out_of_the_instruction():
 def test_rows_whose_raw_rows_are_unknown_are_named_by_their_tokens():
     rows, ids = staged([source(ROWS, raw=False)])
     assert [row.prompt.id for row in rows] == [f"t{digest.hex()}" for digest in ids]
+    # Other methods than ADG look at the answer: here it is what is trained on.
+    assert [row.reference.strip() for row in rows] == [row["output"] for row in ROWS]
 
 
 def test_equal_rows_come_once_and_an_id_twice_gets_another():

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
+from rich.console import Console
 
 from adg_plugin import cli_compare
+from adg_plugin.compare import Comparison
+from adg_plugin.compare_facts import facts_of
+from adg_plugin.compare_work import Compared
 from adg_plugin.errors import ConfigError
+from adg_plugin.report.facets import Facet, Facets
 
 METHODS = "adg,adg:residual,random,longest,zip,ifd"
 
@@ -71,6 +78,32 @@ def test_the_tables_fit_80_columns_and_say_what_the_json_says(config, capsys):
         ]
     everyone, none = about["chosen_by"]["all"], about["chosen_by"]["none"]
     assert f"{everyone} rows are chosen by all methods, {none} by none" in out
+
+
+def test_shares_are_of_the_choice_and_rows_without_value_or_bin_are_told():
+    ids = [f"r{n:02d}" for n in range(20)]
+    kinds = np.array([*(f"kind {n}" for n in range(10)), *["kind 9"] * 6, *[None] * 4], dtype=object)
+    lengths = np.arange(20, dtype=np.int64)
+    choices = {"adg": ids[:4], "random": ids[14:18]}
+    bins = np.array([0, 1] * 8 + [-1] * 4)
+    facts = facts_of(choices, ids, 4, Facets(lengths, lengths, {"category": Facet(kinds)}), bins)
+    methods = [Compared(name, name, {}, tuple(chosen), 20) for name, chosen in choices.items()]
+    failed = Compared("zip", "zip", {}, error="a reason")
+    rows = {"pool": 20, "candidates": 20}
+    console = Console(width=80, file=StringIO())
+    found = Comparison(Path("compare.json"), 4, rows, (methods[0], failed, methods[1]), {}, facts, {})
+    cli_compare.print_comparison(found, console)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    start = lines.index("Rows by category, as shares of the pool and of each choice")
+    table = [line.rsplit(maxsplit=3) for line in lines[start + 1 : start + 12]]
+    assert table[0] == ["category", "pool", "1", "2"]
+    assert table[1] == ["kind 9", "35%", "0%", "50%"]
+    assert table[2:6] == [[f"kind {n}", "5%", "25%", "0%"] for n in range(4)]
+    assert table[9:] == [["2 others", "10%", "0%", "0%"], ["no value", "20%", "0%", "50%"]]
+    cells = {line.split()[0]: line.split() for line in lines if line.startswith(("adg ", "random ", "zip "))}
+    assert cells["adg"][1:5] == ["4", "2", "50%", "0"]
+    assert cells["random"][1:5] == ["4", "2", "25%", "2"]  # two of four rows have no bin: their shares are of the four
+    assert "no bin: rows of the choice without answers, which are in no bin" in lines
 
 
 @pytest.mark.tiny
@@ -173,8 +206,9 @@ def test_a_comparison_on_the_demo_pool_with_the_demo_model(demo_model, tmp_path,
         for j, other in enumerate(ids):
             assert about["jaccard"][i][j] == pytest.approx(len(one & other) / len(one | other))
     assert {coverage["kind"] for coverage in about["coverage"]} == {"category", "file"}
-    category = next(coverage for coverage in about["coverage"] if coverage["kind"] == "category")
-    assert all(sum(value["chosen"][2] for value in category["values"]) <= 64 for _ in category["values"])
+    for coverage in about["coverage"]:
+        assert [sum(value["chosen"][at] for value in coverage["values"]) for at in range(6)] == [64] * 6
+        assert sum(value["pool"] for value in coverage["values"]) == about["rows"]["candidates"]
     assert about["costs"]["answers"]["is_whole"]
     assert about["costs"]["ifd"]["is_whole"]
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg_plugin.compare_costs import Cost
+from adg_plugin.compare_costs import Cost, costs_before
 from adg_plugin.compare_facts import add_files, facts_of, overlaps
 from adg_plugin.compare_methods import planned, split_methods
 from adg_plugin.config import ADGConfig
@@ -80,6 +82,22 @@ def test_chance_is_what_random_choices_share():
     assert found.bins is None
 
 
+def test_coverage_has_every_value_and_the_rows_without_one():
+    of = facets(40)
+    values = [f"v{n:02d}" for n in range(30)] + ["v29"] * 4 + [None] * 6
+    of.kinds["source"] = Facet(np.array(values, dtype=object))
+    ids = [f"r{n:02d}" for n in range(40)]
+    choices = {"one": ids[:10], "two": ids[28:38]}
+    (coverage,) = facts_of(choices, ids, 10, of, None).coverage
+    names = [value["value"] for value in coverage["values"]]
+    assert names == ["v29", *(f"v{n:02d}" for n in range(29)), None]
+    assert sum(value["pool"] for value in coverage["values"]) == 40
+    for at in range(2):
+        assert sum(value["chosen"][at] for value in coverage["values"]) == 10
+    assert coverage["values"][0] == {"value": "v29", "pool": 5, "chosen": [0, 5]}
+    assert coverage["values"][-1] == {"value": None, "pool": 6, "chosen": [0, 4]}
+
+
 def test_rows_without_a_bin_reach_none():
     found = facts_of({"a": ["r0", "r1"], "b": []}, ["r0", "r1", "r2", "r3"], 2, facets(4), np.array([-1, 0, 0, -1]))
     assert found.bins == {
@@ -88,6 +106,14 @@ def test_rows_without_a_bin_reach_none():
         "largest_share": [0.5, 0.0],
         "without_a_bin": [1, 0],
     }
+
+
+def test_no_choice_at_all_has_facts_of_the_pool():
+    found = facts_of({}, ["r0", "r1", "r2", "r3"], 2, facets(4), np.array([0, 0, 1, -1]))
+    assert (found.names, found.jaccard, found.alone, found.lengths) == ((), [], [], [])
+    assert found.chosen_by == {"all": 0, "none": 4}
+    assert (found.bins["total"], found.bins["reached"]) == (2, [])
+    assert [value["chosen"] for value in found.coverage[0]["values"]] == [[], []]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +371,31 @@ def test_what_is_there_is_not_asked_for_again(settings, tmp_path, monkeypatch):
     assert again.cost(by_name["random"]) is None
 
 
+def test_what_mig_drew_counts_as_answers():
+    class Run:
+        path = Path("run")
+        sampling: ClassVar = {"rows": 30, "seconds": 2.0, "tokens": 5}
+
+        def manifest(self):
+            return {"recipe": {"a": 1}, "config": {"method": "mig"}, "sampling": self.sampling}
+
+        def staged_digest(self):
+            return "digest"
+
+    assert costs_before(Run(), {"a": 1}) == {"answers": Cost(30, 2.0, 5)}
+    assert costs_before(Run(), {"a": 2}) == {}
+
+
+@pytest.mark.tiny
+def test_a_comparison_whose_costs_cannot_be_read_is_named(settings, tmp_path):
+    compared(settings, ["random"], tmp_path / "run")
+    path = tmp_path / "run" / "compare.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "costs": {"answers": {"rows": 1}}}))
+    with pytest.raises(StoreError) as caught:
+        compared(settings, ["random"], tmp_path / "run")
+    assert str(caught.value) == f"{path} has no costs that can be read (KeyError('seconds')): delete it"
+
+
 @pytest.mark.tiny
 def test_the_cost_of_an_earlier_selection_counts(settings, tmp_path):
     from adg_plugin import select
@@ -354,6 +405,62 @@ def test_the_cost_of_an_earlier_selection_counts(settings, tmp_path):
     assert found.costs["answers"] == Cost(ROWS, manifest["sampling"]["seconds"], manifest["sampling"]["tokens"], 0.0)
 
 
+TO_DATE = (
+    "run `adg select` with these settings to bring the folder up to date (it keeps the answers), or give another --out"
+)
+
+
+@pytest.mark.tiny
+def test_a_pool_that_only_looks_changed_is_compared_beside_the_selection(settings, tmp_path, monkeypatch):
+    from adg_plugin import pool, select
+
+    select(config=settings, output_dir=tmp_path / "run", show_progress=False)
+    before = result_files(tmp_path / "run")
+    os.utime(tmp_path / "pool.jsonl", (1, 1))
+    assert [one.error for one in compared(settings, ["random", "adg"], tmp_path / "run").methods] == [None, None]
+    monkeypatch.setattr(pool, "__version__", "99")
+    assert len(compared(settings, ["random"], tmp_path / "run").methods[0].ids) == 10
+    assert result_files(tmp_path / "run") == before
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[2:], "2 rows are gone, 'row-0' first"),
+        (lambda rows: [*rows, {**rows[0], "id": "more", "instruction": "Say more."}], "1 row is new, 'more'"),
+        (lambda rows: [*rows[:7], {**rows[7], "output": "another"}, *rows[8:]], "1 row is changed, 'row-7'"),
+        (lambda rows: [*rows, rows[3]], "other rows are rejected, 'row-3' (duplicate) first"),
+    ],
+)
+def test_rows_that_differ_from_those_of_the_selection_are_named(settings, tmp_path, change, said):
+    from tiny_runs import read_jsonl, write_jsonl
+
+    from adg_plugin import select
+
+    select(config=settings, output_dir=tmp_path / "run", show_progress=False)
+    before = result_files(tmp_path / "run")
+    write_jsonl(tmp_path / "pool.jsonl", change(read_jsonl(tmp_path / "pool.jsonl")))
+    with pytest.raises(StoreError) as caught:
+        compared(settings, ["random"], tmp_path / "run")
+    assert str(caught.value) == f"run folder {tmp_path / 'run'} holds a selection from another pool: {said}: {TO_DATE}"
+    assert result_files(tmp_path / "run") == before
+    select(config=settings, output_dir=tmp_path / "run", show_progress=False)  # as it says
+    assert compared(settings, ["random"], tmp_path / "run").methods[0].error is None
+
+
+@pytest.mark.tiny
+def test_bins_are_found_once_for_all_methods(settings, tmp_path, monkeypatch):
+    from adg_plugin import compare_work
+
+    asked = []
+    assign = compare_work.assign_bins
+    monkeypatch.setattr(compare_work, "assign_bins", lambda *given: asked.append(given[1:]) or assign(*given))
+    found = compared(settings, ["adg", "adg:rank", "adg:weight=1", "adg:bins=none", "adg:bins=3"], tmp_path / "run")
+    assert asked == [(4, 0), (None, 0)]  # 30 rows make 3 bins
+    assert not found.failed
+
+
 @pytest.mark.tiny
 def test_an_earlier_selection_of_other_settings_is_not_undone(settings, tmp_path):
     from adg_plugin import select
@@ -361,10 +468,10 @@ def test_an_earlier_selection_of_other_settings_is_not_undone(settings, tmp_path
     select(config=settings, output_dir=tmp_path / "run", show_progress=False)
     before = result_files(tmp_path / "run")
     with pytest.raises(StoreError) as caught:
-        compared(settings.updated(filters={"min_words": 5}), ["random"], tmp_path / "run")
+        compared(settings.updated(filters={"min_words": 8}), ["random"], tmp_path / "run")
     assert str(caught.value) == (
-        f"run folder {tmp_path / 'run'} holds a selection from another pool, or under other settings of it: compare "
-        "under those, or give another --out"
+        f"run folder {tmp_path / 'run'} holds a selection from another pool: 15 rows are gone, 'row-0' (now rejected: "
+        f"too_few_words) first; filters.min_words is 8 (was None): {TO_DATE}"
     )
     with pytest.raises(StoreError) as caught:
         compared(settings.updated(num_samples=4), ["random"], tmp_path / "run")
@@ -401,9 +508,26 @@ def test_a_method_without_a_row_to_choose_says_why(model, tmp_path):
     write_jsonl(tmp_path / "pool.jsonl", [{**row, "output": ""} for row in pool_rows(12)])
     pool = [str(tmp_path / "pool.jsonl")]
     settings = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": pool, "budget": 5})
-    found = compared(settings, ["longest", "random"], tmp_path / "run")
-    assert found.failed[0].error == "none of the 12 rows can be chosen (no_answer 12)"
-    assert len(found.methods[1].ids) == 5
+    found = compared(settings, ["longest", "random", "adg"], tmp_path / "run")
+    assert {one.error for one in found.failed} == {"none of the 12 rows can be chosen (no_answer 12)"}
+    assert [len(one.ids) for one in found.methods] == [0, 0, 5]  # ADG draws its own answers
+
+
+@pytest.mark.tiny
+def test_where_every_method_fails_the_comparison_still_says_so(model, tmp_path):
+    from tiny_runs import SETTINGS, pool_rows, write_jsonl
+
+    from adg_plugin import select
+
+    write_jsonl(tmp_path / "pool.jsonl", [{**row, "output": ""} for row in pool_rows(12)])
+    pool = [str(tmp_path / "pool.jsonl")]
+    settings = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": pool, "budget": 5})
+    select(config=settings, output_dir=tmp_path / "run", show_progress=False)  # so that there are bins
+    found = compared(settings, ["longest"], tmp_path / "run")
+    assert [one.error for one in found.failed] == ["none of the 12 rows can be chosen (no_answer 12)"]
+    stored = json.loads((tmp_path / "run" / "compare.json").read_text())
+    assert (stored["names"], stored["jaccard"], stored["bins"]["reached"]) == ([], [], [])
+    assert stored["chosen_by"] == {"all": 0, "none": 12}
 
 
 @pytest.mark.tiny

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +21,7 @@ from adg_plugin import keys
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import likelihood
 from adg_plugin.engines.loading import Source
-from adg_plugin.errors import NumericalError, OutOfMemoryError
+from adg_plugin.errors import ModelError, NumericalError, OutOfMemoryError
 from adg_plugin.likelihoods import likelihoods_of, measure, plain_prompt
 from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
@@ -28,7 +30,7 @@ from adg_plugin.selectors import superfiltering as superfiltering_module
 from adg_plugin.selectors.ifd import ifd
 from adg_plugin.selectors.superfiltering import superfiltering
 from adg_plugin.store import RunFolder
-from adg_plugin.store.measures import Measures, measured
+from adg_plugin.store.measures import Measures, read_measures
 
 tiny = pytest.mark.tiny
 
@@ -53,13 +55,14 @@ class Asking:
         recipe = keys.answer_recipe(self.config, model=self.source.identity, eos_ids=self.source.eos_ids)
         prepare(run, Pool.of(self.config, self.rows), self.config, self.source, recipe, own=False)
 
-    def measure(self, method="ifd", **options):
+    def measure(self, method="ifd", **settings):
         with RunFolder.open(self.folder) as run:
             self.stage(run)
-            return measure(run, self.config, self.source, method=method, show=False, **options)
+            return measure(run, self.config.updated(**settings), self.source, method=method, show=False)
 
-    def found(self, method="ifd", **options):
-        table = likelihoods_of(RunFolder.read(self.folder), self.config, self.source, method=method, **options)
+    def found(self, method="ifd", **settings):
+        run, config = RunFolder.read(self.folder), self.config.updated(**settings)
+        table = likelihoods_of(run, config, self.source, method=method)
         assert list(table.ids) == sorted(table.ids)
         columns = (table.with_prompt.tolist(), table.alone.tolist(), table.tokens.tolist(), table.reasons.tolist())
         return dict(zip(table.ids, zip(*columns, strict=True), strict=True))
@@ -157,7 +160,7 @@ def test_a_bos_that_the_tokenizer_puts_before_texts_stands_before_both_and_is_me
     asking.measure("superfiltering", small_model=str(small))
     other = tmp_path / "other"
     tiny_model("gpt2", seed=3).save_pretrained(other)
-    tokenizer = tiny_tokenizer()
+    tokenizer = copy.deepcopy(tiny_tokenizer())  # that one is shared by all tests
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
@@ -254,14 +257,14 @@ def test_another_model_type_or_length_never_takes_the_values_of_the_first(tmp_pa
     first = Asking(tmp_path / "run", backbone, rows)
     first.measure()
     old = first.found()
-    for other, options in (
-        (Asking(tmp_path / "run", save(tmp_path / "other", seed=9), rows), {}),
-        (Asking(tmp_path / "run", backbone, rows, dtype="bfloat16"), {}),
-        (Asking(tmp_path / "run", backbone, rows), {"max_tokens": 1000}),
+    for other in (
+        Asking(tmp_path / "run", save(tmp_path / "other", seed=9), rows),
+        Asking(tmp_path / "run", backbone, rows, dtype="bfloat16"),
+        Asking(tmp_path / "run", save(tmp_path / "short", max_position_embeddings=512), rows),
     ):
-        assert {row[3] for row in other.found(**options).values()} == {"not_measured"}
-        assert other.measure(**options)["rows"] == 4
-        assert {row[3] for row in other.found(**options).values()} == {None}
+        assert {row[3] for row in other.found().values()} == {"not_measured"}
+        assert other.measure()["rows"] == 4
+        assert {row[3] for row in other.found().values()} == {None}
     assert first.measure()["rows"] == 0
     assert first.found() == old
 
@@ -354,16 +357,47 @@ def test_answers_that_are_cut_are_told_and_prompts_without_room_rejected(tmp_pat
         {"id": "long", "instruction": "Go on.", "output": "on and on " * 20},
         {"id": "prompt", "instruction": "Go on and on. " * 9, "output": "ok"},
     ]
-    asking = Asking(tmp_path / "run", backbone, rows)
-    took = asking.measure(max_tokens=100)
-    found, staged = asking.found(max_tokens=100), asking.staged()
+    small = save(tmp_path / "small", max_position_embeddings=100)
+    asking = Asking(tmp_path / "run", backbone, rows, small_model=str(small))
+    took = asking.measure("superfiltering")
+    found = asking.found("superfiltering")
     assert took["cut"] == 1
     assert caplog.messages == [
-        "ifd: of 1 of 3 answers the end is left out, so that prompt and answer have at most 100 tokens"
+        "superfiltering: of 1 of 3 answers the end is left out, so that prompt and answer have at most 100 tokens"
     ]
-    assert found["long"][2] == 100 - len(staged["long"].prompt)
+    # Nothing stands before the answer alone, so its first token is predicted in neither.
+    assert found["long"][2] == 100 - len(tokens("Go on.\n")) - 1
     assert found["prompt"][2:] == (0, "prompt_too_long")
-    assert found["short"][2:] == (2, None)
+    assert found["short"][2:] == (1, None)
+
+
+@tiny
+def test_only_superfiltering_ends_at_1024_tokens_where_the_model_has_more_positions(tmp_path):
+    rows = [{"id": "long", "instruction": "Go on.", "output": "on and on " * 110}]
+    model = save(tmp_path / "model", max_position_embeddings=2048)
+    asking = Asking(tmp_path / "run", model, rows, small_model=str(model))
+    assert asking.measure()["cut"] == 0
+    assert asking.found()["long"][2] == 1100
+    assert asking.measure("superfiltering")["cut"] == 1
+    assert asking.found("superfiltering")["long"][2] == 1024 - len(tokens("Go on.\n")) - 1
+
+
+@tiny
+def test_the_code_of_a_small_model_is_not_run_because_that_of_the_backbone_is_trusted(tmp_path, backbone):
+    small = save(tmp_path / "small")
+    ran = tmp_path / "ran"
+    about = json.loads((small / "config.json").read_text())
+    about |= {"model_type": "of its own", "auto_map": {"AutoConfig": "code.Config"}}
+    (small / "config.json").write_text(json.dumps(about))
+    (small / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Config: pass\n")
+    asking = Asking(tmp_path / "run", backbone, pool_rows(3), small_model=str(small), trust_remote_code=True)
+    with pytest.raises(ModelError) as caught:
+        asking.measure("superfiltering")
+    assert str(caught.value) == (
+        f"small_model is {str(small)!r}: it brings its own code, and trust_remote_code is about the backbone; name a "
+        "model without"
+    )
+    assert not ran.exists()
 
 
 @tiny
@@ -388,7 +422,7 @@ def test_many_small_parts_become_one(tmp_path, backbone, monkeypatch):
         assert len(measures.completed) == 70
         assert measures.damage == []
         one = next(iter(measures.completed))
-        table = measured(run, "ifd", [one, b"\1" * 16, one])
+        table = read_measures(run, "ifd", [one, b"\1" * 16, one])
     assert table["id"].is_null().to_pylist() == [False, True, False]
 
 

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from test_selectors_zip import slow_zip
 from tiny_models import tiny_tokenizer
 from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from adg_plugin import select
+from adg_plugin.choosing import decide
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import loading
 from adg_plugin.errors import ConfigError, DataError
@@ -25,6 +27,7 @@ from adg_plugin.explain import explain
 from adg_plugin.pipeline import run_selection, run_stage
 from adg_plugin.pool import Pool
 from adg_plugin.sharing import Alone
+from adg_plugin.store import RunFolder
 from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
@@ -161,6 +164,46 @@ def test_ifd_agrees_with_a_transcription(pool, model, tmp_path):
         assert float(told[1]) == pytest.approx(found[id], abs=1e-4)
 
 
+def test_superfiltering_agrees_with_a_transcription_and_ranks_otherwise_than_ifd(model, tmp_path):
+    """The perplexity of each answer after `instruction\\ninput\\n` over that of it alone; below 1, highest first.
+
+    The tokenizer puts nothing before a text, so the first token of the answer cannot be predicted where it is alone.
+    """
+    rows = [{**row, "input": f"Use {n} words." if n % 2 else ""} for n, row in enumerate(answered_rows(40))]
+    chosen = choose(rows, model, tmp_path / "run", method="superfiltering", small_model=str(model), budget=40)
+    small, tokens = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tiny_tokenizer()
+
+    def nlls(row):
+        asked = f"{row['instruction']}\n{row['input']}\n" if row["input"] else f"{row['instruction']}\n"
+        prompt, (first, *answer) = (tokens(t, add_special_tokens=False).input_ids for t in (asked, row["output"]))
+        return nll(small, [*prompt, first], answer), nll(small, [first], answer)
+
+    found = {row["id"]: nlls(row) for row in rows}
+    ratio = {id: np.exp(after) / np.exp(alone) for id, (after, alone) in found.items()}
+    usable = [id for id in ratio if ratio[id] < 1]
+    assert 2 < len(usable) < 40
+    assert chosen.ids == tuple(sorted(usable, key=lambda id: -ratio[id]))
+    assert chosen.ids != tuple(sorted(usable, key=lambda id: -found[id][0] / found[id][1]))  # as IFD would rank them
+    table = {row["id"]: row["score"] for row in pq.read_table(tmp_path / "run" / "scores.parquet").to_pylist()}
+    assert table == pytest.approx({id: ratio[id] for id in usable}, abs=1e-4)
+
+
+def test_zip_looks_at_the_answers_too(model, tmp_path):
+    """Rows that differ in nothing else are chosen as their texts with the answers compress."""
+    rows = [{**row, "instruction": "Say something."} for row in answered_rows(14)]
+    chosen = choose(rows, model, tmp_path / "run", method="zip", budget=6)
+    by_id = sorted(rows, key=lambda row: row["id"])
+    texts = [f"{row['instruction']}\n{row['output']}".encode() for row in by_id]
+    expected, _ = slow_zip(texts, 6, 10_000, 200, 100)
+    assert chosen.ids == tuple(by_id[row]["id"] for row in expected)
+
+
+def test_a_stepwise_choice_shows_its_progress_without_a_speed_in_tokens(pool, model, tmp_path, capsys):
+    config = {"method": "zip", "budget": 10}
+    select(str(pool), model=str(model), config=config, output_dir=tmp_path / "run", show_progress=True)
+    assert re.search(r"^choosing: 10/10 rows, 0:\d\d passed, 0:00 left$", capsys.readouterr().err, re.MULTILINE)
+
+
 @pytest.mark.parametrize("method", ["ifd", "superfiltering"])
 def test_what_is_measured_is_not_measured_again(method, pool, model, tmp_path, no_model):
     first = choose(pool, model, tmp_path / "run", **settings(method, model))
@@ -181,34 +224,119 @@ def test_methods_share_a_run_folder_and_leave_its_answers(pool, model, tmp_path,
     assert choose(pool, model, tmp_path / "run").ids == adg.ids
 
 
-def test_rows_without_an_answer_are_rejected_where_the_method_looks_at_it(model, tmp_path):
+def test_rows_without_an_answer_are_rejected_by_every_method(model, tmp_path):
     rows = answered_rows(20)
     rows[3]["output"] = " "
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
-    for method in ("longest", "ifd", "superfiltering"):
-        chosen = choose(pool, model, tmp_path / "run", **settings(method, model))
+    for method in METHODS:
+        chosen = choose(pool, model, tmp_path / "run", **settings(method, model), budget=19)
+        assert chosen.ids
         assert "row-3" not in chosen.ids
-        reasons = {row["id"]: row["reason"] for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
-        assert reasons["row-3"] == "no_answer"
+        told = {row["id"]: (row["reason"], row["detail"]) for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+        assert told["row-3"] == (
+            "no_answer",
+            "there is no answer of the row's own; name its column (field_output, field_completion) if there is one",
+        )
 
 
 def test_no_row_at_all_is_an_error_that_counts_the_reasons(model, tmp_path):
     pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "output": ""} for row in pool_rows(5)])
-    with pytest.raises(DataError, match=r"none of the 5 .* \(no_answer 5\)"):
+    with pytest.raises(DataError, match=r"^none of the 5 rows can be chosen by longest \(no_answer 5\): see "):
         choose(pool, model, tmp_path / "run", method="longest")
+
+
+def test_a_row_that_cannot_be_measured_is_told_with_length_limit_and_fix(model, tmp_path):
+    small = save(tmp_path / "small", max_position_embeddings=100)
+    rows = answered_rows(20)
+    rows[2]["instruction"] = "Go on and on. " * 9
+    rows[4]["output"] = "x"
+    choose(rows, model, tmp_path / "run", method="superfiltering", small_model=str(small))
+    told = {row["id"]: (row["reason"], row["detail"]) for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    assert told["row-2"] == (
+        "prompt_too_long",
+        f"the prompt has 127 tokens of small_model {str(small)!r}, which takes 100, the answer included: shorten its "
+        "instruction",
+    )
+    assert told["row-4"] == (
+        "answer_too_short",
+        "the answer is a single token, and nothing stands before it where it is alone: there is nothing to compare; "
+        "give it a longer answer",
+    )
 
 
 def test_mig_takes_labels_of_the_rows_and_rejects_what_it_cannot_read(model, tmp_path):
     rows = [{**row, "labels": [f"topic {n % 4}"], "quality": 1 + n % 3} for n, row in enumerate(pool_rows(24))]
-    rows[5]["labels"] = 7
+    rows[5]["labels"] = {"topic": 1}
+    rows[6]["quality"] = "good"
+    rows[7]["quality"] = "2.0"  # as CSV has it
+    rows[8]["labels"] = '["topic 0"]'
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
     chosen = choose(pool, model, tmp_path / "run", method="mig", budget=4)
     topics = {row["labels"][0] for row in read_jsonl(chosen.path)}
     assert topics == {f"topic {n}" for n in range(4)}
     assert all(row["quality"] == 3 for row in read_jsonl(chosen.path))
-    (rejected,) = read_jsonl(tmp_path / "run" / "rejected.jsonl")
-    assert (rejected["id"], rejected["reason"]) == ("row-5", "bad_labels")
-    assert rejected["detail"] == "labels are 7: use a list of texts, or one text with commas between them"
+    assert chosen.manifest["warnings"] == [NO_VECTORS]
+    rejected = {row["id"]: (row["reason"], row["detail"]) for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    fix = "use a list of texts or of whole numbers, or one text with commas between the labels"
+    assert rejected == {
+        "row-5": ("bad_labels", f"column 'labels' is {{'topic': 1}}: {fix}"),
+        "row-6": ("bad_labels", "column 'quality' is 'good': use a number of 0 or more"),
+    }
+
+
+def test_mig_counts_the_rows_without_labels_or_quality(model, tmp_path):
+    rows = [{**row, "labels": [f"topic {n % 2}"], "quality": 1 + n % 3} for n, row in enumerate(pool_rows(12))]
+    for row in rows[2:]:
+        row["labels"] = []
+    del rows[3]["quality"]
+    chosen = choose(rows, model, tmp_path / "run", method="mig", budget=6)
+    assert set(chosen.ids[:2]) == {"row-0", "row-1"}
+    assert chosen.manifest["warnings"] == [
+        "2 of 12 rows have labels in column 'labels': the rest come last by quality",
+        "1 of 12 rows have no quality in column 'quality' (field_quality): theirs is 1",
+        NO_VECTORS,
+    ]
+    misspelt = choose(rows, model, tmp_path / "run", method="mig", budget=6, field_quality="qualty")
+    assert misspelt.manifest["warnings"][1] == "no row has column 'qualty' (field_quality): all qualities are 1"
+
+
+def test_labels_that_no_row_can_be_read_from_are_no_reason_for_bins(model, tmp_path):
+    rows = [{**row, "labels": 0.5} for row in pool_rows(12)]
+    choose(rows, model, tmp_path / "run", bins=3)  # so that there are bins
+    with pytest.raises(DataError, match=r"none of the 12 .* \(bad_labels 12\)"):
+        choose(rows, model, tmp_path / "run", method="mig")
+    told = {row["detail"] for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    assert all(text.startswith("column 'labels' is 0.5: use a list of texts") for text in told)
+
+
+def test_compare_draws_nothing_for_labels_that_are_there_and_cannot_be_read(model, tmp_path):
+    from adg_plugin.compare import compare
+
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "labels": 0.5} for row in pool_rows(12)])
+    config = ADGConfig(model=str(model), datasets=[str(pool)], budget=4)
+    found = compare(config, ["mig", "random"], tmp_path / "run", show_progress=False)
+    assert (found.methods[0].asked, found.costs) == (None, {})
+    assert found.methods[0].error == "none of the 12 rows can be chosen (bad_labels 12)"
+
+
+def test_rows_without_a_bin_are_counted_where_bins_are_labels(model, tmp_path):
+    choose(pool_rows(8, quality=1), model, tmp_path / "run", bins=2, budget=2)
+    chosen = choose(pool_rows(12, quality=1), model, tmp_path / "run", method="mig", bins=2, budget=10)
+    assert chosen.manifest["warnings"][1:] == [
+        "4 of 12 rows have no bin, for want of answers in this run folder: they come last by quality"
+    ]
+    assert set(chosen.ids[:8]) == {f"row-{n}" for n in range(8)}
+
+
+def test_whole_numbers_are_labels(model, tmp_path):
+    rows = [{**row, "labels": n % 3, "quality": 1} for n, row in enumerate(pool_rows(12))]
+    chosen = choose(rows, model, tmp_path / "run", method="mig", budget=3)
+    assert {row["labels"] for row in chosen.rows()} == {0, 1, 2}
+
+
+NO_VECTORS = (
+    "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
+)
 
 
 def test_mig_links_labels_by_the_vectors_of_a_file(model, tmp_path):
@@ -229,9 +357,7 @@ def test_mig_links_labels_by_the_vectors_of_a_file(model, tmp_path):
     )
     alone = choose(pool, model, tmp_path / "alone", method="mig", budget=2)
     assert alone.ids == ("row-0", "row-1")
-    assert alone.manifest["warnings"] == [
-        "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
-    ]
+    assert alone.manifest["warnings"] == [NO_VECTORS]
     linked = choose(pool, model, tmp_path / "linked", method="mig", budget=2, label_vectors=str(vectors))
     assert linked.ids == ("row-0", "row-2")
     assert linked.manifest["warnings"] == []
@@ -243,6 +369,14 @@ def test_mig_links_labels_by_the_vectors_of_a_file(model, tmp_path):
         ([{"label": "a"}], "has no column 'vector': it needs label and vector"),
         ([{"label": "a", "vector": []}], "row 1 of .* is 'a': use a text and a list of numbers"),
         ([{"label": "topic", "vector": [0.0, 0.0]}], "label_vectors: "),
+        (
+            [
+                {"label": "Topic", "vector": [1.0]},
+                {"label": "b", "vector": [1.0]},
+                {"label": "topic ", "vector": [2.0]},
+            ],
+            "row 3 of .* is 'topic ', which is label 'Topic' of row 1 but for case and white space: keep one of them",
+        ),
     ],
 )
 def test_label_vectors_that_cannot_be_used_are_named(rows, message, model, tmp_path):
@@ -259,7 +393,8 @@ def test_mig_without_labels_takes_bins_and_says_so(pool, model, tmp_path):
     chosen = choose(pool, model, tmp_path / "run", method="mig", bins=5, budget=5)
     assert chosen.manifest["warnings"] == [
         "no row has labels in column 'labels', so bins of the prompts serve as labels: give each row labels "
-        "(field_labels) for what MIG is"
+        "(field_labels, or tagger) for what MIG is",
+        "no row has column 'quality' (field_quality): all qualities are 1",
     ]
     bins = {row["id"]: row["bin"] for row in _adg_table(pool, model, tmp_path)}
     assert len({bins[id] for id in chosen.ids}) == 5
@@ -309,8 +444,12 @@ def test_what_samples_answers_is_refused_for_a_method_that_draws_none(pool, mode
     )
     with pytest.raises(ConfigError, match="only ADG samples on Ray's workers"):
         run_selection(Pool.of(config), config.updated(executor="ray"), tmp_path / "run")
-    with pytest.raises(ConfigError, match="method is 'ifd': one process measures; select first with `adg select`"):
-        run_selection(Pool.of(config), config.updated(method="ifd"), tmp_path / "run", team=Two())
+    for method in ("ifd", "scar"):
+        with pytest.raises(ConfigError, match=f"method is '{method}': one process measures; select first with `adg se"):
+            run_selection(Pool.of(config), config.updated(method=method), tmp_path / "run", team=Two())
+    with RunFolder.open(tmp_path / "run") as run, pytest.raises(ConfigError) as caught:
+        decide(run, config, None, 0, None)
+    assert str(caught.value) == "method is 'random', and there is no model to ask: use method: adg"
 
 
 def test_a_pool_in_memory_is_chosen_from_too(model, tmp_path):

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adg_plugin.errors import MissingExtraError, ModelError
-from adg_plugin.selectors.scar import scar_scores
+from adg_plugin.errors import MissingExtraError, ModelError, NumericalError
 
 FIX = "give a folder that holds the ranker, or the name of one on the hub, such as lizhuang144/scar-roberta-base"
 PAIRS = [
@@ -45,6 +44,47 @@ def ranker(tmp_path):
     return folder
 
 
+@pytest.fixture
+def pool(tmp_path):
+    """The pairs, a row without an answer, and one with a sign of its own, as a file."""
+    from tiny_runs import BAD, write_jsonl
+
+    rows = [{"id": f"row-{n}", "instruction": ask, "output": answer} for n, (ask, answer) in enumerate(PAIRS)]
+    rows += [{"id": "empty", "instruction": "Say nothing.", "output": " \n"}]
+    rows += [{"id": "bad", "instruction": "Draw a wave.", "output": BAD}]
+    return write_jsonl(tmp_path / "pool.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    from tiny_runs import save
+
+    return save(tmp_path_factory.mktemp("backbone"))
+
+
+def results(folder, pairs=PAIRS):
+    """What the ranker makes of each pair, by its number."""
+    from adg_plugin.engines.style_ranker import StyleRanker, StyleRow
+
+    rows = [StyleRow(str(n), bytes([n]) * 16, *pair) for n, pair in enumerate(pairs)]
+    found = {result.id: result for result in StyleRanker(str(folder), "cpu").run(rows)}
+    assert [found[row.id].key for row in rows] == [row.key for row in rows]
+    return [found[row.id] for row in rows]
+
+
+def scored(folder, pairs=PAIRS):
+    return [result.score for result in results(folder, pairs)]
+
+
+def change_weights(ranker, change):
+    import torch
+
+    path = ranker / "pytorch_model.bin"
+    state = torch.load(path)  # noqa: TID251  # the published package's own format
+    change(state)
+    torch.save(state, path)  # noqa: TID251
+
+
 def edit(file: Path, **changes):
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
@@ -62,41 +102,66 @@ def published_scores(folder, pairs, max_length=512):
 
 
 @pytest.mark.tiny
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 32])
-def test_scores_are_those_of_the_published_package(ranker, batch_size, capsys):
+@pytest.mark.parametrize("batch_rows", [1, 2, 4, 32])
+def test_scores_are_those_of_the_published_package(ranker, batch_rows, monkeypatch, capsys):
+    from adg_plugin.engines import style_ranker
+
     expected = published_scores(ranker, PAIRS)
     capsys.readouterr()
-    done = []
-    scores = scar_scores(PAIRS, str(ranker), batch_size=batch_size, device="cpu", advance=done.append)
-    assert scores.dtype == np.float64
+    monkeypatch.setattr(style_ranker, "_BATCH_ROWS", batch_rows)
+    scores = scored(ranker)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     assert np.ptp(scores) > 1e-3  # else the order could be anything
-    assert sum(done) == len(PAIRS)
-    assert len(done) == -(-len(PAIRS) // batch_size)
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.tiny
-def test_long_texts_are_cut(ranker):
+def test_long_texts_are_cut(ranker, monkeypatch):
+    from adg_plugin.engines import style_ranker
+
+    assert style_ranker.MAX_TOKENS == 512  # as the published package has it
+    whole = scored(ranker)
     expected = published_scores(ranker, PAIRS, max_length=8)
-    np.testing.assert_allclose(scar_scores(PAIRS, str(ranker), max_tokens=8, device="cpu"), expected, atol=1e-5)
-    assert not np.allclose(scar_scores(PAIRS, str(ranker), device="cpu"), expected, atol=1e-4)
+    monkeypatch.setattr(style_ranker, "MAX_TOKENS", 8)
+    np.testing.assert_allclose(scored(ranker), expected, atol=1e-5)
+    assert not np.allclose(whole, expected, atol=1e-4)
 
 
 @pytest.mark.tiny
-def test_no_pairs_have_no_scores(ranker):
-    assert scar_scores([], str(ranker), device="cpu").tolist() == []
+def test_rows_with_an_empty_side_are_rejected_and_the_others_scored(ranker):
+    found = results(ranker, [PAIRS[0], ("ask", " \n"), ("", "x"), PAIRS[1]])
+    assert [result.reason for result in found] == [None, "no_answer", "no_instruction", None]
+    np.testing.assert_allclose([found[0].score, found[3].score], published_scores(ranker, PAIRS[:2]), atol=1e-5)
+    assert results(ranker, []) == []
+
+
+@pytest.mark.tiny
+def test_a_row_without_memory_alone_is_told_and_the_others_are_scored(ranker, monkeypatch):
+    import torch
+
+    from adg_plugin.engines import style_ranker
+
+    expected, sizes, scores_of = scored(ranker), [], style_ranker._scores
+
+    def limited(model, tokenizer, rows):
+        sizes.append(len(rows))
+        if len(rows) > 2 or any(row.answer == PAIRS[3][1] for row in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return scores_of(model, tokenizer, rows)
+
+    monkeypatch.setattr(style_ranker, "_scores", limited)
+    found = results(ranker)
+    assert [result.reason for result in found] == [None, None, None, "out_of_memory", None]
+    assert sizes[:3] == [5, 2, 1]
+    for number in (0, 1, 2, 4):
+        assert found[number].score == pytest.approx(expected[number], abs=1e-5)
 
 
 @pytest.mark.tiny
 def test_weights_that_are_filled_in_at_random_are_refused(ranker):
-    import torch
-
-    state = torch.load(ranker / "pytorch_model.bin")  # noqa: TID251  # the published package's own format
-    del state["output_layer.2.weight"]
-    torch.save(state, ranker / "pytorch_model.bin")  # noqa: TID251
+    change_weights(ranker, lambda state: state.pop("output_layer.2.weight"))
     with pytest.raises(ModelError) as caught:
-        scar_scores(PAIRS, str(ranker), device="cpu")
+        scored(ranker)
     assert str(caught.value) == (
         f"the SCAR ranker {str(ranker)!r} is not whole: its weights do not fit its config; {FIX}"
     )
@@ -113,7 +178,7 @@ def test_a_damaged_ranker_is_named(ranker, damage):
     else:
         edit(ranker / "config.json", linear_dim=20)
     with pytest.raises(ModelError, match=r"cannot be loaded \(.+\): give a folder") as caught:
-        scar_scores(PAIRS, str(ranker), device="cpu")
+        scored(ranker)
     assert str(caught.value).startswith(f"the SCAR ranker {str(ranker)!r} cannot be loaded (")
 
 
@@ -121,7 +186,7 @@ def test_a_damaged_ranker_is_named(ranker, damage):
 def test_another_model_is_no_ranker(ranker):
     encoder = ranker.parent / "encoder"
     with pytest.raises(ModelError) as caught:
-        scar_scores(PAIRS, str(encoder), device="cpu")
+        scored(encoder)
     assert str(caught.value) == (
         f"the SCAR ranker {str(encoder)!r} cannot be loaded (its config.json names no encoder_name, so it is no "
         f"ranker): {FIX}"
@@ -129,16 +194,18 @@ def test_another_model_is_no_ranker(ranker):
 
 
 @pytest.mark.tiny
-def test_code_of_the_encoder_is_not_run_unasked(ranker):
+def test_code_of_the_encoder_is_not_run_because_that_of_the_backbone_is_trusted(ranker, pool, backbone, tmp_path):
+    from tiny_runs import choose
+
     encoder = ranker.parent / "encoder"
     ran = ranker.parent / "ran"
     edit(encoder / "config.json", auto_map={"AutoModel": "code.Model"}, model_type="of its own")
     (encoder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Model: pass\n")
     with pytest.raises(ModelError) as caught:
-        scar_scores(PAIRS, str(ranker), device="cpu")
+        choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker), trust_remote_code=True)
     assert str(caught.value) == (
-        f"the SCAR ranker {str(ranker)!r} has the encoder {str(encoder)!r}, which brings its own code: read it, and "
-        "set trust_remote_code: true, or use a ranker without, such as lizhuang144/scar-roberta-base"
+        f"the SCAR ranker {str(ranker)!r} has the encoder {str(encoder)!r}, which brings its own code "
+        "(trust_remote_code is about the backbone): use a ranker without, such as lizhuang144/scar-roberta-base"
     )
     assert not ran.exists()
 
@@ -148,7 +215,7 @@ def test_code_of_the_encoder_is_not_run_unasked(ranker):
 def test_a_ranker_that_cannot_be_fetched_is_named(ranker):
     name = "lizhuang144/scar-gte-base"
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        scar_scores(PAIRS, name, device="cpu")
+        scored(name)
     assert str(caught.value).startswith(f"the SCAR ranker {name!r} cannot be loaded (")
     assert str(caught.value).endswith(f"): {FIX}")
 
@@ -156,17 +223,118 @@ def test_a_ranker_that_cannot_be_fetched_is_named(ranker):
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "style_ranker", None)
     with pytest.raises(MissingExtraError) as caught:
-        scar_scores(PAIRS, "anything")
+        scored("anything")
     assert str(caught.value) == "method: scar needs `style_ranker`: pip install 'adg-plugin[scar]'"
 
 
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        (("ask", " \n"), "pair 1 has no answer: reject it before scoring"),
-        (("", "x"), "pair 1 has no instruction: reject it before scoring"),
-    ],
-)
-def test_an_empty_side_is_refused(pair, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        scar_scores([PAIRS[0], pair], "anything")
+# -- over a run folder -----------------------------------------------------------------------------------------------
+
+
+def spoil(state):
+    """Give NaN for every text with the sign of a bad row."""
+    from tiny_models import tiny_tokenizer
+    from tiny_runs import BAD
+
+    name = next(name for name in state if name.endswith("word_embeddings.weight"))
+    state[name][tiny_tokenizer().convert_tokens_to_ids(BAD)] = float("nan")
+
+
+@pytest.mark.tiny
+def test_the_choice_is_by_the_published_scores_and_what_has_none_is_told(ranker, pool, backbone, tmp_path, capsys):
+    from tiny_runs import choose, read_jsonl, scores
+
+    change_weights(ranker, spoil)
+    expected = {f"row-{n}": score for n, score in enumerate(published_scores(ranker, PAIRS))}
+    capsys.readouterr()
+    chosen = choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker), budget=3)
+    assert chosen.ids == tuple(sorted(expected, key=lambda id: (-expected[id], id))[:3])
+    assert {id: score for id, (score, _) in scores(tmp_path / "run").items()} == pytest.approx(expected, abs=1e-5)
+    told = {row["id"]: (row["reason"], row["detail"]) for row in read_jsonl(tmp_path / "run" / "rejected.jsonl")}
+    assert told == {
+        "empty": (
+            "no_answer",
+            "there is no answer of the row's own; name its column (field_output, field_completion) if there is one",
+        ),
+        "bad": (
+            "non_finite_states",
+            f"scar_model {str(ranker)!r} gave NaN or infinity: check the weights of scar_model, or give another ranker",
+        ),
+    }
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.tiny
+def test_scores_are_kept_and_a_run_that_was_cut_off_goes_on(ranker, pool, backbone, tmp_path, monkeypatch):
+    from tiny_runs import choose
+
+    from adg_plugin.engines import style_ranker
+    from adg_plugin.store.measures import Measures
+
+    def chosen(**settings):
+        return choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker), **settings)
+
+    append, seen, scores_of = Measures.append, [], style_ranker._scores
+
+    def dying(self, result):
+        if len(self.completed) == 2:
+            raise KeyboardInterrupt
+        append(self, result)
+
+    def noted(model, tokenizer, rows):
+        seen.extend(row.id for row in rows)
+        return scores_of(model, tokenizer, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Measures, "append", dying)
+        with pytest.raises(KeyboardInterrupt):
+            chosen(budget=5)
+    monkeypatch.setattr(style_ranker, "_scores", noted)
+    first = chosen(budget=5)
+    assert first.manifest["sampling"]["rows"] == len(seen) == 4  # six rows have an answer
+    assert first.manifest["sampling"]["tokens"] > 0
+    monkeypatch.setattr(style_ranker.StyleRanker, "_load", lambda self: pytest.fail("the ranker was loaded"))
+    again = chosen(budget=2)
+    assert again.manifest["sampling"]["rows"] == 0
+    assert again.ids == first.ids[:2]
+
+
+@pytest.mark.tiny
+def test_another_ranker_never_takes_the_scores_of_the_first_and_a_broken_one_is_an_error(
+    ranker, pool, backbone, tmp_path
+):
+    from tiny_runs import choose, scores
+
+    def chosen():
+        choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker))
+        return {id: score for id, (score, _) in scores(tmp_path / "run").items()}
+
+    def turn(state):
+        state["output_layer.2.weight"] *= -1
+
+    first = chosen()
+    change_weights(ranker, turn)
+    second = chosen()
+    assert first.keys() == second.keys()
+    assert all(first[id] != second[id] for id in first)
+    change_weights(ranker, lambda state: state["output_layer.2.bias"].fill_(float("nan")))
+    with pytest.raises(NumericalError) as caught:
+        chosen()
+    assert str(caught.value) == (
+        "6 of 6 rows gave NaN or infinity: check the weights of scar_model, or give another ranker"
+    )
+
+
+@pytest.mark.tiny
+def test_a_comparison_scores_once_and_counts_the_cost(ranker, pool, backbone, tmp_path, monkeypatch):
+    from adg_plugin.compare import compare
+    from adg_plugin.engines import style_ranker
+
+    settings = {"model": str(backbone), "datasets": [str(pool)], "budget": 3, "scar_model": str(ranker)}
+    found = compare(settings, ["scar", "random"], tmp_path / "run", show_progress=False)
+    name = f"scar {ranker}"
+    assert [one.asked for one in found.methods] == [name, None]
+    assert (found.costs[name].rows, found.methods[0].rejected) == (6, {"no_answer": 1})
+    monkeypatch.setattr(style_ranker.StyleRanker, "_load", lambda self: pytest.fail("the ranker was loaded"))
+    again = compare(settings, ["scar"], tmp_path / "run", show_progress=False)
+    assert again.methods[0].ids == found.methods[0].ids
+    assert (again.costs[name].rows, again.costs[name].seconds_now) == (6, 0)

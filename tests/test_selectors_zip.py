@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adg_plugin.selectors.zip_ratio import _Joined, zip_order
+from adg_plugin.selectors import zip_ratio
+from adg_plugin.selectors.zip_ratio import Stages, _Joined, order_by, zip_order
 
 TEXT = "the a sum of river proof apple integer blue seven compress list Paris energy cell write code why short"
 WORDS = TEXT.split()
@@ -56,7 +57,7 @@ def slow_zip(texts, budget, pool, short_list, per_step):
 
 
 def check(texts, budget, **stages):
-    order, ratios = zip_order(texts, budget, **stages)
+    order, ratios = order_by(Stages(**stages), texts, budget)
     expected, expected_ratios = slow_zip(texts, budget, **stages)
     assert order.tolist() == expected
     assert ratios.tolist() == expected_ratios
@@ -107,7 +108,7 @@ def test_a_copied_compressor_gives_as_many_bytes_as_zlib_at_once(seed, pieces, s
 
 @given(st.integers(0, 40), st.integers(0, 45), st.integers(1, 12), st.integers(1, 12))
 def test_the_budget_is_spent_exactly_and_no_row_is_taken_twice(rows, budget, short_list, per_step):
-    order, ratios = zip_order(sentences(rows), budget, pool=20, short_list=short_list, per_step=per_step)
+    order, ratios = order_by(Stages(20, short_list, per_step), sentences(rows), budget)
     assert len(order) == len(ratios) == min(budget, rows)
     assert len(set(order.tolist())) == len(order)
     assert set(order.tolist()) <= set(range(rows))
@@ -115,8 +116,8 @@ def test_the_budget_is_spent_exactly_and_no_row_is_taken_twice(rows, budget, sho
 
 def test_a_larger_budget_begins_with_the_same_steps():
     texts = sentences(80)
-    small, _ = zip_order(texts, 20, pool=40, short_list=10, per_step=5)
-    large, _ = zip_order(texts, 60, pool=40, short_list=10, per_step=5)
+    small, _ = order_by(Stages(40, 10, 5), texts, 20)
+    large, _ = order_by(Stages(40, 10, 5), texts, 60)
     assert large[:20].tolist() == small.tolist()
 
 
@@ -124,32 +125,33 @@ def test_a_larger_budget_begins_with_the_same_steps():
 def test_the_order_of_distinct_rows_plays_no_part(shuffled):
     texts = noise(50)
     other = random.Random(shuffled).sample(texts, len(texts))
-    one, one_ratios = zip_order(texts, 20, pool=30, short_list=12, per_step=5)
-    two, two_ratios = zip_order(other, 20, pool=30, short_list=12, per_step=5)
+    one, one_ratios = order_by(Stages(30, 12, 5), texts, 20)
+    two, two_ratios = order_by(Stages(30, 12, 5), other, 20)
     assert [texts[i] for i in one] == [other[i] for i in two]
     assert one_ratios.tolist() == two_ratios.tolist()
 
 
-@pytest.mark.parametrize("stages", [{}, {"pool": 60, "short_list": 10, "per_step": 5}])
+@pytest.mark.parametrize("stages", [Stages(), Stages(60, 10, 5)])
 def test_copies_are_chosen_last(stages):
     texts = [text for text in noise(30, size=200) for _ in range(2)]
-    order, ratios = zip_order(texts, 60, **stages)
+    order, ratios = order_by(stages, texts, 60)
     assert sorted(row // 2 for row in order[:30].tolist()) == list(range(30))
     assert ratios[-1] > 1.5
-    assert zip_order(texts, 30, **stages)[1][-1] < 1
+    assert order_by(stages, texts, 30)[1][-1] < 1
 
 
 def test_the_third_stage_does_not_see_earlier_steps():
     # All three are on the short list each time. Row 1 is a copy of row 0, but no more redundant by itself.
     first, other = random.Random(5).randbytes(80), random.Random(6).randbytes(200)
-    assert zip_order([first, first, other], 2, per_step=1)[0].tolist() == [0, 1]
-    assert zip_order([first, first, other], 2, per_step=2)[0].tolist() == [0, 2]
-    assert zip_order([first, first, other], 2, per_step=1, short_list=1)[0].tolist() == [0, 2]
+    texts = [first, first, other]
+    assert order_by(Stages(per_step=1), texts, 2)[0].tolist() == [0, 1]
+    assert order_by(Stages(per_step=2), texts, 2)[0].tolist() == [0, 2]
+    assert order_by(Stages(per_step=1, short_list=1), texts, 2)[0].tolist() == [0, 2]
 
 
 def test_candidates_that_a_step_leaves_stay_in():
     # Were the rest of a short list dropped, one row would be all that is ever chosen.
-    order, _ = zip_order(noise(12), 12, pool=12, short_list=12, per_step=1)
+    order, _ = order_by(Stages(12, 12, 1), noise(12), 12)
     assert sorted(order.tolist()) == list(range(12))
 
 
@@ -157,14 +159,25 @@ def test_a_score_that_is_not_computed_again_keeps_its_value():
     # Row 1 has the lowest score left as long as nobody looks whether it repeats row 0.
     first, other = random.Random(5).randbytes(80), random.Random(6).randbytes(500)
     texts = [first, first, other]
-    assert zip_order(texts, 2, pool=1, short_list=1, per_step=1)[0].tolist() == [0, 1]
-    assert zip_order(texts, 2, pool=2, short_list=1, per_step=1)[0].tolist() == [0, 2]
+    assert order_by(Stages(1, 1, 1), texts, 2)[0].tolist() == [0, 1]
+    assert order_by(Stages(2, 1, 1), texts, 2)[0].tolist() == [0, 2]
 
 
-def test_steps_are_announced():
-    steps = []
-    zip_order(noise(10), 8, per_step=3, advance=steps.append)
-    assert steps == [3, 3, 2]
+def test_a_step_has_the_sizes_of_the_paper_and_is_announced(monkeypatch):
+    """Of 10,050 rows, 10,000 are scored again; of 200 of them, 100 are taken, and 50 where the budget ends."""
+    asked, steps = [], []
+    ratios_with = zip_ratio._ratios_with
+
+    def counted(joined, texts, rows, threads):
+        asked.append(len(rows))
+        return ratios_with(joined, texts, rows, threads)
+
+    monkeypatch.setattr(zip_ratio, "_ratios_with", counted)
+    order, _ = zip_order([f"row {n}".encode() for n in range(10_050)], 150, advance=steps.append)
+    assert len(set(order.tolist())) == 150
+    assert steps == [100, 50]
+    first, second = [10_000, *range(200, 100, -1)], [9_950, *range(200, 150, -1)]
+    assert asked == [10_050, *first, *second]
 
 
 def test_the_texts_may_number_none():
@@ -173,15 +186,12 @@ def test_the_texts_may_number_none():
 
 
 @pytest.mark.parametrize(
-    ("texts", "settings", "message"),
+    ("texts", "budget", "message"),
     [
-        ([b"a", b""], {}, "row 1 has no text: reject it before choosing"),
-        ([b"a"], {"budget": -1}, "budget is -1: use 0 or more"),
-        ([b"a"], {"pool": 0}, "pool is 0: use 1 or more"),
-        ([b"a"], {"short_list": 0}, "short_list is 0: use 1 or more"),
-        ([b"a"], {"per_step": 0}, "per_step is 0: use 1 or more"),
+        ([b"a", b""], 1, "row 1 has no text: reject it before choosing"),
+        ([b"a"], -1, "budget is -1: use 0 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(texts, settings, message):
+def test_what_cannot_be_is_refused(texts, budget, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        zip_order(texts, **{"budget": 1, **settings})
+        zip_order(texts, budget)

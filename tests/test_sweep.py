@@ -55,11 +55,11 @@ def prompt_vectors(rows):
     return unit(np.random.default_rng(6).standard_normal((rows, 8))).astype(np.float16)
 
 
-def write(folder, grams, config=CONFIG):
+def write(folder, grams, config=CONFIG, asked=lambda n: ""):
     """Write a finished run folder; the rows are staged in another order than that of their ids."""
     with RunFolder.open(folder) as run:
         order = np.random.default_rng(7).permutation(len(grams))
-        prompts = [Prompt(f"r{n:04d}", np.arange(3, dtype=np.int32), (0, 2), bytes(16)) for n in order]
+        prompts = [Prompt(f"r{n:04d}", np.arange(3, dtype=np.int32), (0, 2), bytes(16), asked(n)) for n in order]
         run.stage_prompts([StagedRow(p, "text", "", "{}", "here") for p in prompts], digest="d")
         vectors = prompt_vectors(len(grams))
         for n, prompt in zip(order, prompts, strict=True):
@@ -675,6 +675,18 @@ def test_two_runs_are_compared_row_by_row(folder, tmp_path, bench):
     assert found.shared_by_chance == pytest.approx(sum(rate(one, id) * rate(other, id) for id in both) / 30)
     itself = bench.against(str(folder), str(folder))
     assert (itself.shared, itself.jaccard, itself.rank_correlation) == pytest.approx((1, 1, 1))
+
+
+def test_two_runs_over_other_rows_with_the_same_ids_are_refused(tmp_path, bench):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(one, drawn(50), CONFIG.updated(budget=30, bins=4), asked=str)
+    write(other, drawn(40), CONFIG.updated(budget=30, bins=4), asked=lambda n: "another" * 20 if n == 7 else str(n))
+    with pytest.raises(SystemExit) as ended:
+        bench.against(str(one), str(other))
+    shown = ("another" * 20)[:60]
+    assert (
+        str(ended.value) == f"error: row 'r0007' is '7' in {one} and '{shown}' in {other}: give two runs over one pool"
+    )
 
 
 @pytest.mark.tiny

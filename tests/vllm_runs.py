@@ -84,9 +84,7 @@ class VLLMServer:
 
     def start(self) -> None:
         # `vllm serve` asks for the metadata of a distribution of that name, which the CPU build lacks.
-        options = (
-            "--dtype float32 --max-model-len 1280 --enforce-eager --max-num-seqs 64 --max-num-batched-tokens 2048"
-        )
+        options = "--dtype float32 --max-model-len 1280 --enforce-eager --max-num-seqs 64 --max-num-batched-tokens 2048"
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--model", str(self._model), "--api-key", API_KEY, *options.split()]
         command += ["--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(1 << 30)]

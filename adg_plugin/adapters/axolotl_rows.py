@@ -139,6 +139,7 @@ def stage(
 class _TokenRow:
     digest: bytes
     prompt: Tokens | None  # None where no token is trained on
+    answer: Tokens  # the trained tokens behind it
     row: Row | Rejection | None  # the raw row, None where it is of a layout of its own
     where: str
 
@@ -166,8 +167,9 @@ class _Reader:
             where = f"{source.path}:{number}"
             start = answer_start(labels[: training.sequence_len], training.end_tokens)
             prompt = None if start is None else tokens[:start]
+            answer = tokens[start:][labels[start:] != _MASKED]
             row = None if data is None else _row(data, where, self._spec, training.template_kwargs)
-            yield _TokenRow(_digest(tokens, training.sequence_len), prompt, row, where)
+            yield _TokenRow(_digest(tokens, training.sequence_len), prompt, answer, row, where)
 
     def staged(self, rows: Sequence[tuple[_TokenRow, str]]) -> Iterator[Staged]:
         """Yield the rows, given with their ids, as prompts or with the reason why they are none."""
@@ -220,10 +222,11 @@ class _Reader:
     def _prompt(self, row: _TokenRow, id: str, tokens: Tokens, span: tuple[int, int], text: str) -> StagedRow:
         raw = row.row
         instruction = self._training.tokenizer.decode(tokens[span[0] : span[1]])
-        reference, data = "", {"prompt": text}
         if isinstance(raw, Row):
             instruction = f"{raw.instruction}\n\n{raw.input}" if raw.input else raw.instruction
             reference, data = raw.reference, raw.data
+        else:
+            reference, data = self._training.tokenizer.decode(row.answer, skip_special_tokens=True), {"prompt": text}
         own = self._training.own_answers.ids(reference)
         key = keys.row_key(self._training.recipe, tokens, span, own)
         prompt = Prompt(id, tokens, span, key, instruction, own)

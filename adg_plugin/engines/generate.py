@@ -36,7 +36,7 @@ class GenerateEngine:
     @torch.no_grad()
     def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
         """Yield one result per prompt, in their order."""
-        with _generation_config(self.model, self._settings()):
+        with generation_config(self.model, self._settings()):
             for prompt in prompts:
                 try:
                     yield self._row(prompt)
@@ -100,7 +100,7 @@ class GenerateEngine:
 
 
 @contextmanager
-def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+def generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Put `settings` in the place of the model's own, from which `generate` would fill in what they leave open."""
     before = model.generation_config
     model.generation_config = settings

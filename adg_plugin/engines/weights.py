@@ -39,7 +39,7 @@ def fingerprint(config: ADGConfig) -> str:
     weights = sorted(p for p in folder.iterdir() if p.suffix in _FORMATS)
     for path in [folder / "config.json", *weights]:
         if path.is_file():
-            _sample_file(digest, path)
+            sample_file(digest, path)
     return digest.hexdigest()
 
 
@@ -58,7 +58,8 @@ def weights_digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _sample_file(digest: hashlib.blake2b, path: Path) -> None:
+def sample_file(digest: hashlib.blake2b, path: Path) -> None:
+    """Add name, size and samples of a file's bytes to a digest."""
     size = path.stat().st_size
     digest.update(json.dumps([path.name, size]).encode())
     with path.open("rb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.decision import Decision, Floats, percentiles
+from adg_plugin.layouts import Reason
+from adg_plugin.rows import answer_turn
 from adg_plugin.store import Rejection, RunReader
 
 Ints = npt.NDArray[np.integer]
@@ -19,6 +21,9 @@ Ints = npt.NDArray[np.integer]
 CHOSEN = "among the best"
 BELOW = "below the cut"
 NOT_REACHED = "not reached"  # of a method that goes step by step
+NO_ANSWER = "there is no answer of the row's own; name its column (field_output, field_completion) if there is one"
+
+_FIELDS = {"instruction": "instructions", "reference": "references", "where": "where", "data": "data"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +31,25 @@ class Candidates:
     """The rows that could be sampled, by ascending id: the order of the pool plays no part.
 
     Attributes:
-        instructions: each row's own words, with its input.
-        references: each row's own answer, "" where it has none.
-        where: file and line of each row.
-        data: each row as it was found, a JSON object as text; only where it was asked for.
+        instructions: each row's own words, with its input; this and what follows only where it was asked for.
+        references: each row's own answer.
+        where: file and line of each row; always there.
+        data: each row as it was found, a JSON object as text.
     """
 
     ids: npt.NDArray[np.object_]  # (N,)
-    instructions: Sequence[str]
-    references: Sequence[str]
-    where: Sequence[str]
+    instructions: Sequence[str] = ()
+    references: Sequence[str] = ()
+    where: Sequence[str] = ()
     data: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def column(self, name: str) -> list[Any]:
-        """Return the value of a column of each row, None where a row lacks it."""
-        return [json.loads(text).get(name) for text in self.data]
+    def columns(self, *names: str) -> list[tuple[Any, ...]]:
+        """Return the values of some columns of each row, None where a row lacks one."""
+        rows = map(json.loads, self.data)
+        return [tuple(row.get(name) for name in names) for row in rows]
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Candidates:
         """Return the rows (N,) that are to stay."""
@@ -52,16 +58,45 @@ class Candidates:
         return Candidates(self.ids[kept], *([texts[row] for row in rows] if texts else [] for texts in of))
 
 
-def read_candidates(run: RunReader, *, data: bool = False) -> Candidates:
-    """Return the staged prompts of a run folder. Memory holds their texts.
+def read_candidates(
+    run: RunReader, columns: Sequence[str] = (), *, text: bool = True
+) -> tuple[Candidates, list[Rejection]]:
+    """Return the staged prompts of a run folder that have an answer of their own, and the others as rejections.
+
+    Training has no use for a row without an answer, so no method may spend its budget on one. The pool is read a group
+    at a time: as one Arrow array, a column of text ends at 2 GiB.
 
     Args:
-        data: with each row as it was found.
+        run: the run folder.
+        columns: of the texts that memory is to hold: `instruction`, `reference`, `data`.
+        text: whether the answer has to hold text; a turn that only calls tools does not, and can be trained on.
     """
-    names = ["id", "instruction", "reference", "where", *(["data"] if data else [])]
-    whole = pa.concat_tables(run.staged_columns(names)).sort_by("id")  # by code point, as everywhere
-    ids, *texts = (whole[name].to_pylist() for name in names)
-    return Candidates(np.array(ids, dtype=object), *texts)
+    held: dict[str, list[str]] = {name: [] for name in ("id", "where", *columns)}
+    answered: list[bool] = []
+    for table in run.staged_columns(list(dict.fromkeys([*held, "reference"]))):
+        answered += [bool(found and found.strip()) for found in table["reference"].to_pylist()]
+        for name, values in held.items():
+            values += table[name].to_pylist()
+    ids, where = held["id"], held["where"]
+    if not text and not all(answered):
+        turns = _with_an_answer_turn(run)
+        answered = [known or id in turns for known, id in zip(answered, ids, strict=True)]
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # by code point, as everywhere
+    kept = [row for row in order if answered[row]]
+    texts = {field: [held[name][row] for row in kept] for name, field in _FIELDS.items() if name in held}
+    candidates = Candidates(np.array([ids[row] for row in kept], dtype=object), **texts)
+    left = [Rejection(ids[r], Reason.NO_ANSWER.value, NO_ANSWER, where=where[r]) for r in order if not answered[r]]
+    return candidates, left
+
+
+def _with_an_answer_turn(run: RunReader) -> set[str]:
+    """Return the ids of the rows whose answer is a turn without text."""
+    found = set()
+    for table in run.staged_columns(["id", "reference", "data"]):
+        for id, reference, data in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if not (reference and reference.strip()) and answer_turn(json.loads(data), "") is not None:
+                found.add(id)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +114,9 @@ class Picked:
     scores: Floats
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+Pick = Callable[[Candidates, int], Picked]  # rows and budget -> the choice
 
 
 def decided(
@@ -121,3 +159,21 @@ def highest(scores: Floats, budget: int) -> Ints:
     """Return the rows of the highest scores, the best first; equal scores in the order of the rows, that is of ids."""
     best: Ints = np.argsort(-scores, kind="stable")[:budget]
     return best
+
+
+def without(candidates: Candidates, reasons: Sequence[tuple[str, str] | None]) -> tuple[Candidates, list[Rejection]]:
+    """Return the candidates without those that have a reason and a detail, and these as rejections."""
+    rejected = np.array([reason is not None for reason in reasons], dtype=bool)
+    found = [
+        Rejection(str(candidates.ids[row]), *reason, where=candidates.where[row])
+        for row, reason in enumerate(reasons)
+        if reason is not None
+    ]
+    return candidates.keep(~rejected), found
+
+
+def of_chosen(total: int, order: npt.NDArray[np.integer], values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return (N,) values of the rows that were chosen, NaN of the others: the method never came to them."""
+    found = np.full(total, np.nan)
+    found[order] = values
+    return found

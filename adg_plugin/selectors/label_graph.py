@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +14,6 @@ Floats = npt.NDArray[np.float64]
 
 LINK_ABOVE = 0.9
 _BLOCK_LABELS = 1024  # compared with all others at a time
-_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,42 +104,6 @@ def label_graph(
 def normalised(label: str) -> str:
     """Return the label in lower case, without white space around it."""
     return label.strip().lower()
-
-
-def read_labels(value: Any) -> tuple[str, ...]:
-    """Return the labels in a row's column, normalised, each once, in their order.
-
-    Args:
-        value: a list of texts, a text with commas or semicolons between the labels, or None.
-
-    Raises:
-        ValueError: it is something else; the message is fit for a rejection.
-    """
-    if value is None:
-        return ()
-    parts = re.split("[,;]", value) if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"labels are {_shown(value)}: use a list of texts, or one text with commas between them")
-    return tuple(dict.fromkeys(label for part in parts if (label := normalised(part))))
-
-
-def read_quality(value: Any) -> float:
-    """Return the quality in a row's column, 1.0 where it is missing (None).
-
-    Raises:
-        ValueError: it is no finite number of 0 or more; the message is fit for a rejection.
-    """
-    if value is None:
-        return 1.0
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"quality is {_shown(value)}: use a number of 0 or more")
-    return number
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def _graph(labels: tuple[str, ...], first: list[int], second: list[int], cosines: list[float]) -> LabelGraph:

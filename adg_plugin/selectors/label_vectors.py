@@ -11,6 +11,7 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from adg_plugin.errors import DataError
+from adg_plugin.selectors.label_graph import normalised
 
 _READERS = {".parquet": pq.read_table, ".jsonl": pj.read_json, ".json": pj.read_json}
 _COLUMNS = ("label", "vector")
@@ -20,7 +21,7 @@ def read_label_vectors(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
     """Return the vector of each label in a Parquet or JSONL file with columns `label` and `vector`.
 
     Raises:
-        DataError: the file cannot be read, lacks a column, or holds something else in it.
+        DataError: the file cannot be read, lacks a column, holds something else in it, or has a label twice.
     """
     path = Path(path).expanduser()
     read = _READERS.get(path.suffix)
@@ -33,7 +34,8 @@ def read_label_vectors(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
     if missing := [name for name in _COLUMNS if name not in table.column_names]:
         raise DataError(f"label_vectors: {path} has no column {missing[0]!r}: it needs label and vector")
     labels, vectors = (table[name].to_pylist() for name in _COLUMNS)
-    found = {}
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    first: dict[str, tuple[int, str]] = {}  # row and label as it is written, by the normalised label
     for row, (label, vector) in enumerate(zip(labels, vectors, strict=True), 1):
         try:
             numbers = np.array(vector, dtype=np.float64)
@@ -41,5 +43,12 @@ def read_label_vectors(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
             numbers = np.empty(0)
         if not isinstance(label, str) or numbers.ndim != 1 or not len(numbers):
             raise DataError(f"label_vectors: row {row} of {path} is {label!r}: use a text and a list of numbers")
+        earlier, written = first.setdefault(normalised(label), (row, label))
+        if earlier != row:
+            differing = " but for case and white space" if written != label else ""
+            raise DataError(
+                f"label_vectors: row {row} of {path} is {label!r}, which is label {written!r} of row {earlier}"
+                f"{differing}: keep one of them"
+            )
         found[label] = numbers
     return found

@@ -1,169 +1,120 @@
-"""SCAR: instruction and answer -> how consistent the answer's style is, by the ranker of `scar-tool`.
+"""SCAR over a run folder: rows with an answer -> how consistent its style is, by the ranker of `scar-tool`.
 
-The definition (arXiv 2406.10882) is that package's; nothing of it is written here again.
+The scores are measured once and kept, as likelihoods are; the definition (arXiv 2406.10882) is that package's.
 """
 
 from __future__ import annotations
 
-import json
-import pickle  # noqa: TID251  # its error only
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from importlib import import_module
-from io import StringIO
-from pathlib import Path
-from typing import Any
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.errors import ModelError, need
+from adg_plugin import keys
+from adg_plugin.config import ADGConfig
+from adg_plugin.measuring import NOT_MEASURED, Advice, add_measures
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.measures import STYLES, Measures, read_measures
+from adg_plugin.store.staging import row_digest
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from adg_plugin.engines.style_ranker import StyleRanker, StyleRow
 
-# What transformers, the hub's client and `scar-tool` raise for files that are missing, damaged or of another model.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    TypeError,
-    EOFError,
-    pickle.UnpicklingError,
+logger = logging.getLogger(__name__)
+
+_NAME = "scar"
+ADVICE = Advice(
+    memory="free the device, or use device: cpu", numbers="check the weights of scar_model, or give another ranker"
 )
-_NEEDED_FILES = ("config.json", "pytorch_model.bin", "*token*", "vocab*", "merges.txt", "*.model")
-_FIX = "give a folder that holds the ranker, or the name of one on the hub, such as lizhuang144/scar-roberta-base"
+
+# Raise it when the same settings come to give other scores.
+_VERSION = 1
 
 
-def scar_scores(
-    pairs: Sequence[tuple[str, str]],
-    model: str,
-    *,
-    batch_size: int = 32,
-    max_tokens: int = 512,
-    device: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    advance: Callable[[int], None] | None = None,
-) -> Floats:
-    """Return the ranker's score of each pair of instruction and answer; higher is more consistent.
+@dataclass(frozen=True, slots=True)
+class StyleTable:
+    """What is known of the style of N rows with an answer."""
 
-    Pairs of like length are scored together; a pair's score does not depend on the others, up to rounding.
+    ids: npt.NDArray[np.object_]  # (N,) str
+    scores: npt.NDArray[np.float64]  # (N,) any real number, higher is more consistent; NaN with a reason
+    reasons: npt.NDArray[np.object_]  # (N,) str why there is no score, None where there is
+
+
+def fill_styles(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, Any]:
+    """Score the prompts of a run folder that have an answer and no score, and return what it took.
 
     Args:
-        pairs: (N,) instruction and answer; neither is empty.
-        model: folder or hub name of a trained ranker.
-        batch_size: pairs at a time.
-        max_tokens: of an instruction, and of an answer; the rest is cut off, as the published tool does at 512.
-        device: as torch names it; `auto` is the accelerator, where there is one.
-        revision: of the ranker on the hub.
-        trust_remote_code: whether the ranker's encoder may bring code of its own. `scar-tool` always lets it, so an
-            encoder that does is refused here unless this is set.
-        advance: called with the number of pairs scored, after each batch.
+        run: the run folder, with a staged pool.
+        config: `scar_model` and `device`. The ranker is loaded only if there is something to score, and its code is
+            never trusted: `trust_remote_code` is about the backbone.
+        show: report progress on stderr.
 
     Returns:
-        (N,), any real number; NaN or infinite where the ranker gave that: reject such a row.
+        As `adg_plugin.measuring.add_measures`.
 
     Raises:
         MissingExtraError: `scar-tool` is not installed.
-        ModelError: the ranker or its encoder cannot be loaded, is not whole, or brings code that is not trusted.
-        ValueError: an instruction or an answer is empty.
-
-    Source: arXiv 2406.10882.
+        ModelError: the ranker or its encoder cannot be loaded, is not whole, or brings code of its own.
+        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.measuring.add_measures`.
     """
-    for row, (instruction, answer) in enumerate(pairs):
-        if not instruction.strip() or not answer.strip():
-            which = "answer" if instruction.strip() else "instruction"
-            raise ValueError(f"pair {row} has no {which}: reject it before scoring")
-    ranker, tokenizer = _load(model, revision, trust_remote_code)
-
-    import torch
-
-    from adg_plugin.engines.loading import pick_device
-
-    where = pick_device(device)
-    ranker.to(where).eval()
-    scores = np.full(len(pairs), np.nan)
-    longest_first = np.argsort([-len(instruction) - len(answer) for instruction, answer in pairs], kind="stable")
-    for start in range(0, len(pairs), batch_size):
-        rows = longest_first[start : start + batch_size]
-        sides = [
-            tokenizer(
-                [pairs[row][side] for row in rows],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=max_tokens,
-            ).to(where)
-            for side in (0, 1)
-        ]
-        with torch.inference_mode():
-            # Not the tool's own `score_pairs`: that fails where the last batch holds a single pair.
-            given = [part for side in sides for part in (side["input_ids"], side["attention_mask"])]
-            scores[rows] = ranker(*given).float().squeeze(1).cpu().numpy()
-        if advance:
-            advance(len(rows))
-    return scores
+    ranker = _ranker(config)
+    with Measures.open(run, _NAME, STYLES) as measures:
+        for sentence in measures.damage:
+            logger.warning("%s", sentence)
+        total = pending = 0
+        for row in _rows(run, ranker):
+            total += 1
+            pending += not measures.has(row)
+        results = ranker.run(row for row in _rows(run, ranker) if not measures.has(row))
+        return add_measures(measures, results, ADVICE, total=total, pending=pending, show=show)
 
 
-def _load(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Return the ranker and its tokenizer."""
-    need("style_ranker", extra="scar", why="method: scar")
-    ranker_class = import_module("style_ranker.ranker.model").StyleRanker
+def read_styles(run: RunReader, config: ADGConfig) -> StyleTable:
+    """Return the stored scores of the current prompts that have an answer; arguments as of `fill_styles`.
 
-    from transformers import AutoTokenizer
-
-    try:
-        folder = _folder(model, revision)
-        encoder = _encoder_name(folder)
-        if not trust_remote_code:
-            _refuse_code(model, encoder)
-        # It says on stdout what it loads, and which weights it has filled in at random.
-        with redirect_stdout(StringIO()) as said:
-            ranker = ranker_class.from_pretrained(str(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except _LOADING_ERRORS as err:
-        first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise ModelError(f"the SCAR ranker {model!r} cannot be loaded ({first}): {_FIX}") from err
-    if "Missing keys" in said.getvalue():
-        raise ModelError(f"the SCAR ranker {model!r} is not whole: its weights do not fit its config; {_FIX}")
-    return ranker, tokenizer
-
-
-def _folder(model: str, revision: str | None) -> Path:
-    """Return the folder with the ranker's files, fetched from the hub where it is no folder already.
-
-    With a hub name in place of a folder, `scar-tool` 0.35 asks itself for the ranker's configuration without end, and
-    uses an argument that transformers 5 no longer has.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, revision=revision, allow_patterns=list(_NEEDED_FILES)))
-
-
-def _encoder_name(folder: Path) -> str:
-    """Return folder or hub name of the encoder that the ranker is made of.
+    Those of another ranker or of other texts do not count: such a row's reason is `not_measured`.
 
     Raises:
-        ValueError: the folder holds something else.
+        MissingExtraError, ModelError, StoreError: as `fill_styles`.
     """
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("encoder_name")
-    if not isinstance(name, str):
-        raise ValueError("its config.json names no encoder_name, so it is no ranker")
-    return name
+    ids: list[str] = []
+    wanted: list[bytes] = []
+    for row in _rows(run, _ranker(config)):
+        ids.append(row.id)
+        wanted.append(row_digest(row.id, row.key))
+    table = read_measures(run, _NAME, wanted, STYLES)
+    reasons = [
+        NOT_MEASURED if id is None else reason
+        for id, reason in zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    ]
+    return StyleTable(np.array(ids, object), table["score"].to_numpy(), np.array(reasons, object))
 
 
-def _refuse_code(model: str, encoder: str) -> None:
-    """Raise where transformers would run code that comes with the encoder."""
-    from transformers import PreTrainedConfig
+def _ranker(config: ADGConfig) -> StyleRanker:
+    from adg_plugin.engines.style_ranker import StyleRanker
 
-    about, _ = PreTrainedConfig.get_config_dict(encoder)
-    if about.get("auto_map"):
-        raise ModelError(
-            f"the SCAR ranker {model!r} has the encoder {encoder!r}, which brings its own code: read it, and set "
-            "trust_remote_code: true, or use a ranker without, such as lizhuang144/scar-roberta-base"
-        )
+    return StyleRanker(config.scar_model, config.device)
+
+
+def _rows(run: RunReader, ranker: StyleRanker) -> Iterator[StyleRow]:
+    """Yield the staged prompts that have an answer, in the pool's order."""
+    from adg_plugin.engines.style_ranker import MAX_TOKENS, StyleRow
+
+    recipe = keys.digest({"ranker": ranker.identity, "max_tokens": MAX_TOKENS, "version": _VERSION})
+    for table in run.staged_columns(["id", "instruction", "reference"]):
+        for id, asked, answer in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if answer and answer.strip():
+                yield StyleRow(id, _key(recipe, asked, answer), asked, answer)
+
+
+def _key(recipe: bytes, *texts: str) -> bytes:
+    hashed = hashlib.blake2b(recipe, digest_size=16)
+    for text in texts:
+        data = text.encode()
+        hashed.update(len(data).to_bytes(8, "little"))  # where one ends and the next begins
+        hashed.update(data)
+    return hashed.digest()

@@ -1,4 +1,4 @@
-"""Selectors that look at no model: at random, and by the length of the reference answer."""
+"""Selectors that ask no model: at random, by the length of the reference answer, and by compression."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from adg_plugin.selectors.candidates import Candidates, Picked, highest
+from adg_plugin.progress import SamplingProgress
+from adg_plugin.selectors.candidates import Candidates, Picked, highest, of_chosen
+from adg_plugin.selectors.zip_ratio import zip_order
 
 _TEXTS_AT_ONCE = 1000
 
@@ -35,3 +37,25 @@ def pick_longest(candidates: Candidates, budget: int, tokenizer: Any) -> Picked:
         lengths[start : start + len(texts)] = [len(ids) for ids in found]
     scores = lengths.astype(np.float64)
     return Picked(highest(scores, budget), scores, {"reference_tokens": lengths})
+
+
+def pick_zip(candidates: Candidates, budget: int, *, show: bool = False) -> Picked:
+    """Return the rows whose instructions and own answers together compress worst; see `zip_order`.
+
+    Args:
+        candidates: with instructions and references.
+        budget: rows to choose.
+        show: report progress on stderr.
+    """
+    pairs = zip(candidates.instructions, candidates.references, strict=True)
+    texts = [f"{asked}\n{answer}".encode() for asked, answer in pairs]
+    with SamplingProgress(min(budget, len(texts)), verb="choosing", show=show) as progress:
+
+        def advance(rows: int) -> None:
+            for _ in range(rows):
+                progress.add(0, rejected=False)
+
+        order, ratios = zip_order(texts, budget, advance=advance)
+    places = np.arange(len(order), 0, -1)
+    columns = {"set_compression_ratio": of_chosen(len(texts), order, ratios)}
+    return Picked(order, of_chosen(len(texts), order, places), columns)

@@ -19,24 +19,33 @@ _SEPARATOR = b"\n"
 _ROWS_AT_A_TIME = 64  # that a thread compresses before it takes more
 
 
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The sizes of a step; the defaults are the paper's.
+
+    Attributes:
+        pool: rows scored again.
+        short_list: of these, rows that the step chooses among.
+        per_step: of these, rows that it takes.
+    """
+
+    pool: int = 10_000
+    short_list: int = 200
+    per_step: int = 100
+
+
 def zip_order(
-    texts: Sequence[bytes],
-    budget: int,
-    *,
-    pool: int = 10_000,
-    short_list: int = 200,
-    per_step: int = 100,
-    advance: Callable[[int], None] | None = None,
+    texts: Sequence[bytes], budget: int, *, advance: Callable[[int], None] | None = None
 ) -> tuple[Ints, Floats]:
     """Return the rows in the order in which they are chosen, and the compression ratio of the set they grow into.
 
     The ratio of a set is the bytes of its texts, joined by line breaks in the order of choice, over their bytes after
     zlib at level 9: the lower, the less the texts repeat each other. Each step takes
 
-    1. the `pool` rows left with the lowest scores; a row's score is its own ratio at first, and is now computed again
+    1. the 10,000 rows left with the lowest scores; a row's score is its own ratio at first, and is now computed again
        as the ratio of all chosen rows and this one,
-    2. the `short_list` of them whose new scores are the lowest,
-    3. of these, one after another, the row with the lowest ratio of this step's choices and this row.
+    2. the 200 of them whose new scores are the lowest,
+    3. of these 100, one after another the row with the lowest ratio of this step's choices and this row.
 
     Rows of the short list that were not taken stay in, and scores that were not computed again keep their value. The
     third stage does not see earlier steps: only the second keeps a copy of an earlier row out. The budget cuts the last
@@ -51,9 +60,6 @@ def zip_order(
     Args:
         texts: (N,) UTF-8 of each row, none empty; sorted by row id, so that the result depends on their contents alone.
         budget: rows to choose, >= 0; min(budget, N) are.
-        pool: rows scored again at each step.
-        short_list: rows that a step chooses among.
-        per_step: rows that a step takes, no more than the short list has.
         advance: called with the number of rows taken, after each step.
 
     Returns:
@@ -61,22 +67,29 @@ def zip_order(
         row; n = min(budget, N). Another version of zlib may choose other rows.
 
     Raises:
-        ValueError: a text is empty, or a number is too small.
+        ValueError: a text is empty, or the budget is negative.
 
     Source: arXiv 2407.06645 and the code that its authors released; that one joins the rows as a printed Python list,
     drops the rest of each short list for good, and may choose more rows than the budget.
     """
-    _check(texts, budget, pool, short_list, per_step)
+    _check(texts, budget)
+    return order_by(Stages(), texts, budget, advance)
+
+
+def order_by(
+    stages: Stages, texts: Sequence[bytes], budget: int, advance: Callable[[int], None] | None = None
+) -> tuple[Ints, Floats]:
+    """Return what `zip_order` does, with steps of other sizes."""
     order: list[int] = []
     ratios: list[float] = []
     chosen = _Joined.nothing()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         scores = _ratios_with(_Joined.nothing(), texts, np.arange(len(texts)), threads)
         while len(order) < min(budget, len(texts)):
-            candidates = _lowest(scores, pool, left=len(texts) - len(order))
+            candidates = _lowest(scores, stages.pool, left=len(texts) - len(order))
             scores[candidates] = _ratios_with(chosen, texts, candidates, threads)
-            short = np.sort(candidates[_lowest(scores[candidates], short_list, left=len(candidates))])
-            taken = _least_redundant(texts, short, min(per_step, budget - len(order)), threads)
+            short = np.sort(candidates[_lowest(scores[candidates], stages.short_list, left=len(candidates))])
+            taken = _least_redundant(texts, short, min(stages.per_step, budget - len(order)), threads)
             for row in taken:
                 chosen.add(texts[row])
             scores[taken] = np.inf
@@ -146,11 +159,9 @@ def _least_redundant(texts: Sequence[bytes], rows: Ints, count: int, threads: Th
     return taken
 
 
-def _check(texts: Sequence[bytes], budget: int, pool: int, short_list: int, per_step: int) -> None:
-    least = {"budget": (budget, 0), "pool": (pool, 1), "short_list": (short_list, 1), "per_step": (per_step, 1)}
-    for name, (value, minimum) in least.items():
-        if value < minimum:
-            raise ValueError(f"{name} is {value}: use {minimum} or more")
+def _check(texts: Sequence[bytes], budget: int) -> None:
+    if budget < 0:
+        raise ValueError(f"budget is {budget}: use 0 or more")
     for row, text in enumerate(texts):
         if not text:
             raise ValueError(f"row {row} has no text: reject it before choosing")

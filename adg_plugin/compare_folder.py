@@ -1,0 +1,132 @@
+"""A run folder for a comparison: an earlier selection in it stays, and with it the pool that it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from adg_plugin.errors import StoreError
+from adg_plugin.store import RunFolder, StagedRow
+from adg_plugin.store.reader import MANIFEST, RunReader
+from adg_plugin.store.staging import Rejection
+
+_FIX = (
+    "run `adg select` with these settings to bring the folder up to date (it keeps the answers), or give another --out"
+)
+# What the staged pool depends on, beside its rows, `datasets`, `filters` and the recipe of the answers.
+_SETTINGS = ("template", "max_prompt_tokens", "truncate", "eos_token")
+_PACKAGE = "adg-plugin"
+
+
+class BesideASelection(RunFolder):
+    """A run folder whose finished selection, if it has one, stays: answers may be added, another pool may not."""
+
+    _asked: Mapping[str, Any] = {}  # what config.json would say, were there no selection
+
+    @cached_property
+    def keeps(self) -> bool:
+        """Whether there was a selection."""
+        return (self.path / MANIFEST).exists()
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json, unless it is the selection's."""
+        self._asked = config
+        if not self.keeps:
+            super().write_config(config)
+
+    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
+        """Stage a pool as `RunFolder` does; beside a selection, only compare it with what is staged.
+
+        Raises:
+            StoreError: the selection was made from another pool; the text says which rows and settings differ.
+        """
+        if not self.keeps:
+            return super().stage_prompts(rows, digest=digest)
+        staged = self.staged_digest()
+        if staged is None:
+            raise StoreError(
+                f"run folder {self.path} holds a selection, and its pool (prompts.parquet) is damaged or gone: {_FIX}"
+            )
+        # Another digest may come of a file that was only touched, or of another version of this package.
+        if staged != digest and (told := _differences(self, rows)):
+            settings = self._changed_settings()
+            raise StoreError(
+                f"run folder {self.path} holds a selection from another pool: {'; '.join([*told, *settings])}: {_FIX}"
+            )
+        return self.counts().prompts
+
+    def _changed_settings(self) -> list[str]:
+        before, now = _flat(self.read_config()), _flat(self._asked)
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        return [f"{key} is {now.get(key)!r} (was {before.get(key)!r})" for key in changed]
+
+    def _drop_manifest(self) -> None:
+        if not self.keeps:
+            super()._drop_manifest()
+
+
+def _flat(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what config.json holds of the settings and the version that a staged pool depends on, by key."""
+    config = stored.get("config", {})
+    found = {key: config.get(key) for key in _SETTINGS}
+    for number, spec in enumerate(config.get("datasets") or ()):
+        found |= {f"datasets.{number}.{key}": value for key, value in spec.items()}
+    found |= {f"filters.{key}": value for key, value in (config.get("filters") or {}).items()}
+    return {**found, _PACKAGE: stored.get("versions", {}).get(_PACKAGE)}
+
+
+@dataclass(slots=True)
+class _Pool:
+    """What can tell one staged pool from another: a digest of each prompt by id, and the rejected rows."""
+
+    prompts: dict[str, bytes] = field(default_factory=dict)
+    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # by id and reason
+
+
+def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[str]:
+    """Return a sentence on each way in which `rows` differ from those that are staged; none where they do not."""
+    before, now = _staged(run), _Pool()
+    for row in rows:
+        if isinstance(row, Rejection):
+            now.rejected[row.id.encode(errors="backslashreplace").decode(), row.reason] += 1
+        else:
+            now.prompts[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, str(row.dataset))
+    why = dict(now.rejected.keys())
+    told = {
+        "gone": [id for id in before.prompts if id not in now.prompts],
+        "new": [id for id in now.prompts if id not in before.prompts],
+        "changed": [id for id, digest in before.prompts.items() if now.prompts.get(id, digest) != digest],
+    }
+    found = [_counted(how, ids, why) for how, ids in told.items() if ids]
+    if not found and now.rejected != before.rejected:
+        (id, reason), *_ = {**(now.rejected - before.rejected), **(before.rejected - now.rejected)}
+        found = [f"other rows are rejected, {id!r} ({reason}) first"]
+    return found
+
+
+def _counted(how: str, ids: list[str], why: Mapping[str, str]) -> str:
+    first = f"{ids[0]!r}" + (f" (now rejected: {why[ids[0]]})" if ids[0] in why and how == "gone" else "")
+    return f"1 row is {how}, {first}" if len(ids) == 1 else f"{len(ids):,} rows are {how}, {first} first"
+
+
+def _staged(run: RunReader) -> _Pool:
+    found = _Pool()
+    for table in run.staged_columns(["id", "key", "text", "reference", "data", "dataset"]):
+        for row in table.to_pylist():
+            texts = row["text"], row["reference"], row["data"], str(row["dataset"] or 0)
+            found.prompts[row["id"]] = _digest(row["key"], *texts)
+    for rejection in run.staged_rejections():
+        found.rejected[rejection.id, rejection.reason] += 1
+    return found
+
+
+def _digest(key: bytes, *texts: str | None) -> bytes:
+    hashed = hashlib.blake2b(key, digest_size=16)
+    for text in texts:
+        data = (text or "").encode(errors="surrogatepass")
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.digest()

@@ -1,0 +1,170 @@
+"""MIG over a run folder: labels and quality of the rows, a tagger or bins -> the choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.bins import assign_bins
+from adg_plugin.config import ADGConfig
+from adg_plugin.errors import DataError
+from adg_plugin.selectors.candidates import Candidates, Pick, Picked, of_chosen, without
+from adg_plugin.selectors.label_columns import has_labels, read_labels, read_quality
+from adg_plugin.selectors.label_graph import LabelGraph, label_graph, normalised
+from adg_plugin.selectors.label_vectors import read_label_vectors
+from adg_plugin.selectors.mig import mig_order
+from adg_plugin.store import Rejection, RunReader
+from adg_plugin.tagging import Words, tags_of
+
+BAD_LABELS = "bad_labels"
+
+Labels = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the columns of N rows hold.
+
+    Attributes:
+        labels: of each row; none where it has none, or where they cannot be read.
+        quality: None where the row has none.
+        reasons: why a row cannot be used, with a detail; None where it can.
+        absent: whether no row's column holds labels, not even such that cannot be read.
+    """
+
+    labels: Labels
+    quality: list[float | None]
+    reasons: list[tuple[str, str] | None]
+    absent: bool
+
+
+def labelled(run: RunReader, config: ADGConfig, candidates: Candidates) -> tuple[Candidates, list[Rejection], Pick]:
+    """Return the candidates with labels and quality that can be read, the others with reasons, and how MIG chooses.
+
+    Args:
+        run: the run folder; with a tagger, what it answered is there.
+        config: names columns, tagger and label vectors.
+        candidates: with instruction and data.
+
+    Raises:
+        DataError: there are neither labels nor bins, or the tagger gave no tags, or the label vectors are of no use.
+        ModelError: the tagger cannot be found.
+    """
+    known = _read(config, candidates)
+    left, rejections = without(candidates, known.reasons)
+    usable = [row for row, reason in enumerate(known.reasons) if reason is None]
+    labels, quality = [known.labels[row] for row in usable], [known.quality[row] for row in usable]
+    notes: list[str] = []
+    are_bins = known.absent and not config.tagger and len(left) > 0
+    if config.tagger and not all(labels):
+        labels = _tagged(run, config, left, labels, notes)
+    if are_bins:
+        labels = _bins_as_labels(run, config, left, notes)
+    else:
+        notes += _told_labels(config, labels)
+    notes += _told_quality(config, quality)
+    worth = np.array([1.0 if value is None else value for value in quality])
+    vectors = read_label_vectors(config.label_vectors) if config.label_vectors else None
+
+    def pick(rows: Candidates, budget: int) -> Picked:
+        graph, note = _graph(labels, vectors)
+        order, gains = mig_order(graph, labels, worth, budget)
+        scores = of_chosen(len(rows), order, np.arange(len(order), 0, -1))
+        columns = {"information_gain": of_chosen(len(rows), order, gains), "quality": worth}
+        return Picked(order, scores, columns, (*notes, *([note] if note and not are_bins else [])))
+
+    return left, rejections, pick
+
+
+def _read(config: ADGConfig, candidates: Candidates) -> _Known:
+    rows: list[tuple[tuple[str, ...], float | None, tuple[str, str] | None]] = []
+    absent = True
+    for of, worth in candidates.columns(config.field_labels, config.field_quality):
+        absent = absent and not has_labels(of)
+        try:
+            rows.append((read_labels(of, config.field_labels), read_quality(worth, config.field_quality), None))
+        except ValueError as err:
+            rows.append(((), None, (BAD_LABELS, str(err))))
+    return _Known(
+        [labels for labels, _, _ in rows], [worth for _, worth, _ in rows], [why for _, _, why in rows], absent
+    )
+
+
+def _told_labels(config: ADGConfig, labels: Labels) -> list[str]:
+    """Return a sentence where some rows are without labels of any kind."""
+    count = sum(map(bool, labels))
+    if count == len(labels):
+        return []
+    of = f"column {config.field_labels!r}" + (" or from the tagger" if config.tagger else "")
+    return [f"{count:,} of {len(labels):,} rows have labels in {of}: the rest come last by quality"]
+
+
+def _told_quality(config: ADGConfig, quality: list[float | None]) -> list[str]:
+    """Return a sentence where rows are without quality: with a misspelt column, all of them."""
+    lacking = sum(value is None for value in quality)
+    if not lacking:
+        return []
+    if lacking == len(quality):
+        return [f"no row has column {config.field_quality!r} (field_quality): all qualities are 1"]
+    return [
+        f"{lacking:,} of {len(quality):,} rows have no quality in column {config.field_quality!r} (field_quality): "
+        "theirs is 1"
+    ]
+
+
+def _tagged(run: RunReader, config: ADGConfig, candidates: Candidates, labels: Labels, notes: list[str]) -> Labels:
+    """Return the labels, those of the tagger where a row has none.
+
+    Raises:
+        DataError: no row has any then.
+    """
+    bare = [row for row, known in enumerate(labels) if not known]
+    found = tags_of(run, config, [Words(str(candidates.ids[row]), candidates.instructions[row]) for row in bare])
+    whole = list(labels)
+    for row, tags in zip(bare, found.of, strict=True):
+        whole[row] = tuple(dict.fromkeys(map(normalised, tags)))
+    told = f"{found.unread:,} of its answers hold no list of tags, and {found.unasked:,} rows got no answer"
+    if not any(whole):
+        raise DataError(
+            f"tagger is {config.tagger!r}: none of {len(bare):,} rows got tags ({told}); name a larger chat model, or "
+            "give the rows labels (field_labels)"
+        )
+    if found.unread or found.unasked:
+        notes.append(f"tagger {config.tagger!r} was asked about {len(bare):,} rows: {told}")
+    return whole
+
+
+def _bins_as_labels(run: RunReader, config: ADGConfig, candidates: Candidates, notes: list[str]) -> Labels:
+    """Return the bin of each row that has answers in this run folder; nothing for the others.
+
+    Raises:
+        DataError: none has.
+    """
+    geometry = run.geometry()
+    if not len(geometry):
+        raise DataError(
+            f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
+            "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
+            "adg, in this run folder first: its bins then serve as labels"
+        )
+    notes.append(
+        f"no row has labels in column {config.field_labels!r}, so bins of the prompts serve as labels: give each "
+        "row labels (field_labels, or tagger) for what MIG is"
+    )
+    bins = dict(zip(geometry.ids, assign_bins(geometry.prompt_vectors, config.bins, config.seed), strict=True))
+    labels: Labels = [(f"bin {bins[id]}",) if id in bins else () for id in candidates.ids]
+    if lacking := sum(not known for known in labels):
+        notes.append(
+            f"{lacking:,} of {len(labels):,} rows have no bin, for want of answers in this run folder: they come last "
+            "by quality"
+        )
+    return labels
+
+
+def _graph(labels: Labels, vectors: dict[str, npt.NDArray[np.float64]] | None) -> tuple[LabelGraph, str | None]:
+    try:
+        return label_graph(labels, vectors)
+    except ValueError as err:  # a vector of zeros, or of another width
+        raise DataError(f"label_vectors: {err}") from err
