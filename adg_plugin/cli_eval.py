@@ -42,7 +42,7 @@ def evaluate(
     run: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN_DIR", help="Run folder for the results; default the one that the model is in or beside."
+            metavar="RUN_DIR", help="Run folder for the results; default the one that the model was trained from."
         ),
     ] = None,
     name: Annotated[
@@ -51,6 +51,12 @@ def evaluate(
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The adapter's base, if it is not where the adapter says.")
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Of the model on the hub, or of the adapter's base.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of that name, in the place of adding to them.")
+    ] = False,
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put questions as chat turns. The paper's protocol is plain text.")
     ] = False,
@@ -69,16 +75,19 @@ def evaluate(
 ) -> None:
     """Evaluate a model with lm-evaluation-harness. The last line on stdout is the path of the results.
 
-    An earlier result of that name is replaced.
+    They are written after each task. Given again, with the same model and settings, the command goes on with the tasks
+    that are not there yet.
     """
     from adg_plugin.evaluation import evaluate as evaluated
-    from adg_plugin.evaluation.results import results_path, write_results
+    from adg_plugin.evaluation.places import results_path
 
-    path = results_path(model, run=run, name=name)
+    path = results_path(model, run=run, name=name, limit=limit)
     found = evaluated(
         model,
         tasks=tasks,
         base=base,
+        revision=revision,
+        name=name,
         include=include or (),
         limit=limit,
         chat_template=chat_template,
@@ -88,9 +97,11 @@ def evaluate(
         dtype=dtype,
         load_in_4bit=four_bit,
         seed=seed,
+        results=path,
+        overwrite=overwrite,
+        command=shlex.join(["adg", *sys.argv[1:]]),
         show_progress=not quiet,
     )
-    write_results(path, found, command=shlex.join(["adg", *sys.argv[1:]]))
     if as_json:
         print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
         return
@@ -122,7 +133,7 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
 def _said(average: Average) -> str:
     if average.value is not None:
         return f"{average.value:.4f}"
-    return f"not measured, {', '.join(average.missing)} not run"
+    return f"not given, {', '.join(average.missing)} missing"
 
 
 def register(app: typer.Typer) -> None:

@@ -17,7 +17,7 @@ from tiny_models import VOCABULARY, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adg_plugin.cli import main
-from adg_plugin.errors import DataError, ModelError
+from adg_plugin.errors import ConfigError, DataError, ModelError
 from adg_plugin.evaluation import evaluate
 from adg_plugin.evaluation.protocol import PAPER
 
@@ -99,7 +99,7 @@ def adapter(tmp_path: Path, saved: Path) -> Path:
     run = tmp_path / "runs/demo/selection"
     run.mkdir()
     (run / "config.json").write_text(json.dumps({"adg_run_folder": 1}))
-    (run / "manifest.json").write_text("{}")
+    (run / "manifest.json").write_text(json.dumps({"created": "then", "files": {"selected.jsonl": {"blake2b": "d1"}}}))
     return folder
 
 
@@ -122,7 +122,7 @@ def test_the_demo_model_answers_local_tasks(
     # In bfloat16 two digits tie in one of the sums, and the cache decides.
     assert adg("eval", "demo", *options, "--dtype", "float32") == 0
     out, err = capsys.readouterr()
-    found = json.loads(Path("eval/demo.json").read_text())
+    found = json.loads(Path("eval/demo-limit-4.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(demo_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
     capitals, sums = found["tasks"]
@@ -134,7 +134,7 @@ def test_the_demo_model_answers_local_tasks(
     assert {"lm_eval", "transformers", "torch"} <= found["versions"].keys()
     lines = out.splitlines()
     assert lines[0].split() == ["task", "shots", "rows", "value", "error", "metric"]
-    assert lines[-1] == "eval/demo.json"
+    assert lines[-1] == "eval/demo-limit-4.json"
     assert all(len(line) <= 80 for line in lines)
     assert "\r" not in err
     assert f"1/2 tiny_capitals: {capitals['value']:.4f}" in err.splitlines()
@@ -153,6 +153,7 @@ def test_an_adapters_results_go_to_its_run_folder(
     assert written == printed | {"command": written["command"]}
     assert written["command"].startswith("adg ")
     assert printed["model"]["adapter"] == "runs/demo/model"
+    assert printed["selection"] == {"run": str(path.parent.parent), "created": "then", "selected": "d1"}
     assert printed["model"]["base"] == str(tmp_path / "base")
     expected = right_choices(with_adapter(adapter, tmp_path / "base"), tiny_tokenizer(), "capitals.json")
     assert printed["tasks"][0]["value"] == np.mean(expected)
@@ -275,12 +276,20 @@ def test_a_task_file_stands_in_for_a_benchmark_of_the_paper(tmp_path: Path, save
         shots.writelines(json.dumps({"a": a, "b": 1}) + "\n" for a in range(5))
     found = evaluate(str(saved), tasks="gsm8k,tiny_capitals", include=tmp_path / "mine")
     assert (found["gsm8k"].shots, found["gsm8k"].metric) == (8, "exact_match,strict-match")
-    assert {average.name: average.missing for average in found.averages} == {
-        "reasoning": ("bbh",),
-        "knowledge": ("mmlu", "truthfulqa_mc2"),
-        "code": ("mbpp", "humaneval"),
-        "overall": ("bbh", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval"),
-    }
+    assert found.averages == ()  # they would not be the paper's
+    file = tmp_path / "mine/gsm8k.yaml"
+    assert found["gsm8k"].source == str(file)
+    assert found.notes == (
+        f"gsm8k is from {file}, not the harness's benchmark: it is left out of the paper's averages",
+    )
+    about["filter_list"][0]["name"] = "first-number"
+    file.write_text(yaml.safe_dump(about))
+    with pytest.raises(DataError) as caught:
+        evaluate(str(saved), tasks="gsm8k", include=tmp_path / "mine")
+    assert str(caught.value) == (
+        "task gsm8k has no exact_match,strict-match, the paper's figure of gsm8k, only exact_match,first-number: name "
+        "metric and filter in its file so, or give it another name"
+    )
 
 
 @pytest.mark.slow
@@ -354,6 +363,54 @@ def test_code_is_run_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", f"error: task tiny_code: {RUNS_CODE}, or leave the task out\n")
 
 
+def code_task(folder: Path, name: str, **keys: Any) -> Path:
+    """Write a task like tiny_code that declares nothing but `keys`."""
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(TASKS / "data", folder / "data", dirs_exist_ok=True)
+    shutil.copy(TASKS / "tiny_code.py", folder)
+    text = (TASKS / "tiny_code.yaml").read_text().replace("task: tiny_code", f"task: {name}")
+    lines = [line for line in text.splitlines() if not line.startswith("unsafe_code")]
+    (folder / f"{name}.yaml").write_text("\n".join([*lines, *(f"{key}: {value}" for key, value in keys.items())]))
+    return folder
+
+
+@pytest.mark.tiny
+def test_the_environment_permits_nothing(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    with pytest.raises(ConfigError, match=f"^task tiny_code: {RUNS_CODE}"):
+        evaluate(str(saved), tasks="tiny_code", include=TASKS)
+    mine = code_task(tmp_path / "mine", "silent")
+    assert evaluate(str(saved), tasks="silent", include=mine, limit=2)["silent"].value == 0
+    assert os.environ["HF_ALLOW_CODE_EVAL"] == "1"
+
+
+@pytest.mark.parametrize("how", ["yes", "a word", "a list of templates", "a group", "in a group", "undeclared"])
+def test_code_that_is_declared_in_any_way_is_refused(tmp_path: Path, how: str) -> None:
+    mine, name = tmp_path / "mine", "mine"
+    if how == "yes":
+        code_task(mine, name, unsafe_code="yes")
+    elif how == "a word":
+        code_task(mine, name, unsafe_code="'no'")  # the harness takes it for true
+    elif how == "a list of templates":
+        code_task(mine, name, include="[_a_yaml, _b_yaml]")
+        (mine / "_a_yaml").write_text("num_fewshot: 0")
+        (mine / "_b_yaml").write_text("unsafe_code: true")
+    elif how == "a group":
+        code_task(mine, "leaf", unsafe_code="true")
+        (mine / "group.yaml").write_text("group: mine\ntask: [leaf]")
+    elif how == "in a group":
+        code_task(mine, "leaf")
+        (mine / "group.yaml").write_text("group: mine\ntask:\n- {task: leaf, unsafe_code: true}")
+    else:
+        name = "prompt_robustness_math_algebra"  # gives the model's text to sympy's parse_expr, which is eval
+        code_task(mine, name)
+    with pytest.raises(ConfigError) as caught:
+        evaluate(no_model(tmp_path), tasks=name, include=mine)
+    assert caught.value.problems == [f"task {name}: {RUNS_CODE}, or leave the task out"]
+
+
 @pytest.mark.tiny
 def test_on_request_the_metric_may_run_it_and_not_after(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
@@ -370,5 +427,67 @@ def test_an_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -
     other = save_tiny_model(tmp_path / "other", hidden_size=24)
     with pytest.raises(ModelError) as caught:
         evaluate(str(adapter), base=str(other), tasks="tiny_capitals", include=TASKS)
-    assert str(caught.value).startswith(f"adapter '{adapter}' does not go with '{other}' (")
-    assert str(caught.value).endswith("): name the base that it was trained on with --base")
+    message = str(caught.value)
+    assert message.startswith(f"adapter '{adapter}' does not go with '{other}' (size mismatch for base_model.")
+    assert message.endswith("): name the base that it was trained on with --base")
+
+
+@pytest.mark.tiny
+def test_an_adapter_with_more_tokens_than_its_base(tmp_path: Path, saved: Path) -> None:
+    """As trainers leave it that added tokens: the embeddings are in the adapter."""
+    peft = pytest.importorskip("peft")
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    tokenizer.add_tokens(["<new>", "<other>"], special_tokens=True)
+    base = AutoModelForCausalLM.from_pretrained(saved)
+    base.resize_token_embeddings(len(tokenizer))
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]
+    )
+    model = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-2:].normal_(0, 1.0)
+    folder = tmp_path / "grown"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = evaluate(str(folder), tasks="tiny_capitals", include=TASKS)["tiny_capitals"]
+    assert found.row_values == right_choices(model.eval(), tokenizer, "capitals.json")
+
+
+@pytest.mark.tiny
+def test_an_adapter_on_the_hub_brings_its_tokenizer_and_its_bases_revision(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    about = json.loads((adapter / "adapter_config.json").read_text())
+    about |= {"base_model_name_or_path": "org/base", "revision": "old"}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}: "
+    tokenizer.save_pretrained(adapter)
+    in_cache(cache, "org/adapter", adapter, "main", "a" * 40)
+    in_cache(cache, "org/base", tmp_path / "base", "old", "b" * 40)
+    in_cache(cache, "org/base", save_tiny_model(tmp_path / "newest", hidden_size=24), "main", "c" * 40)
+    found = evaluate("org/adapter", tasks="tiny_capitals", include=TASKS, chat_template=True)
+    assert found.model["weights"] == f"org/base@{'b' * 40}"
+    assert (found.model["revision"], found.model["adapter_weights"]) == ("old", f"org/adapter@{'a' * 40}")
+    local = evaluate(
+        str(adapter), base=str(tmp_path / "base"), tasks="tiny_capitals", include=TASKS, chat_template=True
+    )
+    assert found["tiny_capitals"].row_values == local["tiny_capitals"].row_values
+    assert found["tiny_capitals"].digest == local["tiny_capitals"].digest
+
+
+def in_cache(cache: Path, repository: str, folder: Path, revision: str, commit: str) -> None:
+    """Put a folder into the hub's cache as it would be after a download."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / revision).write_text(commit)
+    for name in ("config.json", "generation_config.json", "added_tokens.json", "special_tokens_map.json"):
+        if not (folder / name).exists():  # was asked for, and is not there
+            missing = place / ".no_exist" / commit / name
+            missing.parent.mkdir(parents=True, exist_ok=True)
+            missing.touch()

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from adg_plugin.cli_eval import print_evaluation
-from adg_plugin.errors import ConfigError, DataError, MissingExtraError, ModelError, StoreError
+from adg_plugin.errors import ConfigError, DataError, MissingExtraError, ModelError
 from adg_plugin.evaluation import Evaluation, TaskResult, evaluate
 from adg_plugin.evaluation.protocol import PAPER, averages, paper_task
 from adg_plugin.evaluation.quiet import quietened
-from adg_plugin.evaluation.results import label, results_path, write_results
-from adg_plugin.evaluation.run import read_results
+from adg_plugin.evaluation.readings import read_results
+from adg_plugin.evaluation.results import papers_averages
 from adg_plugin.evaluation.subject import Place
 from adg_plugin.evaluation.task_files import declares_code, readable
 from adg_plugin.evaluation.tasks import LoadedTask, wanted
@@ -221,15 +221,41 @@ def test_code_is_declared_in_the_file_or_its_template(tmp_path: Path) -> None:
     assert declares_code(write(tmp_path, "a.yaml", "include: _t_yaml\nmetric: !function x.y"))
     assert not declares_code(write(tmp_path, "b.yaml", "include: _t_yaml\nunsafe_code: false"))
     assert not declares_code(write(tmp_path, "c.yaml", "task: c"))
+    assert declares_code(write(tmp_path, "d.yaml", "include: [b.yaml, _t_yaml]\ntask: d"))
+    for said in ("yes", "On", "'false'", "null", "1"):  # the harness takes all but a plain false for true
+        assert declares_code(write(tmp_path, "e.yaml", f"unsafe_code: {said}")), said
+    for said in ("no", "False", "off"):
+        assert not declares_code(write(tmp_path, "f.yaml", f"unsafe_code: {said}")), said
 
 
-# Where the model is, and where the results go
+def test_two_task_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path, "a/one.yaml", "task: mine")
+    second = write(tmp_path, "b/sub/other.yaml", "group: mine\ntask: [x]")
+    write(tmp_path, "b/_t_yaml", "task: mine")  # a template, no task
+    with pytest.raises(ConfigError) as caught, readable([tmp_path / "a", tmp_path / "b"]):
+        pass
+    assert caught.value.problems == [f"task mine is in {first} and in {second}: rename one, or leave its folder out"]
+    with readable([tmp_path / "a", tmp_path / "a"]), readable([tmp_path / "b", tmp_path / "b/sub"]):
+        pass  # the same file twice
+
+
+# Where the model is
 
 
 def test_an_adapter_names_its_base(tmp_path: Path) -> None:
     write(tmp_path, "adapter_config.json", json.dumps({"base_model_name_or_path": "org/base"}))
-    assert Place.of(str(tmp_path)) == Place(str(tmp_path), "org/base", str(tmp_path))
+    config = tmp_path / "adapter_config.json"
+    assert Place.of(str(tmp_path)) == Place(str(tmp_path), "org/base", str(tmp_path), None, config)
     assert Place.of(str(tmp_path), "other").base == "other"
+
+
+def test_an_adapters_revision_is_that_of_its_own_base(tmp_path: Path) -> None:
+    write(tmp_path, "adapter_config.json", json.dumps({"base_model_name_or_path": "org/base", "revision": "v2"}))
+    assert Place.of(str(tmp_path)).revision == "v2"
+    assert Place.of(str(tmp_path), "org/base").revision == "v2"
+    assert Place.of(str(tmp_path), "other").revision is None
+    assert Place.of(str(tmp_path), revision="v3").revision == "v3"
+    assert Place.of("demo", revision="v3").revision == "v3"
 
 
 def test_an_adapter_without_a_base_and_a_base_without_an_adapter_are_refused(tmp_path: Path) -> None:
@@ -244,59 +270,6 @@ def test_an_adapter_without_a_base_and_a_base_without_an_adapter_are_refused(tmp
     assert str(caught.value) == (
         f"adapter '{tmp_path}' does not name its base model (base_model_name_or_path): give it with --base"
     )
-
-
-def run_folder(folder: Path) -> Path:
-    write(folder, "config.json", json.dumps({"adg_run_folder": 1}))
-    write(folder, "manifest.json", "{}")
-    return folder
-
-
-def test_results_go_to_the_run_folder_that_the_model_belongs_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_folder(tmp_path / "runs/demo/selection")
-    for place in ("runs/demo/model", "runs/demo/model/checkpoint-8", "runs/demo/selection/adapter"):
-        write(tmp_path / place, "config.json", "{}")
-    monkeypatch.chdir(tmp_path)
-    selection = Path("runs/demo/selection/eval")
-    assert results_path("runs/demo/model") == selection / "demo-model.json"
-    assert results_path("runs/demo/model/checkpoint-8") == selection / "demo-model-checkpoint-8.json"
-    assert results_path("runs/demo/selection/adapter") == selection / "selection-adapter.json"
-    assert results_path(str(tmp_path / "runs/demo/model")) == run / "eval/demo-model.json"
-    assert results_path("runs/demo/model", run=run, name="x") == run / "eval/x.json"
-    assert results_path("org/some-model") == Path("eval/org-some-model.json")
-    assert results_path("demo") == Path("eval/demo.json")
-
-
-def test_of_two_run_folders_beside_a_model_none_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = tmp_path / "runs/mine"
-    model.mkdir(parents=True)
-    run_folder(tmp_path / "runs/a")
-    assert results_path("runs/mine") == Path("runs/a/eval/mine.json")
-    run_folder(tmp_path / "runs/b")
-    assert results_path("runs/mine") == Path("eval/mine.json")
-    (tmp_path / "runs/b/manifest.json").unlink()  # not finished
-    assert results_path("runs/mine") == Path("runs/a/eval/mine.json")
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "config.json", "{}")
-    write(tmp_path, "manifest.json", "{}")
-    with pytest.raises(StoreError) as caught:
-        results_path("demo", run=tmp_path)
-    assert str(caught.value) == (
-        f"--run is '{tmp_path}': no run folder of a finished selection; give one, or leave --run out for ./eval"
-    )
-
-
-@given(st.text(min_size=1, max_size=30))
-def test_a_label_is_one_file_name(name: str) -> None:
-    made = label(name)
-    assert made
-    assert Path(made).name == made
-    assert made not in (".", "..")
 
 
 # The harness's words
@@ -345,6 +318,7 @@ def test_a_group_has_one_result_with_the_rows_of_its_tasks() -> None:
         seconds=1.5,
         metrics={"acc,none": 0.6},
         parts={"a": 0.5, "b": 1.0},
+        digest=found.digest,
         row_values=(1.0, 0.0, 1.0, 0.0, 1.0),
     )
 
@@ -352,18 +326,34 @@ def test_a_group_has_one_result_with_the_rows_of_its_tasks() -> None:
 def test_a_group_without_a_figure_of_its_own_gives_those_of_its_tasks() -> None:
     leaves = {"a": Leaf(2), "b": Leaf(2)}
     found = read_results(LoadedTask("bare", {}, leaves, None), raw_results(), 1.0)
-    assert [(r.task, r.value, r.stderr, r.rows, r.shots, r.parts) for r in found] == [
-        ("a", 0.5, 0.25, 4, 2, {}),
-        ("b", 1.0, None, 1, 2, {}),
+    assert [(r.task, r.value, r.stderr, r.rows, r.shots, r.parts, r.asked) for r in found] == [
+        ("a", 0.5, 0.25, 4, 2, {}, "bare"),
+        ("b", 1.0, None, 1, 2, {}, "bare"),
     ]
     assert found[1].metrics == {"acc,none": 1.0}  # NaN is no figure
 
 
 def test_the_metric_that_counts_is_the_protocols_else_the_first() -> None:
-    for metric, value in (("acc_norm,none", 0.75), ("acc,loose", 1.0), ("not,there", 0.5), (None, 0.5)):
+    for metric, value in (("acc_norm,none", 0.75), ("acc,loose", 1.0), (None, 0.5)):
         (found,) = read_results(LoadedTask("a", {}, {"a": Leaf(0)}, metric), raw_results(), 1.0)
         assert found.value == value
     assert found.metrics == {"acc,none": 0.5, "acc_norm,none": 0.75, "acc,loose": 1.0}
+
+
+def test_a_benchmark_without_the_papers_figure_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        read_results(LoadedTask("a", {}, {"a": Leaf(0)}, "exact_match,strict"), raw_results(), 1.0)
+    assert str(caught.value) == (
+        "task a has no exact_match,strict, the paper's figure of a, only acc,none, acc_norm,none, acc,loose: name "
+        "metric and filter in its file so, or give it another name"
+    )
+
+
+def test_a_task_file_of_the_users_is_no_benchmark_of_the_paper() -> None:
+    own = TaskResult("gsm8k", 8, "acc,none", 0.5, None, 4, 4, 1.0, {}, source="mine/gsm8k.yaml")
+    real = TaskResult("bbh", 3, "acc,none", 0.25, None, 4, 4, 1.0, {})
+    assert papers_averages([own]) == ()
+    assert papers_averages([own, real])[0].missing == ("gsm8k",)
 
 
 def test_a_metric_of_the_whole_has_no_value_of_its_rows() -> None:
@@ -401,7 +391,7 @@ def test_bars_and_stdout_are_kept_away_and_remarks_are_passed_on(
 
 def evaluation() -> Evaluation:
     tasks = (
-        TaskResult("gsm8k", 8, "exact_match,strict-match", 0.25, 0.0125, 1319, 1319, 9.0, {}, {}, (1.0, 0.0)),
+        TaskResult("gsm8k", 8, "exact_match,strict-match", 0.25, 0.0125, 1319, 1319, 9.0, {}, row_values=(1.0, 0.0)),
         TaskResult("mine", None, "acc,none", 0.5, None, 4, 2000, 1.0, {"acc,none": 0.5}),
     )
     return Evaluation(
@@ -423,24 +413,13 @@ def test_the_table_fits_eighty_columns_and_says_what_is_missing() -> None:
         "task   shots        rows   value   error  metric",
         "gsm8k      8       1,319  0.2500  0.0125  exact_match,strict-match",
         "mine       -  4 of 2,000  0.5000          acc",
-        "reasoning: not measured, bbh not run",
+        "reasoning: not given, bbh missing",
         "knowledge: 0.5500",
-        "code: not measured, mbpp, humaneval not run",
-        "overall: not measured, bbh, mbpp, humaneval not run",
+        "code: not given, mbpp, humaneval missing",
+        "overall: not given, bbh, mbpp, humaneval missing",
         "mbpp left out: it runs code",
         "a note",
     ]
-
-
-def test_the_file_holds_the_summary_and_the_command(tmp_path: Path) -> None:
-    path = tmp_path / "eval/m.json"
-    write_results(path, evaluation(), command="adg eval m")
-    write_results(path, evaluation(), command="adg eval m")  # over the first
-    found = json.loads(path.read_text())
-    assert found == json.loads(json.dumps(evaluation().summary() | {"command": "adg eval m"}))
-    assert found["averages"][0] == {"name": "reasoning", "value": None, "missing": ["bbh"]}
-    assert "row_values" not in found["tasks"][0]
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_result_is_found_by_its_task() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from browser import browser, opened
-from tiny_runs import SETTINGS, pool_rows, save, write_jsonl
+from tiny_runs import SETTINGS, pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import select
 from adg_plugin.compare import compare
 from adg_plugin.config import ADGConfig
+from adg_plugin.errors import StoreError
+from adg_plugin.evaluation.kept import write_results
 from adg_plugin.evaluation.protocol import averages
-from adg_plugin.evaluation.results import Evaluation, TaskResult, write_results
+from adg_plugin.evaluation.results import Evaluation, TaskResult
 from adg_plugin.report.beside import overlaps
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures, write_page
@@ -32,21 +35,23 @@ HEAD = (
 NOTHING = "–"
 
 
-def evaluation(name, *, value=0.25, limit=None, versions=None):
+def evaluation(name, *, value=0.25, limit=None, versions=None, selection=None, **model):
     asked = 1319 if limit is None else limit
     tasks = (
-        TaskResult("gsm8k", 8, "exact_match,strict-match", value, 0.0125, asked, 1319, 9.0, {}, {}, (1.0, 0.0)),
+        TaskResult("gsm8k", 8, "exact_match,strict-match", value, 0.0125, asked, 1319, 9.0, {}, digest="d"),
         TaskResult("mine", None, "acc,none", 0.5, None, 2000, 2000, 1.0, {"acc,none": 0.5}),
     )
     return Evaluation(
-        model={"name": name, "base": "a/base", "adapter": name, "dtype": "bfloat16"},
+        model={"name": name, "base": "a/base", "adapter": name, "dtype": "bfloat16", **model},
         tasks=tasks,
         averages=averages({"gsm8k": value, "bbh": 0.75}),
         left_out={"mbpp": "it runs code"},
         notes=("a note",),
-        settings={"limit": limit},
+        settings={"limit": limit, "chat_template": limit is not None},
         versions={"lm_eval": "0.4.11"} if versions is None else versions,
         seconds=10.0,
+        selection=selection,
+        created="2026-01-02T03:04:05+00:00",
     )
 
 
@@ -56,7 +61,8 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sections")
     kinds = [f"kind {n}" for n in range(15)]
     pool = [
-        {**row, "output": "a b " * n, "category": kinds[n % 15], "source": "<i>first</i>" if n % 4 else "x"}
+        {**row, "output": "a b " * n, "source": "<i>first</i>" if n % 4 else "x"}
+        | ({} if n in (5, 11, 39) else {"category": kinds[n % 15]})
         for n, row in enumerate(pool_rows(ROWS))
     ]
     model, files = save(folder / "model"), [str(write_jsonl(folder / "pool.jsonl", pool))]
@@ -70,10 +76,10 @@ def full(alone, tmp_path_factory):
     run = tmp_path_factory.mktemp("beside") / "run"
     shutil.copytree(alone, run)
     compare(ADGConfig.parse(RunFolder.read(run).manifest()["config"]), METHODS, run, show_progress=False)
-    write_results(run / "eval" / "one.json", evaluation("runs/one/model"))
-    write_results(run / "eval" / "odd.json", evaluation(INJECTION, value=0.125, limit=4))
-    for path in (run / "eval").iterdir():
-        os.utime(path, (1_700_000_000, 1_700_000_000))
+    now = RunFolder.read(run).manifest()["files"]["selected.jsonl"]["blake2b"]
+    write_results(run / "eval" / "one.json", evaluation("runs/one/model", selection={"selected": now}))
+    earlier = {"value": 0.125, "limit": 4, "selection": {"selected": "earlier"}, "load_in_4bit": True}
+    write_results(run / "eval" / "odd.json", evaluation(INJECTION, **earlier))
     return run
 
 
@@ -106,6 +112,10 @@ def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report
         assert tuple(shown.locator("#comparison .numbers").first.locator("th").all_text_contents()) == HEAD
         *lines, pool = cells(shown, "#comparison .numbers >> nth=0 >>")
         assert "14%" in shown.text_content("#comparison-figures .note")
+        told = shown.locator("#comparison > .note").all_text_contents()
+        when = found["created"][:16].replace("T", " ")
+        assert told[0] == f"Compared on {when}: each method was to choose {BUDGET} of {ROWS} rows."
+        assert told[1].startswith("Fullest bin: ")
         footer = (
             f"Rows that all methods chose: {found['chosen_by']['all']}; that none chose: {found['chosen_by']['none']}."
         )
@@ -132,15 +142,28 @@ def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report
     assert (lines[0][-1] != NOTHING, lines[2][2:4]) == (True, ["39", "1"])  # a row without an own answer
     assert pool[:3] == ["the pool", "", str(ROWS)]
     for kind, shown_lines in zip(found["coverage"], coverage, strict=True):
-        assert [line[0] for line in shown_lines] == [value["value"] for value in kind["values"]]
-        for line, value in zip(shown_lines, kind["values"], strict=True):
-            counts = [value["pool"], *value["chosen"]]
-            assert line[1:] == [
-                f"{n} ({rounded(100 * n / of)} %)" for n, of in zip(counts, (ROWS, 10, 10, 10), strict=True)
-            ]
+        assert shown_lines == [shares(name, values) for name, values in shown_values(kind["values"])]
     assert coverage[0][0][0] == "<i>first</i>"
-    assert len(coverage[1]) == 13
-    assert coverage[1][-1][0] == "3 others"
+    assert [line[0] for line in coverage[1][-2:]] == ["3 others", "no value"]
+    assert coverage[1][-1][1] == f"3 ({rounded(100 * 3 / ROWS)} %)"
+    for column in range(1, 5):  # nothing is left out
+        assert sum(int(line[column].split()[0]) for line in coverage[1]) == (ROWS if column == 1 else BUDGET)
+
+
+def shown_values(values):
+    """Return what the page shows of the values of a kind: a name and those that are counted together."""
+    named = [value for value in values if value["value"] is not None]
+    yield from ((value["value"], [value]) for value in named[:12])
+    if named[12:]:
+        yield f"{len(named[12:])} others", named[12:]
+    yield from (("no value", [value]) for value in values if value["value"] is None)
+
+
+def shares(name, values):
+    counts = [sum(value["pool"] for value in values)]
+    counts += [sum(value["chosen"][at] for value in values) for at in range(len(METHODS))]
+    sizes = (ROWS, BUDGET, BUDGET, BUDGET)
+    return [name, *(f"{n} ({rounded(100 * n / of)} %)" for n, of in zip(counts, sizes, strict=True))]
 
 
 def rounded(value):
@@ -157,20 +180,40 @@ def test_evaluations_have_the_numbers_of_their_files(chromium, report):
         assert shown.locator("main img, main i").count() == 0
     metric = "exact_match,strict-match"
     assert tasks == [
-        [INJECTION, "gsm8k", "8", metric, "0.1250", "0.0125", "4 of 1,319, limited"],
-        [INJECTION, "mine", NOTHING, "acc,none", "0.5000", NOTHING, "2,000 of 2,000"],
-        ["runs/one/model", "gsm8k", "8", metric, "0.2500", "0.0125", "1,319 of 1,319"],
-        ["runs/one/model", "mine", NOTHING, "acc,none", "0.5000", NOTHING, "2,000 of 2,000"],
+        ["odd", "gsm8k", "8", metric, "0.1250", "0.0125", "4 of 1,319, limited"],
+        ["odd", "mine", NOTHING, "acc,none", "0.5000", NOTHING, "2,000 of 2,000"],
+        ["one", "gsm8k", "8", metric, "0.2500", "0.0125", "1,319 of 1,319"],
+        ["one", "mine", NOTHING, "acc,none", "0.5000", NOTHING, "2,000 of 2,000"],
     ]
     assert means[4:6] == [
-        ["runs/one/model", "reasoning", "0.5000"],
-        ["runs/one/model", "knowledge", "not measured, mmlu, truthfulqa_mc2 not run"],
+        ["one", "reasoning", "0.5000"],
+        ["one", "knowledge", "not given, mmlu, truthfulqa_mc2 missing"],
     ]
+    assert notes[0] == (
+        "odd: eval/odd.json, of an earlier selection than the one on this page, 2026-01-02 03:04, lm_eval 0.4.11, "
+        f"model {INJECTION}, base a/base, bfloat16, 4-bit, chat template, limit 4"
+    )
     assert notes[3:] == [
-        "runs/one/model: eval/one.json, 2023-11-14 22:13, lm_eval 0.4.11, base a/base, bfloat16",
-        "runs/one/model: mbpp left out: it runs code",
-        "runs/one/model: a note",
+        "one: eval/one.json, 2026-01-02 03:04, lm_eval 0.4.11, model runs/one/model, base a/base, bfloat16, plain text",
+        "one: mbpp left out: it runs code",
+        "one: a note",
     ]
+
+
+def test_figures_that_do_not_compare_are_warned_of(full, tmp_path):
+    told = [warning for warning in gather(full).about["warnings"] if "evaluations" in warning]
+    assert told == [
+        "evaluations odd, one: their figures of gsm8k, mine do not compare, they differ in chat template, limit"
+    ]
+    run = copied(full, tmp_path)
+    (run / "eval" / "odd.json").unlink()
+    other = evaluation("runs/two/model", value=0.5)
+    write_results(run / "eval" / "two.json", replace(other, tasks=(replace(other.tasks[0], digest="e"),)))
+    assert [warning for warning in gather(run).about["warnings"] if "evaluations" in warning] == [
+        "evaluations one, two: their figures of gsm8k do not compare, they differ in questions, examples or metric"
+    ]
+    write_results(run / "eval" / "two.json", evaluation("runs/two/model", value=0.5))
+    assert not [warning for warning in gather(run).about["warnings"] if "evaluations" in warning]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -253,11 +296,27 @@ def test_files_that_cannot_be_used_are_warned_of(full, tmp_path):
     assert "NaN" not in json.dumps(found.about["evaluations"])
 
 
+FIX = "delete it and run adg compare again"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"pool_digest": "another"}, None),
-        ({"jaccard": ...}, "compare.json has no jaccard: delete it and run adg compare again"),
+        ({"jaccard": ...}, f"compare.json has no jaccard: {FIX}"),
+        ({"created": ...}, f"compare.json has no created: {FIX}"),
+        ({"rows": {"pool": 40}}, f"compare.json has no candidates: {FIX}"),
+        ({"chosen_by": {}}, f"compare.json has no all: {FIX}"),
+        ({"alone": [1, 2]}, f"compare.json is not as adg compare writes it (2 values for 3 methods): {FIX}"),
+        ({"methods": 3}, f"compare.json is not as adg compare writes it ('int' object is not iterable): {FIX}"),
+        (
+            {"by_chance": {"jaccard": float("nan")}},
+            f"compare.json is not as adg compare writes it (nan for a number): {FIX}",
+        ),
+        (
+            {"names": ["adg", "random"]},
+            f"compare.json is not as adg compare writes it (names are not those of the methods that chose): {FIX}",
+        ),
     ],
 )
 def test_a_comparison_of_another_pool_is_not_shown_and_a_lacking_one_is_named(full, tmp_path, change, said):
@@ -271,12 +330,90 @@ def test_a_comparison_of_another_pool_is_not_shown_and_a_lacking_one_is_named(fu
     )
 
 
+def test_the_page_says_how_the_comparison_stands_to_its_selection(chromium, full, tmp_path):
+    run = copied(full, tmp_path)
+    found = comparison_of(run)
+    found |= {"created": "2023-01-02T03:04:05+00:00", "budget": 8}
+    found["config"] |= {"budget": 8, "score": "residual", "bins": None, "device": "elsewhere", "method": "zip"}
+    found["bins"]["without_a_bin"] = [0, 2, 0]
+    (run / "compare.json").write_text(json.dumps(found))
+    gathered = gather(run)
+    assert gathered.about["comparison"]["selection"] == {
+        "is_earlier": True,
+        "differing": {
+            "budget": {"compared": 8, "selection": 10},
+            "score": {"compared": "residual", "selection": "raw"},
+            "bins": {"compared": None, "selection": 4},
+        },
+    }
+    write_page(gathered, tmp_path / "page.html")
+    with opened(chromium, tmp_path / "page.html") as shown:
+        told = shown.locator("#comparison > .note").all_text_contents()
+        head = shown.locator("#comparison .numbers").first.locator("th").all_text_contents()
+        lines = cells(shown, "#comparison .numbers >> nth=0 >>")
+    assert told[:3] == [
+        f"Compared on 2023-01-02 03:04: each method was to choose 8 of {ROWS} rows.",
+        "Not under the settings of the selection on this page: budget 8 (there 10), score residual (there raw), bins "
+        "none (there 4). A method of the same name may have chosen other rows.",
+        "It is older than the selection on this page: run adg compare again for one that is not.",
+    ]
+    assert told[3].endswith("No bin: rows of the choice without answers, which are in no bin.")
+    assert head[6] == "no bin"
+    assert [line[6] for line in lines] == ["0", "2", "0", ""]
+
+
+@pytest.fixture
+def only_compared(full, tmp_path):
+    """A run folder with a comparison and no selection."""
+    config = ADGConfig.parse(RunFolder.read(full).manifest()["config"])
+    pool = read_jsonl(Path(config.datasets[0].path))
+    config = config.updated(datasets=[str(write_jsonl(tmp_path / "pool.jsonl", [*pool, pool[0], {"id": "bad"}]))])
+    compare(config, METHODS, tmp_path / "run", show_progress=False)
+    return tmp_path / "run"
+
+
+def test_a_comparison_alone_has_a_page(chromium, only_compared):
+    run = only_compared
+    found = gather(run)
+    assert found.about["rejected"] == {"duplicate": 1, "no_instruction": 1}
+    assert found.about["comparison"]["selection"] is None
+    assert found.about["warnings"] == [
+        f"{run} holds a comparison and no finished selection: adg select makes one, and its page has both"
+    ]
+    write_page(found, run / "report.html")
+    assert page(found) == page(gather(run))
+    with opened(chromium, run / "report.html") as shown:
+        assert shown.title() == shown.text_content("h1") == "Comparison of methods: run"
+        facts = [text.split("\n") for text in shown.locator("#summary .facts > div").all_inner_texts()]
+        links = shown.locator("#contents a").all_text_contents()
+        drawn = shown.locator("canvas").count()
+        lines = cells(shown, "#comparison .numbers >> nth=0 >>")
+        rejected = shown.locator("#rejected summary").all_text_contents()
+        assert shown.locator("#rows").count() == 0
+    stored = comparison_of(run)
+    assert facts[:3] == [["methods compared", "3"], ["pool", "42 rows"], ["rejected", "2"]]
+    assert links == ["Methods on this pool", "Rejected rows", "Settings"]
+    assert drawn == 1
+    assert [line[:2] for line in lines] == [*([name, "10"] for name in stored["names"]), ["the pool", ""]]
+    assert rejected == ["duplicate: 1 rows", "no_instruction: 1 rows"]
+
+
+def test_a_folder_without_a_selection_and_with_a_broken_comparison_says_which_file(only_compared):
+    (only_compared / "compare.json").write_text("{}")
+    with pytest.raises(StoreError, match="is not complete yet: run adg select on it"):
+        gather(only_compared)  # it is of no pool
+    digest = RunFolder.read(only_compared).staged_digest()
+    (only_compared / "compare.json").write_text(json.dumps({"pool_digest": digest}))
+    with pytest.raises(StoreError, match=r"compare\.json has no methods: delete it and run adg compare again"):
+        gather(only_compared)
+
+
 def test_the_json_has_all_but_the_ids(full):
     about = gather(full).about["comparison"]
     stored = comparison_of(full)
     for one in stored["methods"]:
         one["chosen"] = len(one.pop("ids"))
-    assert about == stored
+    assert about == {**stored, "selection": {"is_earlier": False, "differing": {}}}
 
 
 def test_the_heat_map_has_each_overlap_and_comes_as_a_file(full, tmp_path):

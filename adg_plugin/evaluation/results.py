@@ -1,23 +1,18 @@
-"""What an evaluation found, and where it is kept."""
+"""What an evaluation found."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Self
 
-from adg_plugin.errors import StoreError
-from adg_plugin.evaluation.protocol import Average
-from adg_plugin.store.files import read_json, write_json, writing
-from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER
+from adg_plugin.evaluation.protocol import Average, averages
 
-FOLDER = "eval"
-_ANCESTORS = 3  # RUN/model/checkpoint-100 is the deepest that training writes
-_UNTOLD = re.compile(
-    r"adapter|checkpoint-\d+|final|merged|model"
-)  # folder names that do not tell one model from another
+
+def now() -> str:
+    """Return the time in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +30,9 @@ class TaskResult:
         seconds: wall-clock time.
         metrics: all that the harness measured, by its keys.
         parts: `metric` of each task of a group; empty for a single task.
+        asked: the name that was asked for, where it is that of a group or tag without a figure of its own.
+        source: the user's task file that it came from; None: it is the harness's own.
+        digest: of the task as it was put: questions, examples, metric; two results with one digest compare.
         row_values: (rows,) of `metric`, in the task's order, to compare two models question by question; empty where
             the metric has no value of its own for each question. Of a group, its tasks one after the other.
     """
@@ -49,6 +47,9 @@ class TaskResult:
     seconds: float
     metrics: Mapping[str, float]
     parts: Mapping[str, float] = field(default_factory=dict)
+    asked: str | None = None
+    source: str | None = None
+    digest: str | None = None
     row_values: tuple[float, ...] = field(default=(), repr=False)
 
     def summary(self) -> dict[str, Any]:
@@ -56,6 +57,16 @@ class TaskResult:
         about = asdict(self)
         del about["row_values"]
         return about
+
+    @classmethod
+    def parse(cls, about: Mapping[str, Any], row_values: tuple[float, ...] = ()) -> Self:
+        """Return the result that `summary` was made of.
+
+        Raises:
+            KeyError, TypeError: it is no such summary.
+        """
+        names = [each.name for each in fields(cls) if each.name != "row_values"]
+        return cls(**{name: about[name] for name in names}, row_values=row_values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,9 @@ class Evaluation:
         notes: sentences on what the figures do not say.
         settings: limit, seed and all else that a figure depends on.
         versions: of the packages that it depends on.
-        seconds: wall-clock time, loading included.
+        seconds: wall-clock time, loading included; of all runs that the results are from.
+        selection: that the results lie beside, as `selection_of` gives it; None: beside none.
+        created: when the last of the results was found, in ISO 8601.
     """
 
     model: Mapping[str, Any]
@@ -81,6 +94,8 @@ class Evaluation:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     seconds: float
+    selection: Mapping[str, Any] | None = None
+    created: str = field(default_factory=now)
 
     def __getitem__(self, task: str) -> TaskResult:
         """Return the result of a task.
@@ -96,6 +111,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Return all but the values of single questions, for JSON."""
         return {
+            "created": self.created,
             "model": dict(self.model),
             "tasks": [task.summary() for task in self.tasks],
             "averages": [asdict(average) for average in self.averages],
@@ -104,82 +120,34 @@ class Evaluation:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "seconds": self.seconds,
+            "selection": None if self.selection is None else dict(self.selection),
         }
 
+    @classmethod
+    def parse(cls, about: Mapping[str, Any], row_values: Mapping[str, tuple[float, ...]]) -> Self:
+        """Return the evaluation that `summary` was made of.
 
-def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
-    """Write the results as JSON, whole or not at all, over those that were there.
+        Args:
+            about: the summary.
+            row_values: of single questions, by task; a task may be missing.
 
-    Raises:
-        StoreError: the path cannot be written.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**found.summary(), **({"command": command} if command else {})})
-
-
-def results_path(model: str, *, run: Path | None = None, name: str | None = None) -> Path:
-    """Return where the results of a model are kept: `eval/NAME.json` in its run folder, else here.
-
-    Args:
-        model: a folder or a hub name.
-        run: the run folder; None: the one that the model's folder lies in or beside, if there is a single one.
-        name: NAME; None: one that is made from the model's.
-
-    Raises:
-        StoreError: `run` is no run folder of a finished selection.
-    """
-    if run is not None and not _is_finished_run(run):
-        raise StoreError(
-            f"--run is {str(run)!r}: no run folder of a finished selection; give one, or leave --run out for ./{FOLDER}"
+        Raises:
+            KeyError, TypeError, AttributeError: it is no such summary.
+        """
+        return cls(
+            model=about["model"],
+            tasks=tuple(TaskResult.parse(task, row_values.get(task["task"], ())) for task in about["tasks"]),
+            averages=tuple(Average(one["name"], one["value"], tuple(one["missing"])) for one in about["averages"]),
+            left_out=about["left_out"],
+            notes=tuple(about["notes"]),
+            settings=about["settings"],
+            versions=about["versions"],
+            seconds=about["seconds"],
+            selection=about["selection"],
+            created=about["created"],
         )
-    folder = run or run_folder_of(model) or Path()
-    return folder / FOLDER / f"{name or label(model)}.json"
 
 
-def run_folder_of(model: str) -> Path | None:
-    """Return the finished run folder that a model's folder lies in, or the only one beside it or a folder around it."""
-    place = Path(model)
-    if not place.is_dir():
-        return None
-    around = list(place.absolute().parents)[:_ANCESTORS]
-    for folder in (place.absolute(), *around):
-        if _is_finished_run(folder):
-            return _shown(folder, place)
-    for folder in around:
-        beside = [child for child in folder.iterdir() if child.is_dir() and _is_finished_run(child)]
-        if beside:
-            return _shown(beside[0], place) if len(beside) == 1 else None
-    return None
-
-
-def label(model: str) -> str:
-    """Return a file name, without its ending, for a model: `runs/demo/model` -> `demo-model`, `org/name` -> `org-name`.
-
-    Of a folder, the last name that tells it from others, and what follows.
-    """
-    place = Path(model)
-    if place.is_dir():
-        names = [part for part in place.absolute().parts if part != place.anchor and part != "/"]
-        first = len(names) - 1
-        while first > 0 and _UNTOLD.fullmatch(names[first]):
-            first -= 1
-        model = "-".join(names[first:])
-    return re.sub(r"[^\w.]+", "-", model).strip("-.") or "model"
-
-
-def _is_finished_run(folder: Path) -> bool:
-    if not (folder / MANIFEST).is_file() or not (folder / CONFIG).is_file():
-        return False
-    try:  # a model's folder has a config.json too
-        return MARKER in (read_json(folder / CONFIG, fix="give another --run") or {})
-    except StoreError:
-        return False
-
-
-def _shown(folder: Path, place: Path) -> Path:
-    """Return the folder as the user would write it."""
-    if place.is_absolute():
-        return folder
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+def papers_averages(tasks: Iterable[TaskResult]) -> tuple[Average, ...]:
+    """Return the averages over the paper's benchmarks; a task file of the user's with such a name is none of them."""
+    return averages({task.task: task.value for task in tasks if task.source is None})

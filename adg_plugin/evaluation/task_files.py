@@ -17,26 +17,49 @@ from adg_plugin.errors import ConfigError, DataError
 
 # The readers of `datasets`, whose files are here; the files of other data sets are in their repository.
 _READERS = {"arrow", "csv", "json", "pandas", "parquet", "text", "xml"}
+_BOOL = "tag:yaml.org,2002:bool"
 _ENDINGS = ("yaml", "yml")  # the harness's own templates end in `_yaml`, so that they are not taken for tasks
 
 
 @contextmanager
-def readable(folders: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield copies of the task folders in which data files and templates outside have their full paths.
+def readable(folders: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+    """Yield copies of the task folders, each with its original.
 
-    Everything but the task files is linked, not copied. The copies are gone afterwards.
+    In them, data files, and templates outside, have their full paths. Everything but the task files is linked, not
+    copied. The copies are gone afterwards.
 
     Raises:
-        ConfigError: a folder is not there, or holds no task file.
+        ConfigError: a folder is not there or holds no task file, or two files have a task of one name.
         DataError: a task file is not YAML, or names a data file that is not there.
     """
     with TemporaryDirectory(prefix="adg-tasks-") as temporary:
-        copies = []
+        copies = {}
         for number, folder in enumerate(folders):
             copy = Path(temporary, str(number))
             _copy(folder, copy)
-            copies.append(copy)
+            copies[copy] = folder
+        _refuse_one_name_twice(folders)
         yield copies
+
+
+def _refuse_one_name_twice(folders: Sequence[Path]) -> None:
+    """Raise where two task files have a task or group of one name: the harness would take either, and say nothing.
+
+    A folder that is given twice, or lies within another, is no such case.
+    """
+    places: dict[str, Path] = {}
+    problems = []
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
+        root = _parsed(path)
+        found = {key.value: value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
+        for node in (found.get("group"), found.get("task")):
+            if not isinstance(node, yaml.ScalarNode):
+                continue
+            first = places.setdefault(node.value, path)
+            if first.resolve() != path.resolve():
+                problems.append(f"task {node.value} is in {first} and in {path}: rename one, or leave its folder out")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _copy(folder: Path, copy: Path) -> None:
@@ -98,8 +121,10 @@ def _rewrite(node: yaml.Node, path: Path, folder: Path) -> None:
         for key, value in options.value:
             if key.value in ("data_files", "data_dir"):
                 _resolve(value, path, key.value, is_needed=is_local)
-    template = found.get("include")
-    if isinstance(template, yaml.ScalarNode):
+    included = found.get("include")
+    for template in included.value if isinstance(included, yaml.SequenceNode) else [included]:
+        if not isinstance(template, yaml.ScalarNode):
+            continue
         target = (beside / template.value).resolve()
         if target.is_file() and not target.is_relative_to(folder.resolve()):
             template.value = str(target)  # else its copy lies where this one looks for it
@@ -136,12 +161,16 @@ def _is_there(place: Path) -> bool:
 
 
 def declares_code(path: Path) -> bool:
-    """Return whether a task file, or a template that it includes, says that the model's answers are run as code."""
+    """Return whether a task file, or a template that it includes, says that the model's answers are run as code.
+
+    As to the harness, all but a plain `false` says so.
+    """
     root = _parsed(path)
     found = {key.value: value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}
     own = found.get("unsafe_code")
-    if isinstance(own, yaml.ScalarNode):
-        return str(own.value).lower() == "true"
-    template = found.get("include")
-    target = path.parent / template.value if isinstance(template, yaml.ScalarNode) else None
-    return target is not None and target.is_file() and declares_code(target)
+    if own is not None:
+        return not (own.tag == _BOOL and not yaml.SafeLoader.bool_values[own.value.lower()])
+    included = found.get("include")
+    names = included.value if isinstance(included, yaml.SequenceNode) else [included]
+    targets = [path.parent / name.value for name in names if isinstance(name, yaml.ScalarNode)]
+    return any(target.is_file() and declares_code(target) for target in targets)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adg_plugin.errors import ConfigError, DataError, need
 from adg_plugin.evaluation.protocol import ALLOW_CODE, PAPER, PRESET, paper_task
 from adg_plugin.evaluation.task_files import declares_code
+from adg_plugin.store.files import digest_bytes
 
 WHY = "adg eval"
 EXTRA = "eval"
@@ -21,6 +24,12 @@ RUNS_CODE = f"it runs code that the model wrote on this machine: {ALLOW_CODE} pe
 
 # What the harness and `datasets` raise for a data set that cannot be had, or a task file that is wrong.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError)
+# They give the model's answer to sympy's `parse_expr`, which is Python's `eval`, and do not declare it.
+# Source: lm_eval 0.4.11, tasks/score/math/math_grader.py. Its other mathematics compare texts or use sympy's reader of
+# LaTeX, which runs nothing.
+_UNDECLARED = re.compile(r".*robustness_math.*|score_robustness")
+_WHERE = ("dataset_path", "dataset_kwargs", "metadata")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function without source
 _PERMIT = "HF_ALLOW_CODE_EVAL"  # without it, the `code_eval` metric runs nothing
 
 log = logging.getLogger(__name__)
@@ -35,12 +44,20 @@ class LoadedTask:
         nested: what the harness's `evaluate` takes.
         leaves: the tasks in it, by name.
         metric: the harness's key of the metric that counts; None: the task's first.
+        source: the user's task file that it, or one of its tasks, came from; None: all are the harness's own.
+        digests: of its tasks as they are put, by name.
     """
 
     name: str
     nested: Mapping[Any, Any]
     leaves: Mapping[str, Any]
     metric: str | None
+    source: str | None = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def digest(self, name: str) -> str:
+        """Return the digest of one of its tasks, or of all for any other name."""
+        return self.digests.get(name) or digest_bytes(json.dumps(sorted(self.digests.items())).encode())
 
     @property
     def shots(self) -> int | None:
@@ -84,13 +101,13 @@ def refusal(name: str) -> str:
     return f"task {name}: {RUNS_CODE}, or leave the task out"
 
 
-def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
+def load(names: Sequence[str], folders: Mapping[Path, Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
     """Return the tasks with their data, as the paper runs those it uses, others as their files say.
 
     Args:
         names: of tasks, groups or tags of the harness or of task files in `folders`; a task file goes before a task of
             the harness with its name.
-        folders: where to look for more task files, as `readable` yields them.
+        folders: where to look for more task files, as `readable` yields them: copies, each with its original.
         seed: of the draw of worked examples, where a task draws them.
         allow_code: whether tasks that run the model's code may be loaded.
 
@@ -101,7 +118,7 @@ def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code
     """
     manager = _manager(names, folders)
     problems = [_unknown(name, manager) for name in names if name not in manager.task_index]
-    problems += [refusal(name) for name in names if not allow_code and _declares_code(name, manager)]
+    problems += [refusal(name) for name in names if not allow_code and _runs_code(name, manager)]
     if problems:
         raise ConfigError(problems)
     loaded: list[LoadedTask] = []
@@ -109,7 +126,7 @@ def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code
     with code_permitted(allow_code):
         for name in names:
             try:
-                loaded.append(_load(name, manager, seed=seed))
+                loaded.append(_load(name, manager, folders, seed=seed))
             except _LOADING_ERRORS as err:
                 log.debug("task %s", name, exc_info=True)
                 failed[name] = err
@@ -118,7 +135,7 @@ def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code
     if failed:
         raise _unloadable(failed, untried=names[len(loaded) + len(failed) :])
     for task in loaded:  # parts of groups, which only now are known
-        if not allow_code and any(getattr(leaf, "UNSAFE_CODE", False) for leaf in task.leaves.values()):
+        if not allow_code and any(_is_unsafe(name, leaf) for name, leaf in task.leaves.items()):
             raise ConfigError([refusal(task.name)])
     return loaded
 
@@ -136,7 +153,7 @@ def code_permitted(allowed: bool) -> Iterator[None]:
             os.environ[_PERMIT] = before
 
 
-def _manager(names: Sequence[str], folders: Sequence[Path]) -> Any:
+def _manager(names: Sequence[str], folders: Iterable[Path]) -> Any:
     """Return the index of tasks; without the harness's own, which take seconds to read, where none is asked for."""
     tasks = need("lm_eval.tasks", extra=EXTRA, why=WHY)
     include = [str(folder) for folder in folders]
@@ -153,26 +170,54 @@ def _unknown(name: str, manager: Any) -> str:
     return f"tasks names {name!r}, which is neither a task of lm-evaluation-harness nor of a file in --include: {known}"
 
 
-def _declares_code(name: str, manager: Any) -> bool:
+def _runs_code(name: str, manager: Any) -> bool:
+    file = _task_file(name, manager)
+    return bool(_UNDECLARED.fullmatch(name)) or (file is not None and declares_code(file))
+
+
+def _is_unsafe(name: str, leaf: Any) -> bool:
+    return getattr(leaf, "UNSAFE_CODE", False) or bool(_UNDECLARED.fullmatch(name))
+
+
+def _task_file(name: str, manager: Any) -> Path | None:
+    """Return the file that says what a task or group is; None for a tag, and for what a group's file has in it."""
     entry = manager.task_index.get(name)
     if entry is None:
-        return False
+        return None
     path = entry["yaml_path"] if isinstance(entry, dict) else entry.yaml_path  # 0.4.11, and later ones
-    return path not in (None, -1) and declares_code(Path(path))
+    return None if path in (None, -1) else Path(path)
 
 
-def _load(name: str, manager: Any, *, seed: int) -> LoadedTask:
+def _source(names: Iterable[str], manager: Any, folders: Mapping[Path, Path]) -> str | None:
+    """Return the first of the user's task files that tasks of these names came from, where the user has it."""
+    for file in filter(None, (_task_file(name, manager) for name in names)):
+        for copy, folder in folders.items():
+            if file.is_relative_to(copy):
+                return str(folder / file.relative_to(copy))
+    return None
+
+
+def _load(name: str, manager: Any, folders: Mapping[Path, Path], *, seed: int) -> LoadedTask:
     paper = paper_task(name)
     newer = getattr(manager, "load", None)  # since 0.4.12, with the tasks in one place
     nested = newer([name]) if newer else manager.load_task_or_group([name])
     leaves = nested["tasks"] if newer else dict(_leaves(nested))
-    task = LoadedTask(name, nested, leaves, paper.metric if paper else None)
-    for leaf in task.leaves.values():
+    for leaf in leaves.values():
         shots = paper.shots if paper else leaf.get_config("num_fewshot")
         leaf.set_config(key="num_fewshot", value=shots or 0)
         leaf.set_fewshot_seed(seed=seed)
         _check_examples(name, leaf, shots or 0)
-    return task
+    source = _source([name, *leaves], manager, folders)
+    digests = {key: _digest(leaf) for key, leaf in leaves.items()}
+    return LoadedTask(name, nested, leaves, paper.metric if paper else None, source, digests)
+
+
+def _digest(leaf: Any) -> str:
+    """Return a digest of what a task asks and how; not of where its files are."""
+    about = {key: value for key, value in leaf.dump_config().items() if key not in _WHERE}
+    shown = list(leaf.fewshot_docs()) if leaf.get_config("num_fewshot") else []
+    text = json.dumps([about, list(leaf.eval_docs), shown], sort_keys=True, default=str)
+    return digest_bytes(_ADDRESS.sub("", text).encode(errors="backslashreplace"))
 
 
 def _check_examples(name: str, leaf: Any, shots: int) -> None:

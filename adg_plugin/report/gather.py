@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from adg_plugin.compare_facts import COMPARE
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import MissingExtraError
 from adg_plugin.explain import check_answers, finished
@@ -20,12 +21,14 @@ from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
 from adg_plugin.report.beside import read_beside
 from adg_plugin.report.by_method import method_figures
+from adg_plugin.report.compared import read_compared
 from adg_plugin.report.drawn import all_figures
 from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure
+from adg_plugin.rows import Reason
 from adg_plugin.scoring import eligible
 from adg_plugin.stability import Stability, stability_of
-from adg_plugin.store import Geometry, RunFolder, RunReader
+from adg_plugin.store import Geometry, Rejection, RunFolder, RunReader
 
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason
@@ -42,7 +45,7 @@ class Gathered:
     """The contents of a report.
 
     Attributes:
-        about: figures and facts, as JSON.
+        about: figures and facts, as JSON; where nothing is selected, `summary` has no method, and much is missing.
         figures: with their data.
         table: the listed rows, column by column.
         texts: of some rows in full, with their answers if there are any, by id.
@@ -60,15 +63,17 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     """Return what the report of a run folder shows.
 
     Args:
-        run_dir: of a finished selection.
+        run_dir: of a finished selection, or of a comparison without one.
         gpu_hour_price: of one device, for the cost of the sampling.
 
     Raises:
         StoreError: not a run folder, without a result, or damaged since.
     """
     run = RunFolder.read(run_dir)
-    config = finished(run)
     manifest = run.manifest()
+    if manifest is None and read_compared(run, None) is not None:
+        return _without_selection(run)
+    config = finished(run)
     assert manifest is not None
     table = run.scores()
     drawn = _Drawn.of(run, table, config) if config.method == "adg" else None
@@ -85,7 +90,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts]) if drawn else None
     steady = drawn.steady if drawn else None
     repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(chosen)])
-    beside = read_beside(run)
+    beside = read_beside(run, manifest)
     warnings = [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *beside.warnings]
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
@@ -110,7 +115,36 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         if drawn
         else method_figures(table, facets, config.method, *made_of)
     )
-    return Gathered(about, (*shown, *beside.figures), columns, texts, _rejected(run))
+    return Gathered(about, (*shown, *beside.figures), columns, texts, _rejected(run.rejections()))
+
+
+def _without_selection(run: RunReader) -> Gathered:
+    """Return what a comparison has to say in a run folder where nothing is selected yet."""
+    beside = read_beside(run, None)
+    compared = beside.comparison
+    assert compared is not None
+    config = ADGConfig.parse(compared["config"], source=str(run.path / COMPARE))
+    alone = f"{run.path} holds a comparison and no finished selection: adg select makes one, and its page has both"
+    rejected = Counter(rejection.reason for rejection in run.staged_rejections())
+    summary = {
+        "run": run.path.resolve().name,
+        "created": compared["created"],
+        "method": None,
+        "model": config.model or "in memory",
+        "rows": {**compared["rows"], "pool": compared["rows"]["pool"] + rejected[Reason.DUPLICATE]},
+        "settings": config.model_dump(mode="json", exclude_defaults=True),
+        "recipe": compared["recipe"],
+        "versions": compared["versions"],
+    }
+    about = {
+        "summary": summary,
+        "rejected": dict(rejected.most_common()),
+        "comparison": compared,
+        "evaluations": beside.evaluations,
+        "warnings": [alone, *beside.warnings, *run.damage],
+    }
+    table: dict[str, Any] = {"id": [], "instruction": []}
+    return Gathered(about, beside.figures, table, {}, _rejected(run.staged_rejections()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,10 +264,10 @@ def _warnings(
     ]
 
 
-def _rejected(run: RunReader) -> list[dict[str, str]]:
+def _rejected(rejections: Iterable[Rejection]) -> list[dict[str, str]]:
     seen: Counter[str] = Counter()
     found = []
-    for rejection in run.rejections():
+    for rejection in rejections:
         seen[rejection.reason] += 1
         if seen[rejection.reason] <= _REJECTED_EXAMPLES:
             found.append(

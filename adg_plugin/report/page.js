@@ -35,8 +35,17 @@ function facts(pairs) {
   return list;
 }
 
+// Whether the page is about a selection; else it has a comparison alone.
+const hasSelection = (about) => about.summary.method !== null;
+
 function showSummary(about) {
   const { rows, ...run } = about.summary;
+  const made = ["created", new Date(run.created).toISOString().slice(0, 16).replace("T", " ")];
+  if (!hasSelection(about)) {
+    const methods = String(about.comparison.methods.length);
+    byId("summary").append(facts([["methods compared", methods], ["pool", `${count(rows.pool)} rows`], ["rejected", count(total(about.rejected))], ["model", String(run.model)], made]));
+    return;
+  }
   const ofAdg = run.method === "adg";
   const rejected = Object.values(rows.rejected).reduce((a, b) => a + b, 0);
   const pairs = [
@@ -46,7 +55,7 @@ function showSummary(about) {
     ofAdg ? ["bins", count(rows.bins)] : ["method", run.method],
     ["model", String(run.model)],
     ...(run.answer_tokens ? [["answers", `${count(run.answer_tokens)} tokens`]] : []),
-    ["created", new Date(run.created).toISOString().slice(0, 16).replace("T", " ")],
+    made,
   ];
   if (run.sampled_rows) {
     pairs.push([ofAdg ? "sampling, last run" : "measuring, last run", `${clock(run.sampling_seconds)} for ${count(run.sampled_rows)} rows`]);
@@ -153,7 +162,8 @@ function showRejected(data) {
   for (const [reason, rows] of reasons) {
     const examples = data.rejected.filter((row) => row.reason === reason);
     const details = make("details");
-    const more = rows > examples.length ? `, ${examples.length} of them here; all are in rejected.jsonl` : "";
+    const all = hasSelection(data.about) ? "; all are in rejected.jsonl" : "";
+    const more = rows > examples.length ? `, ${examples.length} of them here${all}` : "";
     details.append(make("summary", `${reason}: ${count(rows)} rows${more}`));
     details.append(simpleTable(["id", "where", "why"], examples.map((row) => [row.id, row.where, row.detail])));
     section.append(details);

@@ -60,6 +60,8 @@ def _read(name: str) -> str:
 
 def _title(summary: dict[str, Any]) -> str:
     method, run = summary["method"], summary["run"]
+    if method is None:
+        return f"Comparison of methods: {run}"
     return f"ADG selection {run}" if method == "adg" else f"Selection by {method}: {run}"
 
 

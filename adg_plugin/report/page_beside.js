@@ -32,20 +32,34 @@ function showComparison(found) {
   if (!found) return;
   const place = make("div");
   place.id = "comparison-figures";
-  const { budget, rows } = found;
   const { all, none } = found.chosen_by;
   byId("comparison").append(
-    make("h2", "Other methods on this pool"),
-    make("p", `Each was to choose ${count(budget)} of ${count(rows.candidates)} rows.`, "note"),
+    make("h2", found.selection ? "Other methods on this pool" : "Methods on this pool"),
+    ...aboutComparison(found).map((text) => make("p", text, "note")),
     place,
     make("h3", "The choices"),
     methodsTable(found),
-    make("p", MEASURES, "note"),
+    make("p", MEASURES + (someWithoutABin(found) ? IN_NO_BIN : ""), "note"),
     ...notes(found.methods.flatMap((one) => [...(one.error === null ? [] : [[`${one.name} failed`, one.error]]), ...one.warnings.map((text) => [one.name, text])])),
-    ...found.coverage.flatMap((kind) => [make("h3", `Rows by ${kind.kind}`), coverageTable(kind, found.names)]),
+    ...found.coverage.flatMap((kind) => [make("h3", `Rows by ${kind.kind}`), coverageTable(kind, found)]),
     make("p", `Rows that all methods chose: ${count(all)}; that none chose: ${count(none)}.`, "chosen-by"),
   );
 }
+
+// When, with what budget, and what it has to do with the selection that the rest of the page is about.
+function aboutComparison({ created, budget, rows, selection }) {
+  const when = new Date(created).toISOString().slice(0, 16).replace("T", " ");
+  const told = [`Compared on ${when}: each method was to choose ${count(budget)} of ${count(rows.candidates)} rows.`];
+  if (!selection) return told;
+  const of = (value) => (value === null ? "none" : typeof value === "string" ? value : JSON.stringify(value));
+  const differing = Object.entries(selection.differing).map(([key, now]) => `${key} ${of(now.compared)} (there ${of(now.selection)})`);
+  if (differing.length) told.push(`Not under the settings of the selection on this page: ${differing.join(", ")}. A method of the same name may have chosen other rows.`);
+  if (selection.is_earlier) told.push("It is older than the selection on this page: run adg compare again for one that is not.");
+  return told;
+}
+
+const someWithoutABin = ({ bins }) => Boolean(bins && bins.without_a_bin.some((n) => n));
+const IN_NO_BIN = " No bin: rows of the choice without answers, which are in no bin.";
 
 const MEASURES =
   "Fullest bin: its share of the choice. Prompt: median tokens. Own answer: median words. Alone: rows that no other method chose. " +
@@ -54,7 +68,8 @@ const MEASURES =
 
 function methodsTable(found) {
   const { bins, names, lengths, alone } = found;
-  const reached = bins ? [`bins of ${count(bins.total)}`, "fullest bin"] : [];
+  const lost = someWithoutABin(found);
+  const reached = bins ? [`bins of ${count(bins.total)}`, "fullest bin", ...(lost ? ["no bin"] : [])] : [];
   const medians = (of) => [known(of.prompt_tokens.p50), known(of.reference_words.p50)];
   const lines = found.methods.map((one) => {
     const at = names.indexOf(one.name);
@@ -64,7 +79,7 @@ function methodsTable(found) {
       count(one.chosen),
       count(one.scored),
       count(total(one.rejected)),
-      ...(bins ? [count(bins.reached[at]), `${known(100 * bins.largest_share[at])} %`] : []),
+      ...(bins ? [count(bins.reached[at]), `${known(100 * bins.largest_share[at])} %`, ...(lost ? [count(bins.without_a_bin[at])] : [])] : []),
       ...medians(lengths[at]),
       count(alone[at]),
       `${known(one.seconds, 1)} s`,
@@ -81,20 +96,29 @@ function asking(one, costs) {
   return cost.rows ? `${known(cost.seconds, 1)} s${cost.is_whole ? "" : " +"}` : "?";
 }
 
-// The values come most frequent first; those beyond the most frequent are counted together, as `N others`.
-function coverageTable({ kind, values }, names) {
-  const sum = (of) => Math.max(1, values.map(of).reduce((a, b) => a + b, 0));
-  const inPool = sum((line) => line.pool);
-  const chosen = names.map((_, at) => sum((line) => line.chosen[at]));
-  const part = (n, of) => `${count(n)} (${((100 * n) / of).toFixed(0)} %)`;
-  const lines = values.map((line) => [line.value, part(line.pool, inPool), ...line.chosen.map((n, at) => part(n, chosen[at]))]);
-  return numbersTable([kind, "pool", ...names], lines);
+const MOST_VALUES = 12; // the rest, which are less frequent in the pool, are counted together
+
+function coverageTable({ kind, values }, { names, methods, rows }) {
+  const sizes = names.map((name) => methods.find((one) => one.name === name).chosen);
+  const part = (n, of) => `${count(n)} (${((100 * n) / Math.max(1, of)).toFixed(0)} %)`;
+  const line = (name, { pool, chosen }) => [name, part(pool, rows.candidates), ...chosen.map((n, at) => part(n, sizes[at]))];
+  const named = values.filter(({ value }) => value !== null);
+  const rest = named.slice(MOST_VALUES);
+  const together = {
+    pool: rest.reduce((sum, { pool }) => sum + pool, 0),
+    chosen: names.map((_, at) => rest.reduce((sum, { chosen }) => sum + chosen[at], 0)),
+  };
+  return numbersTable([kind, "pool", ...names], [
+    ...named.slice(0, MOST_VALUES).map((one) => line(one.value, one)),
+    ...(rest.length ? [line(rest.length === 1 ? "1 other" : `${count(rest.length)} others`, together)] : []),
+    ...values.filter(({ value }) => value === null).map((one) => line("no value", one)),
+  ]);
 }
 
 function showEvaluations(found) {
   if (!found.length) return;
-  const lines = found.flatMap(({ model, tasks }) => tasks.map((task) => [
-    model,
+  const lines = found.flatMap(({ name, tasks }) => tasks.map((task) => [
+    name,
     task.task,
     task.shots === null ? NOTHING : String(task.shots),
     task.metric,
@@ -102,22 +126,34 @@ function showEvaluations(found) {
     known(task.stderr, 4),
     task.limited ? `${count(task.rows)} of ${count(task.rows_in_task)}, limited` : `${count(task.rows)} of ${count(task.rows_in_task)}`,
   ]));
-  const averages = found.flatMap(({ model, averages }) => averages.map(({ name, value, missing }) => [
-    model,
+  const averages = found.flatMap(({ name, averages }) => averages.map((average) => [
     name,
-    value === null ? `not measured, ${missing.join(", ")} not run` : known(value, 4),
+    average.name,
+    average.value === null ? `not given, ${average.missing.join(", ")} missing` : known(average.value, 4),
   ]));
   byId("evaluations").append(
     make("h2", "Evaluations"),
-    numbersTable(["model", "task", "shots", "metric", "value", "standard error", "questions"], lines),
-    ...(averages.length ? [make("h3", "Averages of the paper's benchmarks"), numbersTable(["model", "average", "value"], averages)] : []),
+    numbersTable(["evaluation", "task", "shots", "metric", "value", "standard error", "questions"], lines),
+    ...(averages.length ? [make("h3", "Averages of the paper's benchmarks"), numbersTable(["evaluation", "average", "value"], averages)] : []),
     ...notes(found.flatMap(aboutEvaluation)),
   );
 }
 
 function aboutEvaluation(found) {
-  const base = found.base && found.base !== found.model ? [`base ${found.base}`] : [];
-  const how = [found.file, found.when.slice(0, 16).replace("T", " "), `lm_eval ${found.harness ?? "of unknown version"}`, ...base, ...(found.dtype ? [found.dtype] : [])];
+  const { name, model, base, adapter } = found;
+  const how = [
+    found.file,
+    ...(found.of_earlier_selection ? ["of an earlier selection than the one on this page"] : []),
+    ...(found.when ? [found.when.slice(0, 16).replace("T", " ")] : []),
+    `lm_eval ${found.harness ?? "of unknown version"}`,
+    ...(model === name ? [] : [`model ${model}`]),
+    ...(adapter && adapter !== model ? [`adapter ${adapter}`] : []),
+    ...(base && base !== model ? [`base ${base}`] : []),
+    ...(found.dtype ? [found.dtype] : []),
+    ...(found.load_in_4bit ? ["4-bit"] : []),
+    found.chat_template ? "chat template" : "plain text",
+    ...(found.limit === null ? [] : [`limit ${found.limit}`]),
+  ];
   const left = Object.entries(found.left_out).map(([task, reason]) => `${task} left out: ${reason}`);
-  return [[found.model, how.join(", ")], ...[...left, ...found.notes].map((text) => [found.model, text])];
+  return [[name, how.join(", ")], ...[...left, ...found.notes].map((text) => [name, text])];
 }

@@ -10,8 +10,9 @@ async function start() {
   showComparison(data.about.comparison);
   showEvaluations(data.about.evaluations);
   placeFigures(data);
+  if (!hasSelection(data.about)) byId("rows").remove();
   showContents();
-  prepareTable(data);
+  if (hasSelection(data.about)) prepareTable(data);
   dark.addEventListener("change", () => { setTheme(dark.matches ? "dark" : "light"); drawFigures(); });
   byId("theme").addEventListener("click", () => {
     setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
