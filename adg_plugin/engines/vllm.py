@@ -146,6 +146,7 @@ def import_vllm() -> Any:
         MissingExtraError: it is not installed.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     # A forked engine would inherit the lock of the run folder, and hold it when this process is killed.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     try:
