@@ -12,6 +12,7 @@ from adg_plugin.engines.results import OUT_OF_MEMORY
 from adg_plugin.errors import ConfigError
 from adg_plugin.likelihoods import measure
 from adg_plugin.manifest import score_summary
+from adg_plugin.rating import rate
 from adg_plugin.scoring import Assign, choose_rows, eligible
 from adg_plugin.store import RunFolder
 from adg_plugin.tagging import tag
@@ -23,12 +24,19 @@ if TYPE_CHECKING:
 def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bool) -> dict[str, Any]:
     """Measure what a method other than ADG wants to know of each row and is not stored, and return what it took.
 
+    Where `mig` asks a quality scorer, what that took is `rating` beside what the tagger took; `left` is of both.
+
     Raises:
-        ADGError: as `adg_plugin.likelihoods.measure`, `adg_plugin.selectors.scar.fill_styles` and
-            `adg_plugin.tagging.tag`; what is measured is kept.
+        ADGError: as `adg_plugin.likelihoods.measure`, `adg_plugin.selectors.scar.fill_styles`,
+            `adg_plugin.tagging.tag` and `adg_plugin.rating.rate`; what is measured is kept.
     """
-    if config.method == "mig" and config.tagger:
-        return tag(run, config, show=show)
+    if config.method == "mig":
+        took = tag(run, config, show=show) if config.tagger else {"rows": 0}
+        if config.quality_scorer:
+            rating = rate(run, config, show=show)
+            left = took.pop("left", {}) | rating.pop("left", {})
+            took |= {"rating": rating} | ({"left": left} if left else {})
+        return took
     if config.method == "scar":
         from adg_plugin.selectors.scar import fill_styles
 

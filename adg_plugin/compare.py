@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin import keys
-from adg_plugin.compare_costs import Cost, costs_before
+from adg_plugin.compare_costs import Cost, costs_before, total
 from adg_plugin.compare_facts import COMPARE, Facts, add_files, facts_of
 from adg_plugin.compare_folder import BesideASelection
 from adg_plugin.compare_methods import DEFAULT_METHODS, Plan, planned
@@ -26,6 +26,7 @@ from adg_plugin.manifest import versions
 from adg_plugin.other_models import other_model
 from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
+from adg_plugin.rating import Rater
 from adg_plugin.report.facets import read_facets
 from adg_plugin.store import RunFolder
 from adg_plugin.store.files import write_json
@@ -60,8 +61,8 @@ class Comparison:
         return tuple(one for one in self.methods if one.error is not None)
 
     def cost(self, one: Compared) -> Cost | None:
-        """Return what asking a model took for a method; None where it asks none."""
-        return None if one.asked is None else self.costs.get(one.asked, Cost())
+        """Return what asking models took for a method; None where it asks none."""
+        return total(self.costs.get(name, Cost()) for name in one.asked) if one.asked else None
 
     def summary(self) -> dict[str, Any]:
         """Return all of it, for JSON."""
@@ -144,6 +145,8 @@ def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
             other_model(plan.config, "small_model")
         if plan.method == "mig" and plan.config.tagger:
             Tagger.configured(plan.config)
+        if plan.method == "mig" and plan.config.quality_scorer:
+            Rater.configured(plan.config)
 
 
 def _comparison(run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]) -> Facts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,17 @@ class Cost:
         }
 
 
+def total(costs: Iterable[Cost]) -> Cost:
+    """Return what all of them took together; of so many rows as each of them has."""
+    all_of = list(costs)
+    return Cost(
+        min(cost.rows for cost in all_of),
+        sum(cost.seconds for cost in all_of),
+        sum(cost.tokens for cost in all_of),
+        sum(cost.seconds_now for cost in all_of),
+    )
+
+
 def seconds_of(took: Mapping[str, Any]) -> float:
     """Return the seconds of drawing or measuring, and of embedding after it."""
     return float(took.get("seconds", 0.0)) + float(took.get("embedding", {}).get("seconds", 0.0))
@@ -62,6 +73,11 @@ def seconds_of(took: Mapping[str, Any]) -> float:
 def tagger_cost(tagger: str, column: str) -> str:
     """Return the name of what it takes to tag the rows that have no labels in a column."""
     return f"tagger {tagger} for {column}"
+
+
+def scorer_cost(scorer: str, column: str) -> str:
+    """Return the name of what it takes to grade the rows that have no quality in a column."""
+    return f"quality scorer {scorer} for {column}"
 
 
 def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
@@ -77,14 +93,8 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     found: dict[str, Cost] = {}
     manifest = run.manifest()
     if manifest is not None and manifest.get("recipe") == dict(recipe):
-        before_config = manifest["config"]
-        method, tagger = (before_config.get(key, "") for key in ("method", "tagger"))
-        of_mig = tagger_cost(tagger, before_config.get("field_labels", "")) if tagger else ANSWERS
-        asked = {"superfiltering": "small_model", "scar": "scar_model"}
-        name = {"adg": ANSWERS, "mig": of_mig}.get(method, method)
-        if method in asked:
-            name = f"{method} {before_config.get(asked[method], '')}"
-        found[name] = Cost().with_now(manifest["sampling"])
+        for name, took in _named(manifest["config"], manifest["sampling"]):
+            found[name] = Cost().with_now(took)
     before = read_comparison(run)
     if before is not None and before.get("recipe") == dict(recipe):
         try:
@@ -93,3 +103,17 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise StoreError(f"{run.path / COMPARE} has no costs that can be read ({err!r}): delete it") from err
     return {name: Cost(cost.rows, cost.seconds, cost.tokens) for name, cost in found.items() if cost.rows}
+
+
+def _named(config: Mapping[str, Any], took: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and record of each cost of a selection under these settings."""
+    method = config.get("method", "adg")
+    if method != "mig":
+        asked = {"superfiltering": "small_model", "scar": "scar_model"}.get(method)
+        name = ANSWERS if method == "adg" else method
+        yield f"{method} {config.get(asked, '')}" if asked else name, took
+        return
+    tagger = config.get("tagger")
+    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, took
+    if scorer := config.get("quality_scorer"):
+        yield scorer_cost(scorer, config.get("field_quality", "")), took.get("rating", {})

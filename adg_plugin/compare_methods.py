@@ -18,7 +18,7 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "adg": ("score", "weight", "bins", "subset"),
     "random": ("seed",),
     "superfiltering": ("small_model",),
-    "mig": ("field_labels", "field_quality", "tagger", "label_vectors", "bins"),
+    "mig": ("field_labels", "field_quality", "tagger", "quality_scorer", "label_vectors", "bins"),
     "scar": ("scar_model",),
 }
 # Those that decide over a choice from one staged pool and its answers, beside the filters on agreement.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from adg_plugin.bins import assign_bins, default_bins
 from adg_plugin.choosing import decide, fill_measures
-from adg_plugin.compare_costs import ANSWERS, Cost, tagger_cost
+from adg_plugin.compare_costs import ANSWERS, Cost, scorer_cost, tagger_cost
 from adg_plugin.compare_methods import Plan
 from adg_plugin.config import ADGConfig
 from adg_plugin.decision import Decision
 from adg_plugin.errors import ADGError, DataError, StoreError
 from adg_plugin.pool import pool_counts
 from adg_plugin.selection import resolve_budget
-from adg_plugin.selectors.label_columns import listed_labels
+from adg_plugin.selectors.label_columns import lacks_quality, listed_labels
 from adg_plugin.sharing import Alone
 from adg_plugin.store import RunFolder
 
@@ -44,7 +44,7 @@ class Compared:
         scored: rows it could choose from.
         rejected: rows it could not choose, by reason.
         seconds: that choosing took, with stored answers or likelihoods.
-        asked: the cost that it shares with others who ask for the same; None: it asks no model beforehand.
+        asked: the costs that it shares with others who ask for the same; none: it asks no model beforehand.
         warnings: sentences.
         error: why it did not choose; None: it did.
     """
@@ -56,7 +56,7 @@ class Compared:
     scored: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    asked: str | None = None
+    asked: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str | None = None
 
@@ -89,7 +89,9 @@ class Work:
         """Return what the method chose, or its error."""
         one = Compared(plan.name, plan.method, plan.changes, asked=self._asks(plan))
         try:
-            left = self._ask(one.asked, plan.config)
+            left: dict[str, str] = {}
+            for name in one.asked:
+                left |= self._ask(name, plan.config)
             began = time.monotonic()
             decision = decide(
                 self._run, plan.config, self._source, self.rows["pool"], left, self.assign, show=self._show
@@ -115,29 +117,38 @@ class Work:
             warnings=decision.warnings,
         )
 
-    def _asks(self, plan: Plan) -> str | None:
-        """Return what a method wants to know of a model beforehand: the name of its cost."""
-        if plan.method == "adg":
-            return ANSWERS
-        if plan.method == "mig":
-            some, lacking = listed_labels(self._run, plan.config.field_labels)
-            if plan.config.tagger:
-                return tagger_cost(plan.config.tagger, plan.config.field_labels) if lacking else None
-            return None if some else ANSWERS  # whose bins serve as labels
-        if plan.method == "superfiltering":
-            return f"superfiltering {plan.config.small_model}"
-        if plan.method == "scar":
-            return f"scar {plan.config.scar_model}"
-        return "ifd" if plan.method == "ifd" else None
+    def _asks(self, plan: Plan) -> tuple[str, ...]:
+        """Return what a method wants to know of models beforehand: the names of its costs."""
+        config = plan.config
+        match plan.method:
+            case "adg":
+                return (ANSWERS,)
+            case "mig":
+                return tuple(self._asks_for_labels(config))
+            case "superfiltering":
+                return (f"superfiltering {config.small_model}",)
+            case "scar":
+                return (f"scar {config.scar_model}",)
+            case "ifd":
+                return ("ifd",)
+            case _:
+                return ()
 
-    def _ask(self, asked: str | None, config: ADGConfig) -> Mapping[str, str] | None:
+    def _asks_for_labels(self, config: ADGConfig) -> Iterator[str]:
+        some, lacking = listed_labels(self._run, config.field_labels)
+        if config.tagger and lacking:
+            yield tagger_cost(config.tagger, config.field_labels)
+        if not config.tagger and not some:
+            yield ANSWERS  # whose bins serve as labels
+        if config.quality_scorer and lacks_quality(self._run, config.field_quality):
+            yield scorer_cost(config.quality_scorer, config.field_quality)
+
+    def _ask(self, asked: str, config: ADGConfig) -> Mapping[str, str]:
         """Ask what is not there, once, and return the reason of each row that got nothing this time, by id.
 
         Raises:
             ADGError: it cannot be asked; whoever wants the same later meets the same error.
         """
-        if asked is None:
-            return None
         if asked in self._errors:
             raise self._errors[asked]
         if asked not in self.costs:
@@ -153,9 +164,16 @@ class Work:
     def _took(self, asked: str, config: ADGConfig) -> dict[str, Any]:
         from adg_plugin.sampling import fill
 
-        if asked != ANSWERS:
-            return fill_measures(self._run, config, self._source, show=self._show)
-        return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
+        if asked == ANSWERS:
+            return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
+        # Of the two models that mig may ask, this cost is one's alone.
+        if config.tagger and asked != tagger_cost(config.tagger, config.field_labels):
+            config = config.updated(tagger=None)
+        if config.quality_scorer and asked != scorer_cost(config.quality_scorer, config.field_quality):
+            config = config.updated(quality_scorer=None)
+        took = fill_measures(self._run, config, self._source, show=self._show)
+        left = {"left": took["left"]} if "left" in took else {}
+        return took.pop("rating") | left if "rating" in took else took
 
 
 def _reasons(decision: Decision) -> dict[str, int]:

@@ -36,13 +36,20 @@ class MethodSettings(BaseModel):
     field_quality: str = Field(
         "quality",
         min_length=1,
-        description="Column of a row's quality for `mig`, a number of 0 or more; where a row has none, 1.",
+        description="Column of a row's quality for `mig`, a number of 0 or more; where a row has none, that of "
+        "`quality_scorer`, or 1.",
     )
     tagger: PathText | None = Field(
         None,
         min_length=1,
         description="Model that `mig` asks for the labels of rows that have none: folder or hub name of a chat model, "
         "or `demo`. Default: none is asked.",
+    )
+    quality_scorer: PathText | None = Field(
+        None,
+        min_length=1,
+        description="Model that `mig` asks for a quality from 1 to 6 of rows that have none: folder or hub name of a "
+        "scorer such as `hkust-nlp/deita-quality-scorer`, or of a chat model, or `demo`. Default: none is asked.",
     )
     label_vectors: PathText | None = Field(
         None,

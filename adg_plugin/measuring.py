@@ -42,7 +42,14 @@ class Advice:
 
 
 def add_measures(
-    measures: Measures, results: Iterator[M], advice: Advice, *, total: int, pending: int, show: bool
+    measures: Measures,
+    results: Iterator[M],
+    advice: Advice,
+    *,
+    total: int,
+    pending: int,
+    show: bool,
+    verb: str = "scoring",
 ) -> dict[str, Any]:
     """Store the results, and return what they took.
 
@@ -53,6 +60,7 @@ def add_measures(
         total: rows of the pool.
         pending: of these, without a result.
         show: report progress on stderr.
+        verb: what the model does, for the progress.
 
     Returns:
         `rows`; where there were any `seconds` and `tokens`; where memory was short `left`, the reason of each row that
@@ -66,7 +74,7 @@ def add_measures(
     took: dict[str, Any] = {"rows": pending}
     if not pending:
         return took
-    with SamplingProgress(total, total - pending, verb="scoring", show=show) as progress:
+    with SamplingProgress(total, total - pending, verb=verb, show=show) as progress:
         for result in _watched(results, progress, took, advice):
             measures.append(result)
     return took | {"seconds": progress.seconds, "tokens": progress.tokens}

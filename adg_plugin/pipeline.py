@@ -20,7 +20,7 @@ from adg_plugin.config_errors import NO_POOL
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.manifest import versions
 from adg_plugin.pool import Pool, pool_counts, stage_pool
-from adg_plugin.sharing import Alone, Team, absorb
+from adg_plugin.sharing import Alone, Team, absorb, refuse_for_teams
 from adg_plugin.store import RunFolder
 from adg_plugin.store.reader import SELECTED, Counts
 from adg_plugin.training_rows import write_training_rows
@@ -135,7 +135,7 @@ def run_selection(
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
     team = team or Alone()
-    _refuse_for_teams(config, team)
+    refuse_for_teams(config, team)
     source = source or Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
@@ -180,7 +180,7 @@ def run_stage(
 
     team = team or Alone()
     config.refuse_other_methods(f"`adg {stage}` is about the answers that ADG draws")
-    _refuse_for_teams(config, team)
+    refuse_for_teams(config, team)
     source = Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
@@ -193,21 +193,6 @@ def run_stage(
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
         counts = team.share(asdict(run.counts()) if run is not None else None)
     return Counts(**counts)
-
-
-def _refuse_for_teams(config: ADGConfig, team: Team) -> None:
-    problems = []
-    if config.executor == "ray":
-        config.refuse_other_methods("only ADG samples on Ray's workers")
-    measures = config.method in ("ifd", "superfiltering", "scar") or (config.method == "mig" and config.tagger)
-    if team.size > 1 and measures:
-        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
-    if team.size > 1 and config.executor != "inline":
-        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
-    if team.size > 1 and ":" in config.device:
-        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
-    if problems:
-        raise ConfigError(problems)
 
 
 def prepare(

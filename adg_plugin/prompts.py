@@ -14,7 +14,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.layouts import Reason, UnusableRowError
 from adg_plugin.rows import Rejection, Row
-from adg_plugin.templates import PromptText, make_template
+from adg_plugin.templates import PromptText, Template, make_template
 
 _BATCH_ROWS = 256
 
@@ -64,12 +64,14 @@ class PromptLimit:
 class PromptRenderer:
     """Renders and tokenises rows the way training does."""
 
-    def __init__(self, tokenizer: Any, template: str, limit: PromptLimit | None, truncate: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, template: str | Template, limit: PromptLimit | None, truncate: bool = False
+    ) -> None:
         """Choose the template.
 
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
-            template: `auto`, `chat`, `alpaca`, `chatml`, `raw`, or the path of a .jinja file.
+            template: `auto`, `chat`, `alpaca`, `chatml`, `raw`, the path of a .jinja file, or a template itself.
             limit: the longest prompt, or None for no limit.
             truncate: cut the end of the instruction of longer prompts; else they are rejected.
 
@@ -78,7 +80,7 @@ class PromptRenderer:
             ModelError: `chat`, and the tokenizer has no chat template.
         """
         self._tokenizer = tokenizer
-        self._template = make_template(template, tokenizer)
+        self._template = make_template(template, tokenizer) if isinstance(template, str) else template
         self._limit = limit
         self._truncate = truncate
         self._leading = _leading_tokens(tokenizer)

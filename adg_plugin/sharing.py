@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Prompt
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.parts import results_of
 from adg_plugin.store.staging import row_digest
@@ -58,6 +59,27 @@ class Alone:
     def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the value alone."""
         return [value]
+
+
+def refuse_for_teams(config: ADGConfig, team: Team) -> None:
+    """Raise where what is asked for cannot be done by these processes.
+
+    Raises:
+        ConfigError: with every setting that is in the way.
+    """
+    problems = []
+    if config.executor == "ray":
+        config.refuse_other_methods("only ADG samples on Ray's workers")
+    measures = config.method in ("ifd", "superfiltering", "scar")
+    measures |= config.method == "mig" and bool(config.tagger or config.quality_scorer)
+    if team.size > 1 and measures:
+        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
+    if team.size > 1 and config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
+    if team.size > 1 and ":" in config.device:
+        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
+    if problems:
+        raise ConfigError(problems)
 
 
 def is_mine(prompt: Prompt, team: Team) -> bool:

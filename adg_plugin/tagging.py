@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from adg_plugin import keys
 from adg_plugin.config import ADGConfig
-from adg_plugin.errors import ModelError, OutOfMemoryError
+from adg_plugin.errors import ModelError
+from adg_plugin.measuring import Advice, add_measures
 from adg_plugin.other_models import other_model
-from adg_plugin.progress import SamplingProgress
 from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Row
 from adg_plugin.selectors.label_columns import column_of, has_labels, listed_labels
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PROMPT_TOKENS = 1024  # of the question, its examples and the row's words
 MAX_NEW_TOKENS = 64  # of an answer: five tags take about 30
+ADVICE = Advice(memory="free the device or name a smaller tagger", numbers="check its weights, or name another tagger")
 
 _MEASURE = "tags"
 _LEAST_TOKENS = 64  # that a question must leave for a row's own words
 _VERSION = 1  # raise it when the same model and question come to give other answers
 _BATCH_ROWS = 256  # rendered together
-_UNFIT_ROWS = 3  # without memory, and no more than that with an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,11 @@ def tag(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, An
         show: report progress on stderr.
 
     Returns:
-        `rows` that had no answer; where there were any `seconds`, and `tokens` generated; where rows are not stored
-        `left`, the reason of each, by id.
+        As `adg_plugin.measuring.add_measures`; `tokens` are those generated.
 
     Raises:
         ModelError: the tagger cannot be used.
-        OutOfMemoryError: several rows in a row do not fit, each alone.
-        StoreError: no pool is staged, or a file cannot be read or written; what is answered is kept.
+        OutOfMemoryError, StoreError: as `adg_plugin.measuring.add_measures`; what is answered is kept.
     """
     if not listed_labels(run, config.field_labels)[1]:
         return {"rows": 0}
@@ -90,16 +88,14 @@ def tag(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, An
         for row in _bare(run, config.field_labels):
             total += 1
             pending += asked.digest(row) not in measures.completed
-        took: dict[str, Any] = {"rows": pending}
-        if not pending:
-            return took
         rows = (row for row in _bare(run, config.field_labels) if asked.digest(row) not in measures.completed)
-        with SamplingProgress(total, total - pending, verb="tagging", show=show) as progress:
-            for replies in asked.replies(rows):
-                for reply in _watched(replies, progress, took):
-                    measures.append(reply)
+
+        def replies() -> Iterator[Reply]:
+            for batch in asked.replies(rows):
+                yield from batch
                 measures.flush()
-    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+
+        return add_measures(measures, replies(), ADVICE, total=total, pending=pending, verb="tagging", show=show)
 
 
 def tags_of(run: RunReader, config: ADGConfig, rows: Sequence[Words]) -> Tags:
@@ -205,21 +201,3 @@ def _row(words: Words) -> Row:
     turns = conversation(words.instruction)
     # Models that can think first are asked not to: the answer is a list, and its tokens are few.
     return Row(words.id, turns, None, turns[-1]["content"], "", None, {"enable_thinking": False}, "", {}, "", 0)
-
-
-def _watched(replies: Sequence[Reply], progress: SamplingProgress, took: dict[str, Any]) -> Iterator[Reply]:
-    """Yield what is to be stored, count everything, and stop where it is not the rows that are too long."""
-    from adg_plugin.engines.results import OUT_OF_MEMORY
-
-    for reply in replies:
-        progress.add(reply.tokens, rejected=reply.reason is not None)
-        if reply.reason != OUT_OF_MEMORY:
-            yield reply
-            continue
-        left = took.setdefault("left", {})  # not stored: the next run may have more
-        left[reply.id] = reply.reason
-        if len(left) >= _UNFIT_ROWS and progress.tokens == 0:
-            raise OutOfMemoryError(
-                f"{len(left)} rows do not fit into memory, each alone: free the device or name a smaller tagger. What "
-                "is answered is kept"
-            )

@@ -126,7 +126,7 @@ class RawTemplate:
                 Reason.TEMPLATE, f"the raw template shows one user turn, the row has {len(turns)} turns"
             )
         head = f"{system}\n\n" if system else ""
-        return _prompt_text(head, turns[0]["content"], "", special_tokens=True)
+        return framed(head, turns[0]["content"], "", special_tokens=True)
 
 
 class AlpacaTemplate:
@@ -142,7 +142,7 @@ class AlpacaTemplate:
     def render(self, row: Row) -> PromptText:
         """Return the prompt of a row."""
         if row.text is not None and self._raw_text_as_is:
-            return _prompt_text("", row.text, "", special_tokens=True)
+            return framed("", row.text, "", special_tokens=True)
         _no_tools(row, "alpaca")
         system, turns = _system_and_turns(row)
         for number, turn in enumerate(turns):
@@ -159,7 +159,7 @@ class AlpacaTemplate:
         frame = f"{row.instruction}\n\n### Input:\n" if row.input else ""
         asked = frame + (row.input or row.instruction)
         end = "\n\n### Response:\n"
-        return _prompt_text(f"{head}### Instruction:\n", asked, end, special_tokens=True, kept=len(frame))
+        return framed(f"{head}### Instruction:\n", asked, end, special_tokens=True, kept=len(frame))
 
 
 class ChatTemplate:
@@ -183,7 +183,7 @@ class ChatTemplate:
     def render(self, row: Row) -> PromptText:
         """Return the prompt of a row."""
         if row.text is not None and self._raw_text_as_is:
-            return _prompt_text("", row.text, "", special_tokens=True)
+            return framed("", row.text, "", special_tokens=True)
         messages = _messages(row)
         text = self._apply(messages, row)
         content = messages[_last_user(messages)]["content"]
@@ -193,7 +193,7 @@ class ChatTemplate:
                 Reason.TEMPLATE, "the last user turn cannot be found in what the chat template renders"
             )
         start, end = place
-        return _prompt_text(text[:start], text[start:end], text[end:], special_tokens=False)
+        return framed(text[:start], text[start:end], text[end:], special_tokens=False)
 
     def _apply(self, messages: Sequence[Message], row: Row) -> str:
         tools = list(row.tools) if row.tools else None
@@ -248,7 +248,7 @@ def _between(text: str, content: str, parts: Sequence[str]) -> tuple[int, int] |
     return start, end
 
 
-def _prompt_text(before: str, instruction: str, after: str, *, special_tokens: bool, kept: int = 0) -> PromptText:
+def framed(before: str, instruction: str, after: str, *, special_tokens: bool, kept: int = 0) -> PromptText:
     """Return the joined text; white space around it may merge with the template's tokens, so is left out.
 
     The first `kept` characters of the instruction are never cut.

@@ -538,9 +538,9 @@ def test_mig_takes_labels_or_answers(settings, tmp_path):
     write_jsonl(tmp_path / "labelled.jsonl", labelled)
     config = settings.updated(datasets=[str(tmp_path / "labelled.jsonl")], budget=4, field_labels="tags")
     found = compared(config, ["mig"], tmp_path / "labels")
-    assert (found.methods[0].asked, found.costs, found.facts.bins) == (None, {}, None)
+    assert (found.methods[0].asked, found.costs, found.facts.bins) == ((), {}, None)
     found = compared(config, ["mig", "mig:field_labels=nothing"], tmp_path / "labels")
-    assert [one.asked for one in found.methods] == [None, "answers"]
+    assert [one.asked for one in found.methods] == [(), ("answers",)]
     assert found.methods[1].warnings[0].startswith("no row has labels in column 'nothing', so bins of the prompts")
     assert found.facts.bins["total"] == 4
 

@@ -246,8 +246,8 @@ def test_failed_methods_lost_costs_and_no_bins_are_told(chromium, full, tmp_path
     found = comparison_of(run)
     by_name = {one["name"]: one for one in found["methods"]}
     by_name["longest"] |= {"error": "no row has <b>an</b> answer", "ids": [], "scored": 0}
-    by_name["random"] |= {"asked": "ifd", "warnings": ["a warning"]}
-    found["methods"].append({**by_name["random"], "name": "zip", "asked": "gone", "warnings": []})
+    by_name["random"] |= {"asked": ["ifd"], "warnings": ["a warning"]}
+    found["methods"].append({**by_name["random"], "name": "zip", "asked": ["answers", "gone"], "warnings": []})
     found["costs"] = {
         "answers": {"rows": 30, "seconds": 2.25, "is_whole": False},
         "ifd": {"rows": 0, "seconds": 0.0, "is_whole": False},

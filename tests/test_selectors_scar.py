@@ -332,7 +332,7 @@ def test_a_comparison_scores_once_and_counts_the_cost(ranker, pool, backbone, tm
     settings = {"model": str(backbone), "datasets": [str(pool)], "budget": 3, "scar_model": str(ranker)}
     found = compare(settings, ["scar", "random"], tmp_path / "run", show_progress=False)
     name = f"scar {ranker}"
-    assert [one.asked for one in found.methods] == [name, None]
+    assert [one.asked for one in found.methods] == [(name,), ()]
     assert (found.costs[name].rows, found.methods[0].rejected) == (6, {"no_answer": 1})
     monkeypatch.setattr(style_ranker.StyleRanker, "_load", lambda self: pytest.fail("the ranker was loaded"))
     again = compare(settings, ["scar"], tmp_path / "run", show_progress=False)

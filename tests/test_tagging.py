@@ -317,7 +317,7 @@ def test_compare_asks_the_tagger_once_and_tells_its_cost(model, tmp_path, by_ins
     methods = ["mig", "mig:field_labels=topics", "random"]
     found = compare(config, methods, tmp_path / "run", show_progress=False)
     cost = f"tagger {model} for labels"
-    assert [one.asked for one in found.methods] == [cost, None, None]
+    assert [one.asked for one in found.methods] == [(cost,), (), ()]
     assert [one.error for one in found.methods] == [None, None, None]
     assert found.costs[cost].rows == 12
     assert sum(map(len, asked)) == 12

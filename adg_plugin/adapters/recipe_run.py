@@ -60,7 +60,7 @@ def _how_chosen(config: ADGConfig) -> str:
     if config.method == "adg":
         return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
     judges = {"ifd": backbone, "superfiltering": config.small_model, "scar": config.scar_model}
-    judges |= {"mig": config.tagger} if config.tagger else {}
+    judges |= {"mig": " and ".join(filter(None, (config.tagger, config.quality_scorer)))}
     judge = judges.get(config.method)
     return f"chosen by {config.method}" + (f", judged by {judge}" if judge else "")
 

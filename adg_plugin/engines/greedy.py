@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from adg_plugin.engines.batches import Batches
 from adg_plugin.engines.generate import generation_config
-from adg_plugin.engines.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.results import OUT_OF_MEMORY
 
 _WINDOW_ROWS = 256  # sorted by length together
@@ -65,8 +65,8 @@ class GreedyAnswers:
     ) -> None:
         self._model, self._tokenizer, self._eos = model, tokenizer, sorted(eos_ids)
         self._new_tokens = max_new_tokens
-        self._first_batch_tokens = batch_tokens or _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
-        self._batch_tokens = self._first_batch_tokens
+        most = batch_tokens or _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
+        self._batches = Batches(most, model.device)
 
     def run(self, questions: Iterable[Question]) -> Iterator[list[Reply]]:
         """Yield the replies of a batch as soon as they are there; a question that does not fit alone has a reason."""
@@ -76,26 +76,12 @@ class GreedyAnswers:
         )
         while window := list(islice(remaining, _WINDOW_ROWS)):
             with generation_config(self._model, settings):
-                yield from self._in_batches(sorted(window, key=lambda question: len(question.token_ids), reverse=True))
+                for batch, replies in self._batches.run(window, self._width, self._answered):
+                    # A question without replies is alone in its batch.
+                    yield list(replies or [Reply(batch[0].id, batch[0].key, None, 0, OUT_OF_MEMORY)])
 
-    def _in_batches(self, questions: Sequence[Question]) -> Iterator[list[Reply]]:
-        start = 0
-        while start < len(questions):
-            width = len(questions[start].token_ids) + self._new_tokens
-            batch = questions[start : start + max(1, self._batch_tokens // width)]
-            try:
-                replies = self._answered(batch)
-            except (RuntimeError, MemoryError) as err:
-                if not is_out_of_memory(err):
-                    raise
-                release_memory(self._model.device)
-                if len(batch) > 1:
-                    self._batch_tokens = len(batch) * width // 2
-                    continue
-                replies = [Reply(batch[0].id, batch[0].key, None, 0, OUT_OF_MEMORY)]
-                self._batch_tokens = max(1, self._first_batch_tokens // 2)  # what did not fit is gone
-            yield replies
-            start += len(batch)
+    def _width(self, question: Question) -> int:
+        return len(question.token_ids) + self._new_tokens
 
     @torch.no_grad()
     def _answered(self, batch: Sequence[Question]) -> list[Reply]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adg_plugin.engines.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.batches import Batches
 from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.layouts import Reason
 
@@ -85,8 +85,7 @@ class Likelihoods:
     ) -> None:
         self._model, self._max_tokens = model, max_tokens
         kind = model.device.type
-        self._first_batch_tokens = batch_tokens or _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ACCELERATOR)
-        self._batch_tokens = self._first_batch_tokens
+        self._batches = Batches(batch_tokens or _BATCH_TOKENS.get(kind, _BATCH_TOKENS_ACCELERATOR), model.device)
 
     def run(self, rows: Iterable[LikelihoodRow]) -> Iterator[LikelihoodResult]:
         """Yield a result for each row, 256 rows at a time by length, those that cannot be measured with a reason.
@@ -129,38 +128,21 @@ class Likelihoods:
 
     def _measured(self, rows: Sequence[LikelihoodRow], sequences: Sequence[_Sequence]) -> Iterator[LikelihoodResult]:
         """Yield each row's result as soon as it is complete; its sequences are those at 2 i and 2 i + 1."""
+
+        def width(place: int) -> int:
+            return len(sequences[place])
+
+        def measured(places: Sequence[int]) -> list[float]:
+            return _mean_nll(self._model, [sequences[place] for place in places])
+
         means: dict[int, float | None] = {}
-        for places, found in self._in_batches(sequences):
-            for place, mean in zip(places, found, strict=True):
+        for places, found in self._batches.run(range(len(sequences)), width, measured):
+            known: Sequence[float | None] = [None] if found is None else found  # without means, a sequence is alone
+            for place, mean in zip(places, known, strict=True):
                 means[place] = mean
                 if place ^ 1 in means:
                     pair = place & ~1
                     yield _result(rows[place // 2], means.pop(pair), means.pop(pair + 1), sequences[pair].targets)
-
-    def _in_batches(self, sequences: Sequence[_Sequence]) -> Iterator[tuple[list[int], Sequence[float | None]]]:
-        """Yield the places of some sequences of similar length, the longest first, and their means.
-
-        The mean is None where not even the sequence alone fits into memory.
-        """
-        order = sorted(range(len(sequences)), key=lambda place: len(sequences[place]), reverse=True)
-        start = 0
-        while start < len(order):
-            width = len(sequences[order[start]])
-            places = order[start : start + max(1, self._batch_tokens // width)]
-            means: Sequence[float | None]
-            try:
-                means = _mean_nll(self._model, [sequences[place] for place in places])
-            except (RuntimeError, MemoryError) as err:
-                if not is_out_of_memory(err):
-                    raise
-                release_memory(self._model.device)
-                if len(places) > 1:
-                    self._batch_tokens = len(places) * width // 2
-                    continue
-                means = [None]
-                self._batch_tokens = max(1, self._first_batch_tokens // 2)  # what did not fit is gone
-            yield places, means
-            start += len(places)
 
 
 @torch.no_grad()
@@ -177,7 +159,7 @@ def _mean_nll(model: PreTrainedModel, sequences: Sequence[_Sequence]) -> list[fl
     counts = [sequence.targets for sequence in sequences]
     rows = torch.repeat_interleave(torch.arange(len(sequences)), torch.tensor(counts))
     columns = torch.cat([torch.arange(sequence.first, len(sequence)) for sequence in sequences])
-    logits = _logits_at(model, ids, attended, rows, columns - 1)
+    logits = logits_at(model, ids, attended, rows, columns - 1)
     targets = ids[rows, columns].to(logits.device)
     losses = [
         torch.nn.functional.cross_entropy(part.float(), of_part, reduction="none")
@@ -186,7 +168,7 @@ def _mean_nll(model: PreTrainedModel, sequences: Sequence[_Sequence]) -> list[fl
     return [float(part.mean()) for part in torch.cat(losses).double().cpu().split(counts)]
 
 
-def _logits_at(model: PreTrainedModel, ids: Tensor, attended: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def logits_at(model: PreTrainedModel, ids: Tensor, attended: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return the logits (M, V) at M places of a batch (B, L), computed at no other place.
 
     The states of the others are taken away before the head: `logits_to_keep` keeps the same columns of every row, and

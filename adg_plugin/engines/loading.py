@@ -26,7 +26,7 @@ from adg_plugin.engines.weights import fingerprint, weights_digest
 from adg_plugin.errors import ModelError, need
 
 # What transformers raises for files that are missing, damaged, of another model, or of code that is not there.
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     OSError,
     ValueError,
     KeyError,
@@ -90,7 +90,7 @@ def _from_pretrained(auto: Any, what: str, config: ADGConfig, **options: Any) ->
     revision = config.revision or "main"
     try:
         return auto.from_pretrained(location, revision=revision, trust_remote_code=config.trust_remote_code, **options)
-    except _LOADING_ERRORS as err:
+    except LOADING_ERRORS as err:
         if is_out_of_memory(err):
             raise
         raise unreadable(what, location, err) from err

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle  # noqa: TID251  # its error only
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from typing import Any
 
 import torch
 
-from adg_plugin.engines.loading import pick_device
-from adg_plugin.engines.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.batches import Batches
+from adg_plugin.engines.loading import LOADING_ERRORS, pick_device
 from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.engines.weights import sample_file
 from adg_plugin.errors import ModelError, need
@@ -29,18 +28,7 @@ from adg_plugin.layouts import Reason
 MAX_TOKENS = 512  # of an instruction, and of an answer, as the published tool cuts them
 EXAMPLE = "lizhuang144/scar-roberta-base"
 
-# What transformers, the hub's client and `scar-tool` raise for files that are missing, damaged or of another model.
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    TypeError,
-    EOFError,
-    pickle.UnpicklingError,
-)
+_LOADING_ERRORS = (*LOADING_ERRORS, TypeError)  # the latter is `scar-tool`'s, for files of another model
 _NEEDED_FILES = ("config.json", "pytorch_model.bin", "*token*", "vocab*", "merges.txt", "*.model")
 _FIX = f"give a folder that holds the ranker, or the name of one on the hub, such as {EXAMPLE}"
 _WINDOW_ROWS = 256  # sorted by length together
@@ -93,7 +81,6 @@ class StyleRanker:
             self.identity = _identity(self._folder)
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
-        self._batch_rows = _BATCH_ROWS
 
     def run(self, rows: Iterable[StyleRow]) -> Iterator[StyleResult]:
         """Yield a result for each row, 256 rows at a time by length, those that cannot be scored with a reason.
@@ -104,6 +91,7 @@ class StyleRanker:
             ModelError: the ranker cannot be loaded, or is not whole.
         """
         ranker, tokenizer = self._load()
+        batches = Batches(_BATCH_ROWS, ranker.device)
         remaining = iter(rows)
         while window := list(islice(remaining, _WINDOW_ROWS)):
             whole = []
@@ -113,26 +101,10 @@ class StyleRanker:
                 else:
                     lacks = Reason.NO_ANSWER if row.instruction.strip() else Reason.NO_INSTRUCTION
                     yield StyleResult(row.id, row.key, None, 0, lacks.value)
-            yield from self._in_batches(ranker, tokenizer, whole)
-
-    def _in_batches(self, ranker: Any, tokenizer: Any, rows: Sequence[StyleRow]) -> Iterator[StyleResult]:
-        order = sorted(rows, key=lambda row: len(row.instruction) + len(row.answer), reverse=True)
-        start = 0
-        while start < len(order):
-            some = order[start : start + self._batch_rows]
-            try:
-                found = _scores(ranker, tokenizer, some)
-            except (RuntimeError, MemoryError) as err:
-                if not is_out_of_memory(err):
-                    raise
-                release_memory(ranker.device)
-                if len(some) > 1:
-                    self._batch_rows = len(some) // 2
-                    continue
-                found = [StyleResult(some[0].id, some[0].key, None, 0, OUT_OF_MEMORY)]
-                self._batch_rows = _BATCH_ROWS // 2  # what did not fit is gone
-            yield from found
-            start += len(some)
+            whole.sort(key=lambda row: len(row.instruction) + len(row.answer), reverse=True)
+            for some, found in batches.run(whole, lambda _: 1, lambda some: _scores(ranker, tokenizer, some)):
+                # A row without a result is alone in its batch.
+                yield from found or [StyleResult(some[0].id, some[0].key, None, 0, OUT_OF_MEMORY)]
 
     def _load(self) -> tuple[Any, Any]:
         """Return the ranker, in evaluation mode on its device, and its tokenizer."""

@@ -91,7 +91,7 @@ def _method(one: dict[str, Any]) -> dict[str, Any]:
         "scored": int(one["scored"]),
         "rejected": {str(reason): int(rows) for reason, rows in one["rejected"].items()},
         "seconds": _number(one["seconds"]),
-        "asked": one["asked"] if one["asked"] is None else str(one["asked"]),
+        "asked": [str(name) for name in one["asked"]],
         "warnings": [str(text) for text in one["warnings"]],
         "error": one["error"] if one["error"] is None else str(one["error"]),
         "chosen": len(one["ids"]),

@@ -91,9 +91,11 @@ function methodsTable(found) {
 }
 
 function asking(one, costs) {
-  if (one.asked === null) return NOTHING;
-  const cost = Object.hasOwn(costs, one.asked) ? costs[one.asked] : { rows: 0 };
-  return cost.rows ? `${known(cost.seconds, 1)} s${cost.is_whole ? "" : " +"}` : "?";
+  if (!one.asked.length) return NOTHING;
+  const found = one.asked.map((name) => (Object.hasOwn(costs, name) ? costs[name] : { rows: 0 }));
+  if (!found.every((cost) => cost.rows)) return "?";
+  const seconds = found.reduce((sum, cost) => sum + cost.seconds, 0);
+  return `${known(seconds, 1)} s${found.every((cost) => cost.is_whole) ? "" : " +"}`;
 }
 
 const MOST_VALUES = 12; // the rest, which are less frequent in the pool, are counted together

@@ -23,7 +23,7 @@ _TEXTS: Mapping[str, tuple[str, ...]] = {
     "longest": ("reference",),
     "zip": ("instruction", "reference"),
     "scar": ("instruction", "reference"),
-    "mig": ("instruction", "data"),
+    "mig": ("instruction", "reference", "data"),
     "ifd": (),
     "superfiltering": (),
 }
@@ -82,6 +82,6 @@ def _prepared(
         case "scar":
             return by_style(run, config, candidates, unmeasured)
         case "mig":
-            return labelled(run, config, candidates)
+            return labelled(run, config, candidates, unmeasured)
         case _:
             return by_likelihood(run, config, source, candidates, unmeasured)

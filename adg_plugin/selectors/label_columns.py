@@ -73,6 +73,14 @@ def read_quality(value: Any, column: str) -> float | None:
     return number
 
 
+def has_quality(value: Any) -> bool:
+    """Return whether a row's column holds a quality, be it one that cannot be read."""
+    try:
+        return read_quality(value, "") is not None
+    except ValueError:
+        return True
+
+
 def column_of(data: str, column: str) -> Any:
     """Return the value of a column in a staged row, None where it lacks it; a row that does not name it is not read."""
     return json.loads(data).get(column) if json.dumps(column, ensure_ascii=False) in data else None
@@ -93,6 +101,15 @@ def listed_labels(run: RunReader, column: str) -> tuple[bool, bool]:
             if some and lacking:
                 return some, lacking
     return some, lacking
+
+
+def lacks_quality(run: RunReader, column: str) -> bool:
+    """Return whether any staged row has nothing in its column of quality."""
+    return any(
+        not has_quality(column_of(text, column))
+        for table in run.staged_columns(["data"])
+        for text in table["data"].to_pylist()
+    )
 
 
 def _listed(text: str) -> list[Any] | None:

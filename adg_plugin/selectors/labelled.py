@@ -1,19 +1,25 @@
-"""MIG over a run folder: labels and quality of the rows, a tagger or bins -> the choice."""
+"""MIG over a run folder: labels and quality of the rows, or of models, or bins -> the choice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.bins import assign_bins
 from adg_plugin.config import ADGConfig
+from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.errors import DataError
+from adg_plugin.layouts import Reason
+from adg_plugin.measuring import NOT_MEASURED
+from adg_plugin.rating import ADVICE, Answered, ratings_of
 from adg_plugin.selectors.candidates import Candidates, Pick, Picked, of_chosen, without
 from adg_plugin.selectors.label_columns import has_labels, read_labels, read_quality
 from adg_plugin.selectors.label_graph import LabelGraph, label_graph, normalised
 from adg_plugin.selectors.label_vectors import read_label_vectors
+from adg_plugin.selectors.measured import not_measured
 from adg_plugin.selectors.mig import mig_order
 from adg_plugin.store import Rejection, RunReader
 from adg_plugin.tagging import Words, tags_of
@@ -40,23 +46,30 @@ class _Known:
     absent: bool
 
 
-def labelled(run: RunReader, config: ADGConfig, candidates: Candidates) -> tuple[Candidates, list[Rejection], Pick]:
+def labelled(
+    run: RunReader, config: ADGConfig, candidates: Candidates, unmeasured: Mapping[str, str]
+) -> tuple[Candidates, list[Rejection], Pick]:
     """Return the candidates with labels and quality that can be read, the others with reasons, and how MIG chooses.
 
+    With a quality scorer, a row without a quality of its own is left out where that could not grade it.
+
     Args:
-        run: the run folder; with a tagger, what it answered is there.
-        config: names columns, tagger and label vectors.
-        candidates: with instruction and data.
+        run: the run folder; with a tagger or a quality scorer, what they answered is there.
+        config: names columns, tagger, quality scorer and label vectors.
+        candidates: with instruction, reference and data.
+        unmeasured: the reason of each row that could not be graded this time, by id.
 
     Raises:
         DataError: there are neither labels nor bins, or the tagger gave no tags, or the label vectors are of no use.
-        ModelError: the tagger cannot be found.
+        ModelError: the tagger or the quality scorer cannot be found.
     """
     known = _read(config, candidates)
+    notes: list[str] = []
+    if config.quality_scorer:
+        known = _graded(run, config, candidates, known, unmeasured, notes)
     left, rejections = without(candidates, known.reasons)
     usable = [row for row, reason in enumerate(known.reasons) if reason is None]
     labels, quality = [known.labels[row] for row in usable], [known.quality[row] for row in usable]
-    notes: list[str] = []
     are_bins = known.absent and not config.tagger and len(left) > 0
     if config.tagger and not all(labels):
         labels = _tagged(run, config, left, labels, notes)
@@ -90,6 +103,45 @@ def _read(config: ADGConfig, candidates: Candidates) -> _Known:
     return _Known(
         [labels for labels, _, _ in rows], [worth for _, worth, _ in rows], [why for _, _, why in rows], absent
     )
+
+
+def _graded(
+    run: RunReader,
+    config: ADGConfig,
+    candidates: Candidates,
+    known: _Known,
+    unmeasured: Mapping[str, str],
+    notes: list[str],
+) -> _Known:
+    """Return what is known with the grades of rows without a quality, and with a reason where there is no grade."""
+    bare = [row for row, worth in enumerate(known.quality) if worth is None and known.reasons[row] is None]
+    if not bare:
+        return known
+    asked = [Answered(str(candidates.ids[r]), candidates.instructions[r], candidates.references[r]) for r in bare]
+    quality, reasons = list(known.quality), list(known.reasons)
+    own = sum(worth is not None for worth in quality)
+    for row, found in zip(bare, ratings_of(run, config, asked), strict=True):
+        quality[row] = found.score
+        if found.reason is not None:
+            left = found.reason == NOT_MEASURED
+            reason = unmeasured.get(str(candidates.ids[row]), found.reason) if left else found.reason
+            reasons[row] = reason, _no_grade(reason, config)
+    if own:
+        notes.append(
+            f"{own:,} of {own + len(bare):,} rows have a quality in column {config.field_quality!r}, the others one of "
+            f"{config.quality_scorer!r}, from 1 to 6: if the scales differ, name another column (field_quality)"
+        )
+    return replace(known, quality=quality, reasons=reasons)
+
+
+def _no_grade(reason: str, config: ADGConfig) -> str:
+    """Return the sentence for a row that the quality scorer could not grade."""
+    who = f"quality_scorer {config.quality_scorer!r}"
+    if reason == Reason.NO_ANSWER:
+        return f"{who} grades answers in words, and it has none; give it a quality ({config.field_quality!r})"
+    if reason in (NON_FINITE, OUT_OF_MEMORY, NOT_MEASURED):
+        return not_measured(reason, who, ADVICE)
+    return f"{who} cannot be shown it: give it a quality ({config.field_quality!r}), or shorten its instruction"
 
 
 def _told_labels(config: ADGConfig, labels: Labels) -> list[str]:

@@ -74,7 +74,7 @@ def by_style(
         if reason is None:
             return None
         reason = unmeasured.get(str(candidates.ids[row]), reason)
-        return reason, _not_measured(reason, f"scar_model {config.scar_model!r}", scar.ADVICE)
+        return reason, not_measured(reason, f"scar_model {config.scar_model!r}", scar.ADVICE)
 
     reasons = [told(row) for row in range(len(candidates))]
     kept = np.array([reason is None for reason in reasons], dtype=bool)
@@ -107,10 +107,11 @@ def _no_likelihood(reason: str, found: LikelihoodTable, row: int, config: ADGCon
         )
     if reason == Reason.NO_ANSWER:
         return NO_ANSWER
-    return _not_measured(reason, who, ADVICE[method])
+    return not_measured(reason, who, ADVICE[method])
 
 
-def _not_measured(reason: str, who: str, advice: Advice) -> str:
+def not_measured(reason: str, who: str, advice: Advice) -> str:
+    """Return the sentence for a row of which a model said nothing that can be used."""
     return {
         NON_FINITE: f"{who} gave NaN or infinity: {advice.numbers}",
         OUT_OF_MEMORY: f"{who} has no memory for it, even alone: {advice.memory}; the next run tries it again",

@@ -1,0 +1,337 @@
+"""A quality scorer's grades in the run folder: the published prompt and rule, asked once, kept; MIG by them."""
+
+from __future__ import annotations
+
+import json
+import random
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+from tiny_runs import BAD, choose, pool_rows, read_jsonl, save, spoil
+
+from adg_plugin import keys
+from adg_plugin.config import ADGConfig
+from adg_plugin.engines import rating as engine
+from adg_plugin.engines.batches import Batches
+from adg_plugin.engines.loading import Source
+from adg_plugin.engines.rating import GradeQuestion, Grades
+from adg_plugin.errors import ModelError, NumericalError, OutOfMemoryError
+from adg_plugin.pipeline import prepare
+from adg_plugin.pool import Pool
+from adg_plugin.prompts import PromptLimit, PromptRenderer
+from adg_plugin.rating import Answered, Rater, _row, rate, ratings_of
+from adg_plugin.rows import Rejection
+from adg_plugin.selectors.quality import QualityTemplate
+from adg_plugin.store import RunFolder
+
+tiny = pytest.mark.tiny
+GRADE_IDS = [tiny_tokenizer().convert_tokens_to_ids(str(grade)) for grade in range(1, 7)]
+ROOM = {"max_position_embeddings": 2048}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("models") / "tiny", **ROOM)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Ids of the rows of each batch that reaches a model, in order."""
+    batches: list[list[str]] = []
+    scored = Grades._scores
+
+    def spied(self, batch):
+        found = scored(self, batch)
+        batches.append([question.id for question in batch])
+        return found
+
+    monkeypatch.setattr(Grades, "_scores", spied)
+    return batches
+
+
+class Rating:
+    """A run folder of a pool, and everything that `rate` wants."""
+
+    def __init__(self, folder: Path, model: Path, rows, scorer: Path | None = None):
+        self.folder, self.rows = folder, rows
+        self.config = ADGConfig(model=str(model), quality_scorer=str(scorer or model), device="cpu", num_samples=3)
+
+    def rate(self):
+        source = Source.configured(self.config)
+        recipe = keys.answer_recipe(self.config, model=source.identity, eos_ids=source.eos_ids)
+        with RunFolder.open(self.folder) as run:
+            prepare(run, Pool.of(self.config, self.rows), self.config, source, recipe, own=False)
+            return rate(run, self.config, show=False)
+
+    def found(self):
+        rows = [Answered(row["id"], row["instruction"], row["output"]) for row in self.rows]
+        return {row.id: found for row, found in zip(rows, self.ratings(rows), strict=True)}
+
+    def ratings(self, rows):
+        return ratings_of(RunFolder.read(self.folder), self.config, rows)
+
+
+def without_a_template():
+    tokenizer = deepcopy(tiny_tokenizer())  # which all tests share
+    tokenizer.chat_template = None
+    return tokenizer
+
+
+def questions(lengths, seed=0):
+    draw = random.Random(seed)
+    return [
+        GradeQuestion(f"q{n}", bytes(16), np.array([draw.randrange(4, 200) for _ in range(length)], np.int32))
+        for n, length in enumerate(lengths)
+    ]
+
+
+def grades(model, rows, **options):
+    return {found.id: found for found in Grades(model, GRADE_IDS, **options).run(rows)}
+
+
+@tiny
+def test_a_grade_is_the_mean_over_the_grades_own_tokens_whatever_else_is_in_the_batch():
+    rows = questions([5, 40, 17, 3, 40, 29])
+    model = tiny_model(dtype=torch.float64)
+    together = grades(model, rows)
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row.token_ids.tolist()])).logits[0, -1].tolist()
+        weights = [np.exp(logits[token]) for token in GRADE_IDS]
+        expected = sum(grade * weight for grade, weight in enumerate(weights, 1)) / sum(weights)
+        assert together[row.id].score == pytest.approx(expected, abs=1e-9)
+        assert together[row.id].tokens == len(row.token_ids)
+    alone = grades(model, rows[::-1], batch_tokens=1)
+    assert {id: found.score for id, found in alone.items()} == pytest.approx(
+        {id: found.score for id, found in together.items()}, abs=1e-9
+    )
+
+
+def test_batches_halve_where_memory_is_short_and_name_the_item_that_does_not_fit():
+    tried: list[list[int]] = []
+
+    def work(batch):
+        tried.append(list(batch))
+        if sum(batch) > 10:
+            raise MemoryError
+        return [item * item for item in batch]
+
+    found = list(Batches(24, torch.device("cpu")).run([2, 11, 3, 5, 4, 1], lambda item: item, work))
+    assert [(list(batch), results) for batch, results in found] == [
+        ([11], None),
+        ([5, 4], [25, 16]),
+        ([3, 2, 1], [9, 4, 1]),
+    ]
+    assert tried[:3] == [[11, 5], [11], [5, 4]]
+
+    def broken(batch):
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(Batches(4, torch.device("cpu")).run([1], lambda item: item, broken))
+
+
+def test_a_model_without_a_chat_template_gets_the_prompt_of_deitas_scorers():
+    tokenizer = without_a_template()
+    shown = PromptRenderer(tokenizer, QualityTemplate(tokenizer), None).render(_row(Answered("a", "Why {x}?", "So.")))
+    assert shown.text == (
+        "You are a helpful assistant. Please identify the quality score of the Response corresponding to the Question. "
+        "\n #Question#:\nWhy {x}?\n#Response#:\nSo. \n##Quality: "
+    )
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_of_what_is_too_long_the_answers_end_goes_and_never_all_of_it(chat):
+    tokenizer = tiny_tokenizer() if chat else without_a_template()
+    whole = PromptRenderer(tokenizer, QualityTemplate(tokenizer), None)
+    length = len(whole.render(_row(Answered("a", "Why?", "?"))).token_ids) - 1
+    limit = PromptLimit(length + 20, "the limit", "shorten it")
+    renderer = PromptRenderer(tokenizer, QualityTemplate(tokenizer), limit, truncate=True)
+    shown = renderer.render(_row(Answered("a", "Why?", "begin " + "word " * 30 + "end")))
+    assert len(shown.token_ids) <= length + 20
+    assert "Why?" in shown.text
+    assert "begin word" in shown.text
+    assert "end" not in shown.text.replace("_end", "").rpartition("Response")[2]
+    after = "<|im_end|>\n<|im_start|>assistant\n" if chat else " \n##Quality: "
+    assert shown.text.endswith(after)
+    refused = renderer.render(_row(Answered("a", "Why" + "?" * 40, "so")))
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "prompt_too_long"
+
+
+@tiny
+def test_only_rows_without_a_quality_are_graded_and_only_once(model, tmp_path, asked):
+    rows = pool_rows(10)
+    rows[0]["quality"], rows[1]["quality"], rows[2]["output"] = 3, "bad", " "
+    rating = Rating(tmp_path / "run", model, rows)
+    took = rating.rate()
+    assert took["rows"] == 7
+    assert took["tokens"] > 0
+    assert sorted(chain(*asked)) == [f"row-{n}" for n in range(3, 10)]
+    found = rating.found()
+    assert all(1 < found[f"row-{n}"].score < 6 for n in range(3, 10))
+    assert found["row-2"].reason == "no_answer"
+    asked.clear()
+    assert rating.rate() == {"rows": 0}
+    rating.rows[9]["output"] = "another"
+    assert rating.found()["row-9"].reason == "not_measured"
+    assert rating.rate()["rows"] == 1
+    assert asked == [["row-9"]]
+
+
+@tiny
+def test_where_all_rows_have_a_quality_no_scorer_is_looked_for(model, tmp_path):
+    settings = {"method": "mig", "quality_scorer": str(tmp_path / "nowhere"), "budget": 2}
+    assert len(choose(pool_rows(4, labels=["a"], quality=1), model, tmp_path / "run", **settings).ids) == 2
+    with pytest.raises(ModelError, match="nowhere"):
+        choose(pool_rows(4, labels=["a"]), model, tmp_path / "other", **settings)
+
+
+@tiny
+def test_another_model_another_template_and_another_limit_grade_anew(model, tmp_path, monkeypatch):
+    rating = Rating(tmp_path / "run", model, pool_rows(3))
+    rating.rate()
+    other = save(tmp_path / "other", lambda model: model.lm_head.weight.mul_(0.5), **ROOM)
+    assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
+    (other / "chat_template.jinja").unlink()
+    assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
+    monkeypatch.setattr("adg_plugin.rating.MAX_PROMPT_TOKENS", 1000)
+    assert rating.rate()["rows"] == 3
+    monkeypatch.undo()
+    assert rating.rate()["rows"] == 0
+
+
+@tiny
+def test_a_kill_keeps_what_was_written_and_the_rest_is_graded_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(engine._BATCH_TOKENS, "cpu", 1)  # batches of one row
+    whole = Rating(tmp_path / "whole", model, pool_rows(5))
+    whole.rate()
+    rating = Rating(tmp_path / "run", model, pool_rows(5))
+    scored, calls = Grades._scores, []
+
+    def killed(self, batch):
+        calls.append(batch[0].id)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return scored(self, batch)
+
+    monkeypatch.setattr(Grades, "_scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rating.rate()
+    assert sum(found.score is not None for found in rating.found().values()) == 3
+    assert rating.rate()["rows"] == 2
+    assert rating.found() == whole.found()
+
+
+@tiny
+def test_rows_that_give_nan_or_have_no_memory_are_left_out_with_a_reason(model, tmp_path, monkeypatch):
+    scorer = save(tmp_path / "spoilt", spoil, **ROOM)
+    rows = pool_rows(8, labels=["a"])
+    rows[1]["output"] = BAD
+    scored = Grades._scores
+
+    def short(self, batch):
+        if "row-3" in [question.id for question in batch]:
+            raise torch.OutOfMemoryError("no memory")
+        return scored(self, batch)
+
+    monkeypatch.setattr(Grades, "_scores", short)
+    settings = {"method": "mig", "quality_scorer": str(scorer), "budget": 4}
+    chosen = choose(rows, model, tmp_path / "run", **settings)
+    assert chosen.manifest["rows"]["rejected"] == {"non_finite_states": 1, "out_of_memory": 1}
+    told = {line["id"]: line["detail"] for line in read_jsonl(chosen.run_dir / "rejected.jsonl")}
+    assert "gave NaN or infinity: check the weights of quality_scorer" in told["row-1"]
+    assert "the next run tries it again" in told["row-3"]
+    monkeypatch.setattr(Grades, "_scores", scored)
+    again = choose(rows, model, tmp_path / "run", **settings)
+    assert again.manifest["rows"]["rejected"] == {"non_finite_states": 1}
+    assert again.manifest["sampling"]["rating"]["rows"] == 1
+
+
+@tiny
+def test_a_scorer_that_fails_on_most_rows_is_an_error(model, tmp_path, monkeypatch):
+    broken = save(tmp_path / "broken", lambda model: model.model.norm.weight.fill_(float("nan")), **ROOM)
+    with pytest.raises(NumericalError, match="6 of 6 rows gave NaN or infinity: check the weights of quality_scorer"):
+        Rating(tmp_path / "run", model, pool_rows(6), broken).rate()
+    monkeypatch.setattr(Grades, "_scores", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(OutOfMemoryError, match="3 rows do not fit into memory, each alone: free the device, or name"):
+        Rating(tmp_path / "other", model, pool_rows(6)).rate()
+
+
+@tiny
+def test_a_scorer_that_cannot_be_asked_is_named(model, tmp_path):
+    short = save(tmp_path / "short", max_position_embeddings=128)
+    with pytest.raises(ModelError, match=r"quality_scorer is '.*short': a question may take 128 tokens, and has"):
+        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(short)))
+    merging = save(tmp_path / "merging", **ROOM)
+    backend = json.loads((merging / "tokenizer.json").read_text())
+    backend["model"]["vocab"]["Ġ1"] = 300  # as in the vocabulary of gpt2
+    backend["model"]["merges"] = [["Ġ", "1"]]
+    (merging / "tokenizer.json").write_text(json.dumps(backend))
+    (merging / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="after its prompt, '1' is no token of its own; name another model"):
+        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(merging)))
+
+
+@tiny
+def test_mig_takes_the_grades_for_rows_without_a_quality_and_tells_of_two_scales(model, tmp_path):
+    rows = pool_rows(12, labels=["same"])
+    settings = {"method": "mig", "quality_scorer": str(model), "budget": 5}
+    chosen = choose(rows, model, tmp_path / "run", **settings)
+    rating = Rating(tmp_path / "run", model, rows)
+    scores = {id: found.score for id, found in rating.found().items()}
+    assert list(chosen.ids) == sorted(scores, key=scores.__getitem__, reverse=True)[:5]
+    assert not any("quality" in sentence for sentence in chosen.manifest["warnings"])
+    rows[7]["quality"] = 9
+    chosen = choose(rows, model, tmp_path / "other", **settings)
+    assert chosen.ids[0] == "row-7"
+    assert any(
+        sentence.startswith("1 of 12 rows have a quality in column 'quality', the others one of")
+        for sentence in chosen.manifest["warnings"]
+    )
+
+
+@tiny
+def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_path, asked):
+    from tiny_runs import SETTINGS, write_jsonl
+
+    from adg_plugin.compare import compare
+
+    pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
+    config = ADGConfig.parse(
+        {**SETTINGS, "model": str(model), "datasets": [str(pool)], "budget": 4, "quality_scorer": str(model)}
+    )
+    methods = ["mig", "random", "adg"]
+    found = compare(config, methods, tmp_path / "run", show_progress=False)
+    cost = f"quality scorer {model} for quality"
+    assert [one.asked for one in found.methods] == [("answers", cost), (), ("answers",)]
+    assert [one.error for one in found.methods] == [None, None, None]
+    both = found.cost(found.methods[0])
+    assert (both.rows, both.seconds) == (12, found.costs["answers"].seconds + found.costs[cost].seconds)
+    assert sum(map(len, asked)) == 12
+    again = compare(config, methods, tmp_path / "run", show_progress=False)
+    assert again.costs[cost].rows == 12
+    assert again.methods[0].ids == found.methods[0].ids
+    assert sum(map(len, asked)) == 12
+    alone = tmp_path / "alone"
+    choose(pool_rows(12, labels=["a"]), model, alone, method="mig", quality_scorer=str(model), budget=4)
+    assert sum(map(len, asked)) == 24
+
+
+@pytest.mark.model
+def test_the_demo_model_grades_answers(demo_model, tmp_path):
+    rows = [
+        {"id": "right", "instruction": "What is the capital of France?", "output": "The capital of France is Paris."},
+        {"id": "nonsense", "instruction": "What is the capital of France?", "output": "zzz qqq zzz 77 ;;; qqq"},
+        {"id": "long", "instruction": "Count to ten thousand.", "output": " ".join(map(str, range(10000)))},
+    ]
+    rating = Rating(tmp_path / "run", demo_model, rows)
+    rating.rate()
+    scores = {id: found.score for id, found in rating.found().items()}
+    assert all(1 <= score <= 6 for score in scores.values()), scores
+    assert scores["right"] != scores["nonsense"]
