@@ -1,9 +1,13 @@
-"""Results of the downstream benchmark -> means, deviations and paired intervals against random."""
+"""Results of the downstream benchmark -> means, deviations and paired intervals against random, or another method.
+
+python benchmarks/downstream_table.py benchmarks/results/downstream*.jsonl
+python benchmarks/downstream_table.py benchmarks/results/downstream*.jsonl --against adg-raw
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +24,8 @@ _DRAWS = 10_000
 _POWER = 0.8
 
 
-def compared(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for each measure and method: mean and deviation over seeds, and the difference from random.
+def compared(results: Sequence[dict[str, Any]], reference: str = REFERENCE) -> dict[str, Any]:
+    """Return, for each measure and method: mean and deviation over seeds, and the difference from the reference.
 
     `difference` has a 95 % interval of a bootstrap that draws seeds and evaluation rows again, the same of both.
     `between_seeds` is the interval of the paired differences of the seeds alone (Student's t), which also covers what
@@ -33,9 +37,9 @@ def compared(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for method, seeds in of.items():
             values = np.array([_mean(each) for each in seeds.values()])
             about = {"seeds": len(values), "mean": values.mean(), "sd": values.std(ddof=1) if len(values) > 1 else None}
-            common = sorted(set(seeds) & set(of.get(REFERENCE, {})))
-            if method not in (REFERENCE, UNTRAINED) and common:
-                pairs = [(seeds[seed], of[REFERENCE][seed]) for seed in common]
+            common = sorted(set(seeds) & set(of.get(reference, {})))
+            if method not in (reference, UNTRAINED) and common:
+                pairs = [(seeds[seed], of[reference][seed]) for seed in common]
                 about |= _difference(pairs)
             rows[method] = {key: _rounded(value) for key, value in about.items()}
         table[measure] = rows
@@ -85,14 +89,13 @@ def _rounded(value: Any) -> Any:
     return round(float(value), 4) if isinstance(value, float | np.floating) else value
 
 
-def print_table(table: dict[str, Any]) -> None:
+def print_table(table: dict[str, Any], reference: str = REFERENCE) -> None:
     """Print the table as Markdown on stdout."""
     for measure, rows in table.items():
         lower = measure.startswith("loss")
         print(f"\n### {measure} ({'lower' if lower else 'higher'} is better)\n")
-        print(
-            "| method | seeds | mean | sd | difference from random | bootstrap 95 % | between seeds 95 % | detectable |"
-        )
+        intervals = f"difference from {reference} | bootstrap 95 % | between seeds 95 % | detectable"
+        print(f"| method | seeds | mean | sd | {intervals} |")
         print("|---|---|---|---|---|---|---|---|")
         for method, about in sorted(rows.items(), key=lambda row: row[1]["mean"] if lower else -row[1]["mean"]):
             cells = [method, str(about["seeds"]), f"{about['mean']:.4f}", _cell(about.get("sd"))]
@@ -107,9 +110,15 @@ def _cell(value: Any, form: str = ".4f") -> str:
 
 
 def main() -> None:
-    """Print the table of files of results: python benchmarks/downstream_table.py FILE.jsonl ..."""
-    texts = [Path(name).read_text(encoding="utf-8") for name in sys.argv[1:]]
-    print_table(compared([json.loads(line) for text in texts for line in text.splitlines()]))
+    """Print the table of files of results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.jsonl")
+    parser.add_argument("--against", default=REFERENCE, metavar="METHOD", help="what the others are compared with")
+    args = parser.parse_args()
+    lines = [json.loads(line) for file in args.files for line in file.read_text(encoding="utf-8").splitlines()]
+    if args.against not in {line["method"] for line in lines}:
+        parser.error(f"--against is {args.against!r}: use one of {', '.join(sorted({x['method'] for x in lines}))}")
+    print_table(compared(lines, args.against), args.against)
 
 
 if __name__ == "__main__":

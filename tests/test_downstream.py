@@ -55,6 +55,9 @@ def test_the_means_are_per_token_and_pairs_are_of_one_seed():
     assert table["a"]["seeds"] == 2
     assert (table["a"]["paired_seeds"], table["a"]["difference"]) == (1, pytest.approx(4 / 4 - 12 / 4))
     assert "between_seeds" not in table["a"]
+    turned = compared(results, "a")["loss x"]
+    assert turned["random"]["difference"] == -table["a"]["difference"]
+    assert "difference" not in turned["a"]
 
 
 def test_accuracies_are_compared_question_by_question():
