@@ -12,8 +12,10 @@ from adg_plugin.engines.results import OUT_OF_MEMORY
 from adg_plugin.errors import ConfigError
 from adg_plugin.likelihoods import measure
 from adg_plugin.manifest import score_summary
-from adg_plugin.rating import rate
+from adg_plugin.rating import Rater, rate
 from adg_plugin.scoring import Assign, choose_rows, eligible
+from adg_plugin.selectors.label_columns import lacks_quality
+from adg_plugin.selectors.labelled import check_labels
 from adg_plugin.store import RunFolder
 from adg_plugin.tagging import tag
 
@@ -31,6 +33,9 @@ def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bo
             `adg_plugin.tagging.tag` and `adg_plugin.rating.rate`; what is measured is kept.
     """
     if config.method == "mig":
+        check_labels(run, config)
+        if config.quality_scorer and lacks_quality(run, config.field_quality):
+            Rater.configured(config)  # a wrong one is told before the tagger's hours
         took = tag(run, config, show=show) if config.tagger else {"rows": 0}
         if config.quality_scorer:
             rating = rate(run, config, show=show)

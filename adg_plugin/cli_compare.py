@@ -187,12 +187,13 @@ def _cells(about: Comparison, one: Compared, at: int) -> tuple[str, ...]:
 
 
 def _asking(about: Comparison, one: Compared) -> str:
-    cost = about.cost(one)
-    if cost is None:
+    costs = about.costs_of(one)
+    if not costs:
         return "-"
-    if not cost.rows:
+    if not all(cost.rows for cost in costs):
         return "?"
-    return f"{cost.seconds:.1f}" + ("" if cost.is_whole(about.rows["candidates"]) else "+")
+    whole = all(cost.is_whole(about.rows["candidates"]) for cost in costs)
+    return f"{sum(cost.seconds for cost in costs):.1f}" + ("" if whole else "+")
 
 
 def _median(lengths: dict[str, dict[str, float]], name: str) -> str:

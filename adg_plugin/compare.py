@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin import keys
-from adg_plugin.compare_costs import Cost, costs_before, total
+from adg_plugin.compare_costs import Cost, costs_before
 from adg_plugin.compare_facts import COMPARE, Facts, add_files, facts_of
 from adg_plugin.compare_folder import BesideASelection
 from adg_plugin.compare_methods import DEFAULT_METHODS, Plan, planned
@@ -28,6 +28,7 @@ from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
 from adg_plugin.rating import Rater
 from adg_plugin.report.facets import read_facets
+from adg_plugin.selectors.label_columns import lacks_quality, listed_labels
 from adg_plugin.store import RunFolder
 from adg_plugin.store.files import write_json
 from adg_plugin.tagging import Tagger
@@ -60,9 +61,9 @@ class Comparison:
         """The methods that did not choose."""
         return tuple(one for one in self.methods if one.error is not None)
 
-    def cost(self, one: Compared) -> Cost | None:
-        """Return what asking models took for a method; None where it asks none."""
-        return total(self.costs.get(name, Cost()) for name in one.asked) if one.asked else None
+    def costs_of(self, one: Compared) -> list[Cost]:
+        """Return what asking took for a method, of each model; none where it asks none."""
+        return [self.costs.get(name, Cost()) for name in one.asked]
 
     def summary(self) -> dict[str, Any]:
         """Return all of it, for JSON."""
@@ -109,6 +110,7 @@ def compare(
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with BesideASelection.open(folder) as run:
         prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
+        _refuse_models_of_mig(run, plans)
         work = Work(run, config, source, costs_before(run, recipe), show_progress)
         done = tuple(work.chosen(plan) for plan in plans)
         found = _comparison(run, config, work, done)
@@ -143,10 +145,16 @@ def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
             StyleRanker(plan.config.scar_model)
         if plan.method == "superfiltering":
             other_model(plan.config, "small_model")
-        if plan.method == "mig" and plan.config.tagger:
-            Tagger.configured(plan.config)
-        if plan.method == "mig" and plan.config.quality_scorer:
-            Rater.configured(plan.config)
+
+
+def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
+    """Raise where a tagger or quality scorer that will be asked cannot be, before anything is sampled."""
+    for plan in plans:
+        config = plan.config
+        if plan.method == "mig" and config.tagger and listed_labels(run, config.field_labels)[1]:
+            Tagger.configured(config)
+        if plan.method == "mig" and config.quality_scorer and lacks_quality(run, config.field_quality):
+            Rater.configured(config)
 
 
 def _comparison(run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]) -> Facts:

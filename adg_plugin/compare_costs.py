@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adg_plugin.compare_facts import COMPARE, read_comparison
@@ -22,12 +22,14 @@ class Cost:
         seconds: for these.
         tokens: drawn or predicted.
         seconds_now: those of this run.
+        of: rows that there are to ask about; None: all that could be sampled.
     """
 
     rows: int = 0
     seconds: float = 0.0
     tokens: int = 0
     seconds_now: float = 0.0
+    of: int | None = None
 
     def with_now(self, took: Mapping[str, Any]) -> Cost:
         """Return it with what this run took, as sampling or measuring says."""
@@ -37,11 +39,12 @@ class Cost:
             self.seconds + seconds,
             self.tokens + int(took.get("tokens", 0)),
             seconds,
+            took.get("total", self.of),
         )
 
     def is_whole(self, rows: int) -> bool:
-        """Return whether a record is there of so many rows: an interrupted run leaves none."""
-        return self.rows >= rows
+        """Return whether a record is there of all rows to ask about, of so many: an interrupted run leaves none."""
+        return self.rows >= (rows if self.of is None else self.of)
 
     def summary(self, rows: int) -> dict[str, Any]:
         """Return the figures, for JSON."""
@@ -50,24 +53,15 @@ class Cost:
             "seconds": self.seconds,
             "tokens": self.tokens,
             "seconds_now": self.seconds_now,
+            "of": rows if self.of is None else self.of,
             "is_whole": self.is_whole(rows),
         }
 
 
-def total(costs: Iterable[Cost]) -> Cost:
-    """Return what all of them took together; of so many rows as each of them has."""
-    all_of = list(costs)
-    return Cost(
-        min(cost.rows for cost in all_of),
-        sum(cost.seconds for cost in all_of),
-        sum(cost.tokens for cost in all_of),
-        sum(cost.seconds_now for cost in all_of),
-    )
-
-
 def seconds_of(took: Mapping[str, Any]) -> float:
-    """Return the seconds of drawing or measuring, and of embedding after it."""
-    return float(took.get("seconds", 0.0)) + float(took.get("embedding", {}).get("seconds", 0.0))
+    """Return the seconds of drawing or measuring, and of embedding or grading after it."""
+    parts = (took, took.get("embedding", {}), took.get("rating", {}))
+    return sum(float(part.get("seconds", 0.0)) for part in parts)
 
 
 def tagger_cost(tagger: str, column: str) -> str:
@@ -99,10 +93,10 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     if before is not None and before.get("recipe") == dict(recipe):
         try:
             for name, cost in before["costs"].items():
-                found[name] = Cost(int(cost["rows"]), float(cost["seconds"]), int(cost["tokens"]))
+                found[name] = Cost(int(cost["rows"]), float(cost["seconds"]), int(cost["tokens"]), of=cost.get("of"))
         except (KeyError, TypeError, ValueError, AttributeError) as err:
             raise StoreError(f"{run.path / COMPARE} has no costs that can be read ({err!r}): delete it") from err
-    return {name: Cost(cost.rows, cost.seconds, cost.tokens) for name, cost in found.items() if cost.rows}
+    return {name: replace(cost, seconds_now=0.0) for name, cost in found.items() if cost.rows}
 
 
 def _named(config: Mapping[str, Any], took: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -114,6 +108,6 @@ def _named(config: Mapping[str, Any], took: Mapping[str, Any]) -> Iterator[tuple
         yield f"{method} {config.get(asked, '')}" if asked else name, took
         return
     tagger = config.get("tagger")
-    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, took
+    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, {**took, "rating": {}}
     if scorer := config.get("quality_scorer"):
         yield scorer_cost(scorer, config.get("field_quality", "")), took.get("rating", {})

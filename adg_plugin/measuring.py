@@ -57,21 +57,21 @@ def add_measures(
         measures: where they go.
         results: of the rows that have none yet.
         advice: for the errors.
-        total: rows of the pool.
+        total: rows that there are to ask about.
         pending: of these, without a result.
         show: report progress on stderr.
         verb: what the model does, for the progress.
 
     Returns:
-        `rows`; where there were any `seconds` and `tokens`; where memory was short `left`, the reason of each row that
-        is not stored, by id.
+        `rows` that had no result, of `total`; where there were any `seconds` and `tokens`; where memory was short
+        `left`, the reason of each row that is not stored, by id.
 
     Raises:
         NumericalError: most rows give NaN or infinity.
         OutOfMemoryError: several rows in a row do not fit, each alone.
         StoreError: a part cannot be written; what is measured is kept.
     """
-    took: dict[str, Any] = {"rows": pending}
+    took: dict[str, Any] = {"rows": pending, "total": total}
     if not pending:
         return took
     with SamplingProgress(total, total - pending, verb=verb, show=show) as progress:

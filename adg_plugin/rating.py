@@ -20,7 +20,8 @@ from adg_plugin.rows import Row
 from adg_plugin.selectors.label_columns import column_of, has_quality, lacks_quality
 from adg_plugin.selectors.quality import GRADES, QUESTION_VERSION, QualityTemplate
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.measures import STYLES, Measures, read_measures
+from adg_plugin.store.measures import GRADES as GRADE_COLUMNS
+from adg_plugin.store.measures import Measures, read_measures
 from adg_plugin.store.staging import row_digest
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Rated:
     """What became of a row: a score from 1 to 6, or a reason."""
 
     score: float | None
+    share: float | None  # of what the model expects next that is a grade at all
     reason: str | None
 
 
@@ -78,7 +80,7 @@ def rate(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, A
     if not lacks_quality(run, config.field_quality):
         return {"rows": 0}
     asked = Rater.configured(config)
-    with Measures.open(run, _MEASURE, STYLES) as measures:
+    with Measures.open(run, _MEASURE, GRADE_COLUMNS) as measures:
         for sentence in measures.damage:
             logger.warning("%s", sentence)
         total = pending = 0
@@ -101,13 +103,13 @@ def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> l
         StoreError: a file is damaged.
     """
     asked = Rater.configured(config)
-    table = read_measures(run, _MEASURE, [asked.digest(row) for row in rows], STYLES)
-    found = zip(rows, *(table[name].to_pylist() for name in ("id", "score", "reason")), strict=True)
+    table = read_measures(run, _MEASURE, [asked.digest(row) for row in rows], GRADE_COLUMNS)
+    found = zip(rows, *(table[name].to_pylist() for name in ("id", "score", "share", "reason")), strict=True)
     return [
-        Rated(None, Reason.NO_ANSWER.value)
+        Rated(None, None, Reason.NO_ANSWER.value)
         if not row.answer.strip()
-        else Rated(score, NOT_MEASURED if id is None else reason)
-        for row, id, score, reason in found
+        else Rated(score, share, NOT_MEASURED if id is None else reason)
+        for row, id, score, share, reason in found
     ]
 
 
@@ -140,6 +142,10 @@ class Rater:
                 "words; name a model with more positions or a larger vocabulary"
             )
         grade_ids = tuple(_next_token(source.tokenizer, empty.text, grade, named) for grade in GRADES)
+        if len(set(grade_ids)) < len(GRADES) or source.tokenizer.unk_token_id in grade_ids:
+            raise ModelError(
+                f"{named}: its vocabulary does not tell the grades {', '.join(GRADES)} apart; name another"
+            )
         limit = PromptLimit(room, named, "give the row a quality of its own (field_quality), or shorten it")
         recipe = {
             "model": source.identity,
@@ -178,7 +184,7 @@ class Rater:
                     questions.append(self._question(row, shown))
                     cut += shown.truncated
                 else:
-                    yield Grade(row.id, self.key(row), None, 0, shown.reason.value)
+                    yield Grade(row.id, self.key(row), None, None, 0, shown.reason.value)
             yield from engine.run(questions)
         if cut:
             logger.warning("the end of %d answers was not shown to the quality scorer: they are too long for it", cut)

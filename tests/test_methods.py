@@ -447,6 +447,10 @@ def test_what_samples_answers_is_refused_for_a_method_that_draws_none(pool, mode
     for method in ("ifd", "scar"):
         with pytest.raises(ConfigError, match=f"method is '{method}': one process measures; select first with `adg se"):
             run_selection(Pool.of(config), config.updated(method=method), tmp_path / "run", team=Two())
+    for model_of_mig in ("tagger", "quality_scorer"):
+        asking = config.updated(method="mig", **{model_of_mig: str(model)})
+        with pytest.raises(ConfigError, match="method is 'mig': one process measures"):
+            run_selection(Pool.of(config), asking, tmp_path / "run", team=Two())
     with RunFolder.open(tmp_path / "run") as run, pytest.raises(ConfigError) as caught:
         decide(run, config, None, 0, None)
     assert str(caught.value) == "method is 'random', and there is no model to ask: use method: adg"

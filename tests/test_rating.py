@@ -14,13 +14,13 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_runs import BAD, choose, pool_rows, read_jsonl, save, spoil
 
-from adg_plugin import keys
+from adg_plugin import keys, select
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import rating as engine
 from adg_plugin.engines.batches import Batches
 from adg_plugin.engines.loading import Source
 from adg_plugin.engines.rating import GradeQuestion, Grades
-from adg_plugin.errors import ModelError, NumericalError, OutOfMemoryError
+from adg_plugin.errors import DataError, ModelError, NumericalError, OutOfMemoryError
 from adg_plugin.pipeline import prepare
 from adg_plugin.pool import Pool
 from adg_plugin.prompts import PromptLimit, PromptRenderer
@@ -103,8 +103,10 @@ def test_a_grade_is_the_mean_over_the_grades_own_tokens_whatever_else_is_in_the_
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row.token_ids.tolist()])).logits[0, -1].tolist()
         weights = [np.exp(logits[token]) for token in GRADE_IDS]
+        share = sum(weights) / sum(np.exp(logits))
         expected = sum(grade * weight for grade, weight in enumerate(weights, 1)) / sum(weights)
         assert together[row.id].score == pytest.approx(expected, abs=1e-9)
+        assert together[row.id].share == pytest.approx(share, abs=1e-9)
         assert together[row.id].tokens == len(row.token_ids)
     alone = grades(model, rows[::-1], batch_tokens=1)
     assert {id: found.score for id, found in alone.items()} == pytest.approx(
@@ -177,7 +179,7 @@ def test_only_rows_without_a_quality_are_graded_and_only_once(model, tmp_path, a
     assert all(1 < found[f"row-{n}"].score < 6 for n in range(3, 10))
     assert found["row-2"].reason == "no_answer"
     asked.clear()
-    assert rating.rate() == {"rows": 0}
+    assert rating.rate()["rows"] == 0
     rating.rows[9]["output"] = "another"
     assert rating.found()["row-9"].reason == "not_measured"
     assert rating.rate()["rows"] == 1
@@ -279,19 +281,60 @@ def test_a_scorer_that_cannot_be_asked_is_named(model, tmp_path):
 
 
 @tiny
+def test_the_report_counts_what_the_scorer_took(model, tmp_path):
+    from adg_plugin.report.gather import gather
+
+    chosen = choose(
+        pool_rows(12, labels=["a"]), model, tmp_path / "run", method="mig", quality_scorer=str(model), budget=4
+    )
+    took = chosen.manifest["sampling"]["rating"]
+    about = gather(chosen.run_dir, gpu_hour_price=3600.0).about["summary"]
+    assert took["seconds"] > 0
+    assert (about["sampled_rows"], about["sampled_tokens"]) == (12, took["tokens"])
+    assert about["sampling_seconds"] == about["cost"] == pytest.approx(took["seconds"])
+
+
+@tiny
+def test_a_vocabulary_without_grades_is_refused(model, tmp_path):
+    without = save(tmp_path / "without", **ROOM)
+    backend = json.loads((without / "tokenizer.json").read_text())
+    vocabulary = backend["model"]["vocab"]
+    backend["model"]["vocab"] = {token: id for token, id in vocabulary.items() if token not in "123456"} | {"<?>": 300}
+    backend["model"]["unk_token"] = "<?>"
+    (without / "tokenizer.json").write_text(json.dumps(backend))
+    with pytest.raises(ModelError, match="its vocabulary does not tell the grades 1, 2, 3, 4, 5, 6 apart"):
+        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(without)))
+
+
+@tiny
+def test_what_cannot_go_well_is_told_before_any_model_is_asked(model, tmp_path, asked, monkeypatch):
+    settings = {"method": "mig", "budget": 2}
+    with pytest.raises(DataError, match="no row has labels in column 'labels': name the column"):
+        choose(pool_rows(6), model, tmp_path / "run", quality_scorer=str(model), **settings)
+    monkeypatch.setattr("adg_plugin.choosing.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    with pytest.raises(ModelError, match="nowhere"):
+        choose(pool_rows(6), model, tmp_path / "run", tagger=str(model), quality_scorer="nowhere", **settings)
+    assert asked == []
+
+
+@tiny
 def test_mig_takes_the_grades_for_rows_without_a_quality_and_tells_of_two_scales(model, tmp_path):
     rows = pool_rows(12, labels=["same"])
     settings = {"method": "mig", "quality_scorer": str(model), "budget": 5}
     chosen = choose(rows, model, tmp_path / "run", **settings)
     rating = Rating(tmp_path / "run", model, rows)
     scores = {id: found.score for id, found in rating.found().items()}
+    shares = float(np.median([found.share for found in rating.found().values()]))
     assert list(chosen.ids) == sorted(scores, key=scores.__getitem__, reverse=True)[:5]
-    assert not any("quality" in sentence for sentence in chosen.manifest["warnings"])
+    assert chosen.manifest["warnings"][0].startswith(
+        f"quality_scorer {str(model)!r} expects a grade next with a probability of {shares:.1%} (median of 12 rows), so"
+    )
     rows[7]["quality"] = 9
+    rows[8]["output"] = ""
     chosen = choose(rows, model, tmp_path / "other", **settings)
     assert chosen.ids[0] == "row-7"
     assert any(
-        sentence.startswith("1 of 12 rows have a quality in column 'quality', the others one of")
+        sentence.startswith("1 of 11 rows have a quality in column 'quality', the others one of")
         for sentence in chosen.manifest["warnings"]
     )
 
@@ -311,16 +354,34 @@ def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_p
     cost = f"quality scorer {model} for quality"
     assert [one.asked for one in found.methods] == [("answers", cost), (), ("answers",)]
     assert [one.error for one in found.methods] == [None, None, None]
-    both = found.cost(found.methods[0])
-    assert (both.rows, both.seconds) == (12, found.costs["answers"].seconds + found.costs[cost].seconds)
+    assert found.costs_of(found.methods[0]) == [found.costs["answers"], found.costs[cost]]
+    assert found.costs[cost].rows == 12
     assert sum(map(len, asked)) == 12
     again = compare(config, methods, tmp_path / "run", show_progress=False)
     assert again.costs[cost].rows == 12
     assert again.methods[0].ids == found.methods[0].ids
     assert sum(map(len, asked)) == 12
-    alone = tmp_path / "alone"
-    choose(pool_rows(12, labels=["a"]), model, alone, method="mig", quality_scorer=str(model), budget=4)
-    assert sum(map(len, asked)) == 24
+
+
+@tiny
+def test_a_selections_own_costs_are_told_apart_by_a_later_comparison(model, tmp_path, asked):
+    from tiny_runs import SETTINGS, write_jsonl
+
+    from adg_plugin.compare import compare
+
+    rows = pool_rows(12, labels=["a"])
+    rows[3]["quality"], rows[4]["quality"] = 2, 5
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    config = ADGConfig.parse(
+        {**SETTINGS, "model": str(model), "datasets": [str(pool)], "budget": 4, "quality_scorer": str(model)}
+    )
+    chosen = select(config=config.updated(method="mig"), output_dir=tmp_path / "run")
+    found = compare(config, ["mig"], tmp_path / "run", show_progress=False)
+    cost = found.costs[f"quality scorer {model} for quality"]
+    assert sum(map(len, asked)) == 10
+    assert (cost.rows, cost.of, cost.seconds_now) == (10, 10, 0)
+    assert cost.seconds == chosen.manifest["sampling"]["rating"]["seconds"]
+    assert cost.is_whole(12)
 
 
 @pytest.mark.model
@@ -334,4 +395,5 @@ def test_the_demo_model_grades_answers(demo_model, tmp_path):
     rating.rate()
     scores = {id: found.score for id, found in rating.found().items()}
     assert all(1 <= score <= 6 for score in scores.values()), scores
-    assert scores["right"] != scores["nonsense"]
+    assert len(set(scores.values())) == 3  # which is the better answer, a model of this size cannot tell
+    assert all(0 < found.share < 1 for found in rating.found().values()), rating.found()

@@ -246,6 +246,7 @@ def test_failed_methods_lost_costs_and_no_bins_are_told(chromium, full, tmp_path
     found = comparison_of(run)
     by_name = {one["name"]: one for one in found["methods"]}
     by_name["longest"] |= {"error": "no row has <b>an</b> answer", "ids": [], "scored": 0}
+    by_name["adg"]["asked"], by_name["longest"]["asked"] = "answers", None  # as they were when there was one at most
     by_name["random"] |= {"asked": ["ifd"], "warnings": ["a warning"]}
     found["methods"].append({**by_name["random"], "name": "zip", "asked": ["answers", "gone"], "warnings": []})
     found["costs"] = {

@@ -165,7 +165,7 @@ def _mean_nll(model: PreTrainedModel, sequences: Sequence[_Sequence]) -> list[fl
         torch.nn.functional.cross_entropy(part.float(), of_part, reduction="none")
         for part, of_part in zip(logits.split(_CHUNK), targets.split(_CHUNK), strict=True)
     ]
-    return [float(part.mean()) for part in torch.cat(losses).double().cpu().split(counts)]
+    return [float(part.mean()) for part in torch.cat(losses).cpu().double().split(counts)]
 
 
 def logits_at(model: PreTrainedModel, ids: Tensor, attended: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

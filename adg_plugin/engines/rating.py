@@ -36,6 +36,7 @@ class Grade:
     id: str
     key: bytes
     score: float | None  # 1 to the number of grades
+    share: float | None  # of the next token's probability that is on the grades
     tokens: int  # that were read; 0 with a `reason`
     reason: str | None = None
 
@@ -43,8 +44,8 @@ class Grade:
 class Grades:
     """Reads the grade off the next token's distribution: the mean over the grades' own tokens, as DEITA's scorers do.
 
-    No text is generated, and what the model would rather say than a grade plays no part. A grade depends on no other
-    row, up to rounding.
+    No text is generated. What the model would rather say than a grade plays no part in the score; how much of its
+    expectation is on the grades at all is the share. A grade depends on no other row, up to rounding.
 
     Args:
         model: a causal language model in evaluation mode.
@@ -65,15 +66,16 @@ class Grades:
         while window := list(islice(remaining, _WINDOW_ROWS)):
             for batch, scores in self._batches.run(window, lambda question: len(question.token_ids), self._scores):
                 if scores is None:
-                    yield Grade(batch[0].id, batch[0].key, None, 0, OUT_OF_MEMORY)  # alone in its batch
-                for question, score in zip(batch, scores or (), strict=scores is not None):
-                    if np.isfinite(score):
-                        yield Grade(question.id, question.key, score, len(question.token_ids))
+                    yield _ungraded(batch[0], OUT_OF_MEMORY)  # alone in its batch
+                for question, (score, share) in zip(batch, scores or (), strict=scores is not None):
+                    if np.isfinite(score) and np.isfinite(share):
+                        yield Grade(question.id, question.key, score, share, len(question.token_ids))
                     else:
-                        yield Grade(question.id, question.key, None, 0, NON_FINITE)
+                        yield _ungraded(question, NON_FINITE)
 
     @torch.no_grad()
-    def _scores(self, batch: Sequence[GradeQuestion]) -> list[float]:
+    def _scores(self, batch: Sequence[GradeQuestion]) -> list[tuple[float, float]]:
+        """Return score and share of each question."""
         lengths = torch.tensor([len(question.token_ids) for question in batch])
         ids = torch.zeros((len(batch), int(lengths.max())), dtype=torch.long)
         attended = torch.zeros_like(ids)
@@ -83,7 +85,12 @@ class Grades:
             ids[row, lengths[row] :] = int(question.token_ids[-1])
             attended[row, : lengths[row]] = 1
         logits = logits_at(self._model, ids, attended, torch.arange(len(batch)), lengths - 1)
-        chances = logits[:, self._grade_ids].double().cpu().softmax(dim=1)
+        of_all = logits.cpu().double().log_softmax(dim=1)[:, self._grade_ids]
         grades = torch.arange(1, len(self._grade_ids) + 1, dtype=torch.float64)
-        found: list[float] = (chances @ grades).tolist()
-        return found
+        scores: list[float] = (of_all.softmax(dim=1) @ grades).tolist()
+        shares: list[float] = of_all.exp().sum(dim=1).tolist()
+        return list(zip(scores, shares, strict=True))
+
+
+def _ungraded(question: GradeQuestion, reason: str) -> Grade:
+    return Grade(question.id, question.key, None, None, 0, reason)

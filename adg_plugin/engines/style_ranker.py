@@ -146,7 +146,7 @@ def _scores(ranker: Any, tokenizer: Any, rows: Sequence[StyleRow]) -> list[Style
     ]
     # Not the tool's own `score_pairs`: that fails where the last batch holds a single pair.
     given = [part for side in sides for part in (side["input_ids"], side["attention_mask"])]
-    scores = ranker(*given).double().squeeze(1).cpu()
+    scores = ranker(*given).squeeze(1).cpu().double()
     tokens = (sides[0]["attention_mask"].sum(1) + sides[1]["attention_mask"].sum(1)).tolist()
     return [
         StyleResult(row.id, row.key, score, count) if is_finite else StyleResult(row.id, row.key, None, 0, NON_FINITE)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from adg_plugin.compare_costs import seconds_of
 from adg_plugin.compare_facts import COMPARE
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import MissingExtraError
@@ -172,7 +173,8 @@ class _Drawn:
 
 def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price: float | None) -> dict[str, Any]:
     sampling, counts = manifest["sampling"], manifest["rows"]
-    seconds = sampling.get("seconds", 0.0) + sampling.get("embedding", {}).get("seconds", 0.0)
+    rating = sampling.get("rating", {})  # of mig, beside its tagger
+    seconds = seconds_of(sampling)
     found: dict[str, Any] = {
         "run": run.path.resolve().name,
         "created": manifest["created"],
@@ -184,9 +186,9 @@ def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price:
         "versions": manifest["versions"],
         "answer_tokens": manifest["answer_tokens"],
         # Of the last run only: one that was interrupted left no record of its time. Of another method: of measuring.
-        "sampled_rows": sampling.get("rows", 0),
+        "sampled_rows": max(sampling.get("rows", 0), rating.get("rows", 0)),
         "sampling_seconds": seconds,
-        "sampled_tokens": sampling.get("tokens", 0),
+        "sampled_tokens": sampling.get("tokens", 0) + rating.get("tokens", 0),
         "devices": config.devices(sampling.get("ranks", 1)),
         "seconds": manifest["seconds"],
     }

@@ -104,11 +104,11 @@ def listed_labels(run: RunReader, column: str) -> tuple[bool, bool]:
 
 
 def lacks_quality(run: RunReader, column: str) -> bool:
-    """Return whether any staged row has nothing in its column of quality."""
+    """Return whether any staged row with an answer in words has nothing in its column of quality."""
     return any(
-        not has_quality(column_of(text, column))
-        for table in run.staged_columns(["data"])
-        for text in table["data"].to_pylist()
+        bool((row["reference"] or "").strip()) and not has_quality(column_of(row["data"], column))
+        for table in run.staged_columns(["reference", "data"])
+        for row in table.to_pylist()
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from adg_plugin.layouts import Reason
 from adg_plugin.measuring import NOT_MEASURED
 from adg_plugin.rating import ADVICE, Answered, ratings_of
 from adg_plugin.selectors.candidates import Candidates, Pick, Picked, of_chosen, without
-from adg_plugin.selectors.label_columns import has_labels, read_labels, read_quality
+from adg_plugin.selectors.label_columns import has_labels, listed_labels, read_labels, read_quality
 from adg_plugin.selectors.label_graph import LabelGraph, label_graph, normalised
 from adg_plugin.selectors.label_vectors import read_label_vectors
 from adg_plugin.selectors.measured import not_measured
@@ -25,6 +25,8 @@ from adg_plugin.store import Rejection, RunReader
 from adg_plugin.tagging import Words, tags_of
 
 BAD_LABELS = "bad_labels"
+
+_LEAST_SHARE = 0.1  # of what a quality scorer expects next: below, it was asked for what it does not give
 
 Labels = list[tuple[str, ...]]
 
@@ -91,6 +93,20 @@ def labelled(
     return left, rejections, pick
 
 
+def check_labels(run: RunReader, config: ADGConfig) -> None:
+    """Raise where there is nothing that could serve as a label; before any model is asked.
+
+    Raises:
+        DataError: no row has labels, there is no tagger, and no answers that bins could be made of.
+    """
+    if not config.tagger and not listed_labels(run, config.field_labels)[0] and not len(run.geometry()):
+        raise DataError(
+            f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
+            "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
+            "adg, in this run folder first: its bins then serve as labels"
+        )
+
+
 def _read(config: ADGConfig, candidates: Candidates) -> _Known:
     rows: list[tuple[tuple[str, ...], float | None, tuple[str, str] | None]] = []
     absent = True
@@ -119,19 +135,30 @@ def _graded(
         return known
     asked = [Answered(str(candidates.ids[r]), candidates.instructions[r], candidates.references[r]) for r in bare]
     quality, reasons = list(known.quality), list(known.reasons)
-    own = sum(worth is not None for worth in quality)
-    for row, found in zip(bare, ratings_of(run, config, asked), strict=True):
-        quality[row] = found.score
-        if found.reason is not None:
-            left = found.reason == NOT_MEASURED
-            reason = unmeasured.get(str(candidates.ids[row]), found.reason) if left else found.reason
+    own = sum(worth is not None for worth in known.quality)
+    found = ratings_of(run, config, asked)
+    for row, one in zip(bare, found, strict=True):
+        quality[row] = one.score
+        if one.reason is not None:
+            left = one.reason == NOT_MEASURED
+            reason = unmeasured.get(str(candidates.ids[row]), one.reason) if left else one.reason
             reasons[row] = reason, _no_grade(reason, config)
-    if own:
-        notes.append(
-            f"{own:,} of {own + len(bare):,} rows have a quality in column {config.field_quality!r}, the others one of "
-            f"{config.quality_scorer!r}, from 1 to 6: if the scales differ, name another column (field_quality)"
-        )
+    notes += _told_grades(config, own, [one.share for one in found if one.share is not None])
     return replace(known, quality=quality, reasons=reasons)
+
+
+def _told_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> Iterator[str]:
+    """Yield sentences where grades stand beside qualities of another scale, or the scorer would not give grades."""
+    if own and shares:
+        yield (
+            f"{own:,} of {own + len(shares):,} rows have a quality in column {config.field_quality!r}, the others one "
+            f"of {config.quality_scorer!r}, from 1 to 6: if the scales differ, name another column (field_quality)"
+        )
+    if shares and (share := float(np.median(shares))) < _LEAST_SHARE:
+        yield (
+            f"quality_scorer {config.quality_scorer!r} expects a grade next with a probability of {share:.1%} (median "
+            f"of {len(shares):,} rows), so its grades say little: name a scorer, or a chat model that answers with one"
+        )
 
 
 def _no_grade(reason: str, config: ADGConfig) -> str:
@@ -194,13 +221,8 @@ def _bins_as_labels(run: RunReader, config: ADGConfig, candidates: Candidates, n
     Raises:
         DataError: none has.
     """
+    check_labels(run, config)
     geometry = run.geometry()
-    if not len(geometry):
-        raise DataError(
-            f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
-            "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
-            "adg, in this run folder first: its bins then serve as labels"
-        )
     notes.append(
         f"no row has labels in column {config.field_labels!r}, so bins of the prompts serve as labels: give each "
         "row labels (field_labels, or tagger) for what MIG is"

@@ -25,6 +25,9 @@ LIKELIHOODS = pa.schema(
     [*_OF_ALL, ("with_prompt", pa.float64()), ("alone", pa.float64()), ("tokens", pa.int32()), ("reason", pa.string())]
 )
 STYLES = pa.schema([*_OF_ALL, ("score", pa.float64()), ("tokens", pa.int32()), ("reason", pa.string())])
+GRADES = pa.schema(
+    [*_OF_ALL, ("score", pa.float64()), ("share", pa.float64()), ("tokens", pa.int32()), ("reason", pa.string())]
+)
 REPLIES = pa.schema([*_OF_ALL, ("answer", pa.string()), ("tokens", pa.int32()), ("reason", pa.string())])
 
 
