@@ -260,13 +260,16 @@ def test_answers_are_cut_off_and_embedded_once_and_the_last_line_is_json(run, mo
     asked = ["bench_adaptive.py", str(run.run_dir), "--cache", str(tmp_path), "--tokens", "2", "5", "--forms", "raw"]
     asked += ["--seeds", "1", "--budgets", "0.2", "--rows-per-bin", "10"]
     for rows, embedded in ((40, True), (60, True), (60, False)):
-        monkeypatch.setattr(sys, "argv", [*asked, "--rows", str(rows)])
+        monkeypatch.setattr(sys, "argv", [*asked, "--rows", str(rows), "--front", "--out", str(tmp_path / "best.csv")])
         bench.main()
         out, err = capsys.readouterr()
         told = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
         assert told["rows"] == rows
         assert (f"{rows} of {rows} rows embedded" in err) == embedded
     assert "embedded" not in err
+    overlaps = [float(line.split(",")[-2]) for line in (tmp_path / "best.csv").read_text().splitlines()[1:]]
+    assert len(overlaps) > 2
+    assert overlaps == sorted(overlaps)
     (task,) = told["tasks"]
     assert (task["form"], task["budget"], task["bins"]) == ("raw", 12, 6)
     assert 0 < task["policies"]["tokens_for_0.95"] <= 1

@@ -188,7 +188,7 @@ def test_what_is_measured_is_not_measured_again_and_needs_no_model(tmp_path, bac
     asking.measure()
     before, found = [part.read_bytes() for part in asking.parts()], asking.found()
     asking.source = replace(asking.source, load=lambda: pytest.fail("there is nothing to measure"))
-    assert asking.measure() == {"rows": 0, "cut": 0}
+    assert asking.measure() == {"rows": 0, "total": 12, "cut": 0}
     assert [part.read_bytes() for part in asking.parts()] == before
     assert asking.found() == found
 
@@ -247,7 +247,7 @@ def test_a_changed_answer_or_prompt_is_measured_anew_and_the_old_value_is_not_us
     assert all(new[id] != old[id] for id in seen)
     assert all(new[id] == old[id] for id in set(old) - set(seen))
     asking.rows = rows  # and back: both are kept
-    assert asking.measure() == {"rows": 0, "cut": 0}
+    assert asking.measure() == {"rows": 0, "total": 6, "cut": 0}
     assert asking.found() == old
 
 

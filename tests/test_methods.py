@@ -315,7 +315,7 @@ def test_compare_draws_nothing_for_labels_that_are_there_and_cannot_be_read(mode
     pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "labels": 0.5} for row in pool_rows(12)])
     config = ADGConfig(model=str(model), datasets=[str(pool)], budget=4)
     found = compare(config, ["mig", "random"], tmp_path / "run", show_progress=False)
-    assert (found.methods[0].asked, found.costs) == (None, {})
+    assert (found.methods[0].asked, found.costs) == ((), {})
     assert found.methods[0].error == "none of the 12 rows can be chosen (bad_labels 12)"
 
 
