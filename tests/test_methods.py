@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import zlib
@@ -110,6 +111,9 @@ def test_random_is_uniform_and_another_seed_draws_others(model, tmp_path):
     # 200 draws of a share of 0.2: mean 40, standard deviation 5.7; of 30 rows the furthest is within four of them.
     assert all(abs(count - 40) < 23 for count in counts.values())
     assert sum(counts.values()) == 200 * 6
+    number = {id: int.from_bytes(hashlib.blake2b(f"7\0{id}".encode(), digest_size=8).digest(), "big") for id in ids}
+    drawn = pick_random(Candidates(ids, [], [], []), 6, 7).rows
+    assert ids[drawn].tolist() == sorted(ids, key=number.__getitem__, reverse=True)[:6]
 
 
 def test_longest_are_those_of_the_most_tokens(pool, model, tmp_path):
