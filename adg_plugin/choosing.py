@@ -34,7 +34,7 @@ def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bo
     """
     if config.method == "mig":
         check_labels(run, config)
-        if config.quality_scorer and lacks_quality(run, config.field_quality):
+        if config.tagger and config.quality_scorer and lacks_quality(run, config.field_quality):
             Rater.configured(config)  # a wrong one is told before the tagger's hours
         took = tag(run, config, show=show) if config.tagger else {"rows": 0}
         if config.quality_scorer:

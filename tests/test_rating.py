@@ -291,7 +291,7 @@ def test_the_report_counts_what_the_scorer_took(model, tmp_path):
     about = gather(chosen.run_dir, gpu_hour_price=3600.0).about["summary"]
     assert took["seconds"] > 0
     assert (about["sampled_rows"], about["sampled_tokens"]) == (12, took["tokens"])
-    assert about["sampling_seconds"] == about["cost"] == pytest.approx(took["seconds"])
+    assert [about["sampling_seconds"], about["cost"]] == pytest.approx([took["seconds"]] * 2)
 
 
 @tiny
@@ -395,5 +395,5 @@ def test_the_demo_model_grades_answers(demo_model, tmp_path):
     rating.rate()
     scores = {id: found.score for id, found in rating.found().items()}
     assert all(1 <= score <= 6 for score in scores.values()), scores
-    assert len(set(scores.values())) == 3  # which is the better answer, a model of this size cannot tell
+    assert scores["right"] < scores["nonsense"]  # docs/method.md says so: this model is no scorer
     assert all(0 < found.share < 1 for found in rating.found().values()), rating.found()

@@ -100,11 +100,15 @@ def check_labels(run: RunReader, config: ADGConfig) -> None:
         DataError: no row has labels, there is no tagger, and no answers that bins could be made of.
     """
     if not config.tagger and not listed_labels(run, config.field_labels)[0] and not len(run.geometry()):
-        raise DataError(
-            f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
-            "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
-            "adg, in this run folder first: its bins then serve as labels"
-        )
+        raise _no_labels(config)
+
+
+def _no_labels(config: ADGConfig) -> DataError:
+    return DataError(
+        f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
+        "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
+        "adg, in this run folder first: its bins then serve as labels"
+    )
 
 
 def _read(config: ADGConfig, candidates: Candidates) -> _Known:
@@ -221,8 +225,9 @@ def _bins_as_labels(run: RunReader, config: ADGConfig, candidates: Candidates, n
     Raises:
         DataError: none has.
     """
-    check_labels(run, config)
     geometry = run.geometry()
+    if not len(geometry):
+        raise _no_labels(config)
     notes.append(
         f"no row has labels in column {config.field_labels!r}, so bins of the prompts serve as labels: give each "
         "row labels (field_labels, or tagger) for what MIG is"
