@@ -207,6 +207,7 @@ def wait_for(true: Callable[[], object], process: object) -> None:
 # Stops itself when it has written a part of answers: on a loaded machine it might be through before a signal comes.
 STOPS = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 from adg_plugin.cli import main
 from adg_plugin.store.ledger import Ledger
 
