@@ -74,6 +74,51 @@ def benchmark(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
 
 
+def test_questions_are_asked_with_their_own_choices_and_what_cannot_be_chosen_is_left_out(tmp_path):
+    import yaml
+    from downstream_tasks import gsm8k_rows, write_tasks
+
+    (tmp_path / "bbh").mkdir()
+    examples = [
+        {"input": "Which?\nOptions:\n(A) one\n(B) two", "target": "(B)"},
+        {"input": "Which?\nOptions:\n(A) one\n(B) two\n(C) three", "target": "(C)"},
+        {"input": "Which?\nOptions:\n(A) one", "target": "(B)"},
+        {"input": "beyond the limit (A)", "target": "(A)"},
+    ]
+    for name in ("date_understanding", "object_counting"):
+        (tmp_path / "bbh" / f"{name}.json").write_text(json.dumps({"examples": examples}))
+    assert write_tasks(tmp_path, tmp_path / "tasks", 3) == ["chosen_date_understanding"]
+    written = json.loads((tmp_path / "tasks" / "date_understanding.json").read_text())["examples"]
+    assert [(row["choices"], row["answer"]) for row in written] == [(["(A)", "(B)"], 1), (["(A)", "(B)", "(C)"], 2)]
+    task = yaml.safe_load((tmp_path / "tasks" / "date_understanding.yaml").read_text())
+    assert (task["output_type"], task["num_fewshot"]) == ("multiple_choice", 0)
+    assert gsm8k_rows(tmp_path, 5) == []
+    lines = [json.dumps({"question": f"q{n}", "answer": f"a{n}"}) for n in range(3)]
+    (tmp_path / "gsm8k_test.jsonl").write_text("\n".join(lines))
+    assert gsm8k_rows(tmp_path, 2) == [
+        {"id": f"gsm8k-{n}", "instruction": f"q{n}", "output": f"a{n}"} for n in range(2)
+    ]
+
+
+def test_published_choices_are_trained_on_and_those_of_another_pool_refused(tmp_path, monkeypatch):
+    import downstream
+
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps({"id": n, "output": "x"}) + "\n" for n in range(5)))
+    line = {"seed": 0, "ids": ["1", "3"]}
+    chosen = tmp_path / "choices.jsonl"
+    chosen.write_text("".join(json.dumps({**line, "method": name}) + "\n" for name in ("random", "zip")))
+    choices = downstream.read_choices(chosen, ["random"])
+    assert choices == {("random", 0): {"1", "3"}}
+    plan = downstream.plan_of(downstream.parsed(["--smoke"]), [])
+    monkeypatch.setattr(downstream, "choose", lambda *given: [{"id": "anew"}])
+    bench = downstream.Bench(tmp_path, plan, {}, None, 0, choices)
+    assert [row["id"] for row in bench.chosen("random", 0)] == [1, 3]
+    assert bench.chosen("zip", 0) == bench.chosen("random", 1) == [{"id": "anew"}]
+    other = downstream.Bench(tmp_path, plan, {}, None, 0, {("random", 0): {"1", "9"}})
+    with pytest.raises(SystemExit, match="row '9' of random is not in the pool: give the same --pool"):
+        other.chosen("random", 0)
+
+
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.timeout(1800)

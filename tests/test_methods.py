@@ -192,6 +192,32 @@ def test_superfiltering_agrees_with_a_transcription_and_ranks_otherwise_than_ifd
     assert table == pytest.approx({id: ratio[id] for id in usable}, abs=1e-4)
 
 
+def test_zip_goes_on_where_it_was_cut_off(model, tmp_path, monkeypatch):
+    from adg_plugin.selectors import zip_ratio
+
+    rows = answered_rows(230)
+    settings = {"method": "zip", "budget": 220}
+    whole = choose(rows, model, tmp_path / "whole", **settings)
+    calls, step = [], zip_ratio._least_redundant
+
+    def counted(*given):
+        calls.append(given)
+        if len(calls) == 2 and not (tmp_path / "again").exists():
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setattr(zip_ratio, "_least_redundant", counted)
+    with pytest.raises(KeyboardInterrupt):
+        choose(rows, model, tmp_path / "run", **settings)
+    (tmp_path / "again").touch()
+    calls.clear()
+    assert choose(rows, model, tmp_path / "run", **settings).ids == whole.ids
+    assert len(calls) == 2  # steps of 100 and 20: the first is there
+    calls.clear()
+    assert choose(rows, model, tmp_path / "run", method="zip", budget=150).ids == whole.ids[:150]
+    assert calls == []
+
+
 def test_zip_looks_at_the_answers_too(model, tmp_path):
     """Rows that differ in nothing else are chosen as their texts with the answers compress."""
     rows = [{**row, "instruction": "Say something."} for row in answered_rows(14)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adg_plugin.selectors import zip_ratio
+from adg_plugin.selectors import zip_ratio, zip_steps
 from adg_plugin.selectors.zip_ratio import Stages, _Joined, order_by, zip_order
 
 TEXT = "the a sum of river proof apple integer blue seven compress list Paris energy cell write code why short"
@@ -175,9 +175,52 @@ def test_a_step_has_the_sizes_of_the_paper_and_is_announced(monkeypatch):
     monkeypatch.setattr(zip_ratio, "_ratios_with", counted)
     order, _ = zip_order([f"row {n}".encode() for n in range(10_050)], 150, advance=steps.append)
     assert len(set(order.tolist())) == 150
-    assert steps == [100, 50]
+    assert [step.order.tolist() for step in steps] == [order[:100].tolist()]  # of whole steps only
     first, second = [10_000, *range(200, 100, -1)], [9_950, *range(200, 150, -1)]
     assert asked == [10_050, *first, *second]
+
+
+@pytest.mark.parametrize("budget", [5, 7, 20, 33, 60])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_it_goes_on_from_whole_steps_as_if_it_had_not_stopped(after, budget):
+    texts, steps = sentences(60), []
+    order_by(Stages(40, 10, 5), texts, 60, advance=steps.append)
+    order, ratios = order_by(Stages(40, 10, 5), texts, budget, begun=steps[after])
+    expected, expected_ratios = order_by(Stages(40, 10, 5), texts, budget)
+    assert order.tolist() == expected.tolist()
+    assert ratios.tolist() == expected_ratios.tolist()
+
+
+def test_steps_are_kept_for_the_same_texts_alone_and_a_damaged_file_begins_anew(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(zip_steps, "_EVERY_S", 0.0)
+    texts, steps = sentences(60), []
+
+    def cut_off():
+        with zip_steps.kept_steps(tmp_path / "zip", texts) as kept:
+            assert kept.begun is None
+
+            def stopped(one):
+                steps.append(one)
+                kept.add(one)
+                if len(steps) == 3:
+                    raise KeyboardInterrupt
+
+            order_by(Stages(40, 10, 5), texts, 60, advance=stopped)
+
+    with pytest.raises(KeyboardInterrupt):
+        cut_off()
+    with zip_steps.kept_steps(tmp_path / "zip", texts) as kept:
+        assert kept.begun is not None
+        assert kept.begun.order.tolist() == steps[-1].order.tolist()
+        assert kept.begun.scores.tolist() == steps[-1].scores.tolist()
+    for others in ([*texts[:-1], b"another"], texts[:-1], texts[::-1]):
+        assert zip_steps.KeptSteps(tmp_path / "zip", others).begun is None
+    (file,) = (tmp_path / "zip").iterdir()
+    for damage in (file.read_bytes()[:-40], b"", file.read_bytes().replace(b"order", b"ordre")):
+        file.write_bytes(damage)
+        assert zip_steps.KeptSteps(tmp_path / "zip", texts).begun is None
+        assert "zip begins anew" in caplog.text
+        caplog.clear()
 
 
 def test_the_texts_may_number_none():

@@ -13,6 +13,7 @@ from adg_plugin.selectors.labelled import labelled
 from adg_plugin.selectors.measured import by_likelihood, by_style
 from adg_plugin.selectors.simple import pick_longest, pick_random, pick_zip
 from adg_plugin.store import Rejection, RunReader
+from adg_plugin.store.reader import MEASURES
 
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Source
@@ -78,7 +79,7 @@ def _prepared(
         case "longest":
             return candidates, [], lambda rows, budget: pick_longest(rows, budget, source.tokenizer)
         case "zip":
-            return candidates, [], lambda rows, budget: pick_zip(rows, budget, show=show)
+            return candidates, [], lambda rows, budget: pick_zip(rows, budget, run.path / MEASURES / "zip", show=show)
         case "scar":
             return by_style(run, config, candidates, unmeasured)
         case "mig":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adg_plugin.progress import SamplingProgress
 from adg_plugin.selectors.candidates import Candidates, Picked, highest, of_chosen
-from adg_plugin.selectors.zip_ratio import zip_order
+from adg_plugin.selectors.zip_ratio import Steps, zip_order
+from adg_plugin.selectors.zip_steps import kept_steps
 
 _TEXTS_AT_ONCE = 1000
 
@@ -39,23 +41,35 @@ def pick_longest(candidates: Candidates, budget: int, tokenizer: Any) -> Picked:
     return Picked(highest(scores, budget), scores, {"reference_tokens": lengths})
 
 
-def pick_zip(candidates: Candidates, budget: int, *, show: bool = False) -> Picked:
+def pick_zip(candidates: Candidates, budget: int, folder: Path, *, show: bool = False) -> Picked:
     """Return the rows whose instructions and own answers together compress worst; see `zip_order`.
 
     Args:
         candidates: with instructions and references.
         budget: rows to choose.
+        folder: where whole steps are kept, for an interrupted choice or another budget to go on from.
         show: report progress on stderr.
+
+    Raises:
+        StoreError: the steps cannot be written.
     """
     pairs = zip(candidates.instructions, candidates.references, strict=True)
     texts = [f"{asked}\n{answer}".encode() for asked, answer in pairs]
-    with SamplingProgress(min(budget, len(texts)), verb="choosing", show=show) as progress:
+    rows = min(budget, len(texts))
+    with kept_steps(folder, texts) as kept:
+        done = 0 if kept.begun is None else min(rows, len(kept.begun.order))
+        with SamplingProgress(rows, done, verb="choosing", show=show) as progress:
 
-        def advance(rows: int) -> None:
-            for _ in range(rows):
-                progress.add(0, rejected=False)
+            def chosen(rows: int) -> None:
+                for _ in range(rows - progress.done):
+                    progress.add(0, rejected=False)
 
-        order, ratios = zip_order(texts, budget, advance=advance)
+            def advance(steps: Steps) -> None:
+                chosen(len(steps.order))
+                kept.add(steps)
+
+            order, ratios = zip_order(texts, budget, begun=kept.begun, advance=advance)
+            chosen(len(order))
     places = np.arange(len(order), 0, -1)
     columns = {"set_compression_ratio": of_chosen(len(texts), order, ratios)}
     return Picked(order, of_chosen(len(texts), order, places), columns)

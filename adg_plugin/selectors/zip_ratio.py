@@ -34,8 +34,25 @@ class Stages:
     per_step: int = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Whole steps of a choice among N rows; no budget plays a part in them.
+
+    Attributes:
+        order: (n,) rows in the order of choice.
+        scores: (N,) as the last step left them; infinite where a row is chosen.
+    """
+
+    order: Ints
+    scores: Floats
+
+
 def zip_order(
-    texts: Sequence[bytes], budget: int, *, advance: Callable[[int], None] | None = None
+    texts: Sequence[bytes],
+    budget: int,
+    *,
+    begun: Steps | None = None,
+    advance: Callable[[Steps], None] | None = None,
 ) -> tuple[Ints, Floats]:
     """Return the rows in the order in which they are chosen, and the compression ratio of the set they grow into.
 
@@ -60,7 +77,8 @@ def zip_order(
     Args:
         texts: (N,) UTF-8 of each row, none empty; sorted by row id, so that the result depends on their contents alone.
         budget: rows to choose, >= 0; min(budget, N) are.
-        advance: called with the number of rows taken, after each step.
+        begun: whole steps over the same texts that were done before; they are not done again.
+        advance: called with all that is done, after each whole step.
 
     Returns:
         (n,) indices in order of choice, and (n,) ratios, each of the whole choice at the end of the step that took the
@@ -73,31 +91,46 @@ def zip_order(
     drops the rest of each short list for good, and may choose more rows than the budget.
     """
     _check(texts, budget)
-    return order_by(Stages(), texts, budget, advance)
+    return order_by(Stages(), texts, budget, begun=begun, advance=advance)
 
 
 def order_by(
-    stages: Stages, texts: Sequence[bytes], budget: int, advance: Callable[[int], None] | None = None
+    stages: Stages,
+    texts: Sequence[bytes],
+    budget: int,
+    *,
+    begun: Steps | None = None,
+    advance: Callable[[Steps], None] | None = None,
 ) -> tuple[Ints, Floats]:
     """Return what `zip_order` does, with steps of other sizes."""
-    order: list[int] = []
-    ratios: list[float] = []
     chosen = _Joined.nothing()
+    order: list[int] = [] if begun is None else begun.order[:budget].tolist()
+    ratios: list[float] = []
+    for first in range(0, len(order), stages.per_step):
+        ratios += _add(chosen, texts, order[first : first + stages.per_step])
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        scores = _ratios_with(_Joined.nothing(), texts, np.arange(len(texts)), threads)
+        if begun is None:
+            scores = _ratios_with(_Joined.nothing(), texts, np.arange(len(texts)), threads)
+        else:
+            scores = begun.scores.copy()
         while len(order) < min(budget, len(texts)):
             candidates = _lowest(scores, stages.pool, left=len(texts) - len(order))
             scores[candidates] = _ratios_with(chosen, texts, candidates, threads)
             short = np.sort(candidates[_lowest(scores[candidates], stages.short_list, left=len(candidates))])
             taken = _least_redundant(texts, short, min(stages.per_step, budget - len(order)), threads)
-            for row in taken:
-                chosen.add(texts[row])
             scores[taken] = np.inf
             order += taken
-            ratios += [chosen.ratio()] * len(taken)
-            if advance:
-                advance(len(taken))
+            ratios += _add(chosen, texts, taken)
+            if advance and len(taken) == stages.per_step:
+                advance(Steps(np.array(order, dtype=np.int64), scores.copy()))
     return np.array(order, dtype=np.int64), np.array(ratios)
+
+
+def _add(chosen: _Joined, texts: Sequence[bytes], rows: Sequence[int]) -> list[float]:
+    """Add the rows of a step to the choice, and return its ratio then, for each of them."""
+    for row in rows:
+        chosen.add(texts[row])
+    return [chosen.ratio()] * len(rows)
 
 
 @dataclass(slots=True)
