@@ -1,7 +1,14 @@
-"""Questions of the downstream benchmark: BIG-Bench-Hard by choice through `adg eval`, GSM8K by its answers' loss."""
+"""Questions of the downstream benchmark: BIG-Bench-Hard by choice through `adg eval`, GSM8K by its answers' loss.
+
+GSM8K to be solved in writing, for a model that can:
+
+    python benchmarks/downstream_tasks.py DATA TASKS --questions 100     DATA holds gsm8k_test.jsonl
+    adg eval MODEL --include TASKS --tasks solved_gsm8k --chat-template
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +27,7 @@ _CHOICES = {
     "date_understanding": [f"({letter})" for letter in "ABCDEF"],
     "logical_deduction_three_objects": [f"({letter})" for letter in "ABC"],
 }
+_A_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
 
 
 def write_tasks(data: Path, folder: Path, questions: int) -> list[str]:
@@ -65,6 +73,52 @@ def gsm8k_rows(data: Path, questions: int) -> list[dict[str, Any]]:
     ]
 
 
+def write_gsm8k(data: Path, folder: Path, questions: int) -> str:
+    """Write a task in which GSM8K's first questions are to be solved in writing, and return its name.
+
+    Right is an answer whose last number is the reference's. `ask` leaves it out: a small model solves next to none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(data / "gsm8k_test.jsonl")[:questions]
+    examples = [{"question": row["question"], "answer": _number(row["answer"])} for row in rows]
+    (folder / "gsm8k.json").write_text(json.dumps({"examples": examples}), encoding="utf-8")
+    task = {
+        "task": "solved_gsm8k",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": "gsm8k.json", "field": "examples"},
+        "output_type": "generate_until",
+        "test_split": "train",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "num_fewshot": 0,
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 256},
+        "filter_list": [
+            {
+                "name": "last-number",
+                "filter": [
+                    {"function": "regex", "regex_pattern": _A_NUMBER, "group_select": -1},
+                    {"function": "take_first"},
+                ],
+            }
+        ],
+        "metric_list": [
+            {
+                "metric": "exact_match",
+                "aggregation": "mean",
+                "higher_is_better": True,
+                "regexes_to_ignore": [",", r"\.0*$"],
+            }
+        ],
+        "metadata": {"version": 1.0},
+    }
+    (folder / "gsm8k.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return "solved_gsm8k"
+
+
+def _number(worked: str) -> str:
+    return worked.rsplit("####", 1)[1].strip().replace(",", "")
+
+
 def ask(model: Any, settings: Training, data: Path, folder: Path, questions: int) -> dict[str, Any]:
     """Return what each question of each task gave, 1 for right, and the loss of GSM8K's answers.
 
@@ -80,3 +134,17 @@ def ask(model: Any, settings: Training, data: Path, folder: Path, questions: int
         loss = answer_loss(model, rows, settings)
         result["loss"]["gsm8k"] = {"nats": [round(value, 3) for value in loss.nats], "tokens": loss.tokens}
     return result
+
+
+def main() -> None:
+    """Write the task of GSM8K."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("tasks", type=Path, metavar="TASKS")
+    parser.add_argument("--questions", type=int, default=100)
+    args = parser.parse_args()
+    print(write_gsm8k(args.data, args.tasks, args.questions))
+
+
+if __name__ == "__main__":
+    main()

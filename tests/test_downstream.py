@@ -1,9 +1,8 @@
-"""The downstream benchmark: its statistics, a short real run, and the published table."""
+"""The downstream benchmark: its statistics, its questions, and a short real run."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,6 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 from downstream_table import compared  # noqa: E402
-
-RESULTS = BENCHMARKS / "results"
 
 
 def lines(method: str, effect: float, seeds: int = 3, rows: int = 200) -> list[dict[str, object]]:
@@ -100,6 +97,33 @@ def test_questions_are_asked_with_their_own_choices_and_what_cannot_be_chosen_is
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("1,000 + 200 = <<1000+200=1200>>1200 dollars.", 1),
+        ("So it is $1,200.00.", 1),
+        ("1,200 and then 3 more", 0),
+        ("It is -1,200", 0),
+        ("I cannot say.", 0),
+    ],
+)
+def test_the_last_number_of_what_is_written_is_the_answer_to_gsm8k(tmp_path, monkeypatch, said, right):
+    from downstream_tasks import write_gsm8k
+    from lm_eval.tasks import TaskManager
+
+    lines = [json.dumps({"question": f"How many? {n}", "answer": "much\n#### 1,200"}) + "\n" for n in range(2)]
+    (tmp_path / "gsm8k_test.jsonl").write_text("".join(lines))
+    name = write_gsm8k(tmp_path, tmp_path / "tasks", 1)
+    monkeypatch.chdir(tmp_path / "tasks")
+    task = TaskManager(include_path=".", include_defaults=False).load_task_or_group(name)[name]
+    task.build_all_requests(rank=0, world_size=1)
+    (asked,) = task.instances
+    assert asked.args[0] == "How many? 0"
+    asked.resps = [said]
+    task.apply_filters()
+    assert task.process_results(asked.doc, [asked.filtered_resps["last-number"]]) == {"exact_match": right}
+
+
 def test_published_choices_are_trained_on_and_those_of_another_pool_refused(tmp_path, monkeypatch):
     import downstream
 
@@ -143,17 +167,6 @@ def test_a_short_run_trains_and_evaluates_every_method_and_goes_on_where_it_stop
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])["ids"] == runs[-1]["ids"]
     assert json.loads(again.stdout.splitlines()[-1])["loss held_out"].keys() == methods
-
-
-@pytest.mark.skipif(not RESULTS.is_dir(), reason="no results are published yet")
-def test_the_published_table_is_what_the_results_say():
-    files = sorted(RESULTS.glob("downstream*.jsonl"))
-    command = [sys.executable, str(BENCHMARKS / "downstream_table.py"), *map(str, files)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [line for line in printed.splitlines() if re.match(r"\| [a-z-]+ \| \d", line)]
-    assert len(rows) > 10
-    page = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8").splitlines()
-    assert [row for row in rows if row not in page] == []
 
 
 @pytest.mark.tiny
