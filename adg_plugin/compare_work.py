@@ -21,10 +21,12 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.decision import Decision
 from adg_plugin.errors import ADGError, DataError, StoreError
 from adg_plugin.pool import pool_counts
+from adg_plugin.rating import rate
 from adg_plugin.selection import resolve_budget
 from adg_plugin.selectors.label_columns import lacks_quality, listed_labels
 from adg_plugin.sharing import Alone
 from adg_plugin.store import RunFolder
+from adg_plugin.tagging import tag
 
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Source
@@ -166,14 +168,10 @@ class Work:
 
         if asked == ANSWERS:
             return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
-        # Of the two models that mig may ask, this cost is one's alone.
-        if config.tagger and asked != tagger_cost(config.tagger, config.field_labels):
-            config = config.updated(tagger=None)
-        if config.quality_scorer and asked != scorer_cost(config.quality_scorer, config.field_quality):
-            config = config.updated(quality_scorer=None)
-        took = fill_measures(self._run, config, self._source, show=self._show)
-        left = {"left": took["left"]} if "left" in took else {}
-        return took.pop("rating") | left if "rating" in took else took
+        if config.method == "mig":  # which may ask two models, each with a cost of its own
+            is_tagger = bool(config.tagger) and asked == tagger_cost(config.tagger or "", config.field_labels)
+            return (tag if is_tagger else rate)(self._run, config, show=self._show)
+        return fill_measures(self._run, config, self._source, show=self._show)
 
 
 def _reasons(decision: Decision) -> dict[str, int]:

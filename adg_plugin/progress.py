@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -87,7 +88,8 @@ class SamplingProgress:
     def _say(self) -> None:
         self._said = time.monotonic()
         fresh = self.done - self._first
-        left = self.seconds / fresh * (self.total - self.done) if fresh else float("nan")
+        each = self.seconds / fresh if fresh else math.nan
+        left = each * (self.total - self.done) if self.done < self.total else 0.0
         rejected = f", {self.rejected} rejected" if self.rejected else ""
         speed = f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens else ""
         self._console.print(

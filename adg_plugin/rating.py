@@ -99,18 +99,17 @@ def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> l
     Those of another model or of other texts do not count: such a row's reason is `not_measured`.
 
     Raises:
-        ModelError: the scorer cannot be found.
+        ModelError: the scorer cannot be found, and there is a row that it is to grade.
         StoreError: a file is damaged.
     """
-    asked = Rater.configured(config)
-    table = read_measures(run, _MEASURE, [asked.digest(row) for row in rows], GRADE_COLUMNS)
-    found = zip(rows, *(table[name].to_pylist() for name in ("id", "score", "share", "reason")), strict=True)
-    return [
-        Rated(None, None, Reason.NO_ANSWER.value)
-        if not row.answer.strip()
-        else Rated(score, share, NOT_MEASURED if id is None else reason)
-        for row, id, score, share, reason in found
-    ]
+    found = dict.fromkeys(range(len(rows)), Rated(None, None, Reason.NO_ANSWER.value))
+    if in_words := [number for number, row in enumerate(rows) if row.answer.strip()]:
+        asked = Rater.configured(config)
+        table = read_measures(run, _MEASURE, [asked.digest(rows[number]) for number in in_words], GRADE_COLUMNS)
+        columns = (table[name].to_pylist() for name in ("id", "score", "share", "reason"))
+        for number, id, score, share, reason in zip(in_words, *columns, strict=True):
+            found[number] = Rated(score, share, NOT_MEASURED if id is None else reason)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

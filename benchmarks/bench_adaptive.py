@@ -40,7 +40,7 @@ import numpy.typing as npt
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adaptive_policies import Outcome, Pool, Task, policies, simulate
+from adaptive_policies import Outcome, Policy, Pool, Task, policies, simulate
 from adaptive_tables import Found, front, print_calibration, print_limits, print_task, row_of, task_of
 
 from adg_plugin.bins import assign_bins
@@ -74,13 +74,22 @@ def main() -> None:
             for fraction in args.budgets:
                 tasks = [Task(form, config.weight, round(fraction * rows), one) for one in bins]
                 found = measure(pool, tasks, args.tokens)
-                shown = front([one for one in found if one[0].rule != "oracle"]) if args.front else found
+                shown = fronts(found) if args.front else found
                 table.writerows((*task_of(tasks[0]), *row_of(one)) for one in shown)
                 lines.append(print_task(pool, tasks, found))
                 print(f"{form}, {fraction:.0%}, {time.monotonic() - began:.0f} s", file=sys.stderr)
     print_limits()
     result = {"rows": rows, "sampled_tokens": sampled, "state": pool.full, "seeds": args.seeds, "tasks": lines}
     print(json.dumps({**result, "seconds": round(time.monotonic() - began, 1)}))
+
+
+def fronts(found: Found) -> Found:
+    """Return the Pareto front of the policies, then that of the oracles."""
+    return [pair for oracle in (False, True) for pair in front([one for one in found if _is_oracle(one[0]) == oracle])]
+
+
+def _is_oracle(policy: Policy) -> bool:
+    return policy.rule == "oracle"
 
 
 def _arguments() -> argparse.Namespace:
@@ -96,7 +105,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows-per-bin", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--seeds", type=int, default=5, help="of k-means")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="write every policy there")
-    parser.add_argument("--front", action="store_true", help="into --out, only those that no cheaper one equals")
+    parser.add_argument(
+        "--front", action="store_true", help="into --out, only what no cheaper one equals; oracles last"
+    )
     return parser.parse_args()
 
 

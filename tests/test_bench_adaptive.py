@@ -267,9 +267,13 @@ def test_answers_are_cut_off_and_embedded_once_and_the_last_line_is_json(run, mo
         assert told["rows"] == rows
         assert (f"{rows} of {rows} rows embedded" in err) == embedded
     assert "embedded" not in err
-    overlaps = [float(line.split(",")[-2]) for line in (tmp_path / "best.csv").read_text().splitlines()[1:]]
-    assert len(overlaps) > 2
-    assert overlaps == sorted(overlaps)
+    lines = (tmp_path / "best.csv").read_text().splitlines()[1:]
+    are_oracles = [", oracle," in line for line in lines]
+    assert are_oracles == sorted(are_oracles)
+    for oracle in (False, True):
+        overlaps = [float(line.split(",")[-2]) for line in lines if (", oracle," in line) == oracle]
+        assert len(overlaps) > 2
+        assert overlaps == sorted(overlaps)
     (task,) = told["tasks"]
     assert (task["form"], task["budget"], task["bins"]) == ("raw", 12, 6)
     assert 0 < task["policies"]["tokens_for_0.95"] <= 1

@@ -86,6 +86,31 @@ def test_parts_are_uploaded_while_the_work_goes_on(url, bucket, monkeypatch):
                 time.sleep(0.01)
 
 
+def test_of_a_stepwise_choice_the_longest_steps_count_wherever_they_are(url, bucket, monkeypatch):
+    import numpy as np
+
+    from adg_plugin.selectors import zip_steps
+    from adg_plugin.selectors.zip_ratio import Steps
+
+    monkeypatch.setattr(zip_steps, "_EVERY_S", 0.0)
+    texts, other = [b"a text", b"another", b"more"], [b"other", b"texts", b"here"]
+    with local_run_folder(url) as folder:
+        stage(folder, IDS[:4])
+        zip_steps.KeptSteps(folder / "measures" / "zip", texts).add(Steps(np.array([1]), np.arange(3.0)))
+    assert len(list((bucket / "measures" / "zip").iterdir())) == 1
+    zip_steps.KeptSteps(folder / "measures" / "zip", texts).add(Steps(np.array([1, 2]), np.arange(3.0)))  # went down
+    with local_run_folder(url) as folder:
+        kept = zip_steps.KeptSteps(folder / "measures" / "zip", texts)
+        assert kept.begun.order.tolist() == [1, 2]
+        kept.add(Steps(np.array([1, 2, 0]), np.arange(3.0)))
+    (there,) = (bucket / "measures" / "zip").iterdir()
+    with local_run_folder(url) as folder:  # another pool: its file may be as long
+        zip_steps.KeptSteps(folder / "measures" / "zip", other).add(Steps(np.array([0, 1, 2]), np.arange(3.0)))
+    (now,) = (bucket / "measures" / "zip").iterdir()
+    assert now.name != there.name
+    assert zip_steps.KeptSteps(bucket / "measures" / "zip", other).begun.order.tolist() == [0, 1, 2]
+
+
 def test_its_own_claim_is_never_read_half_written(url, monkeypatch, caplog):
     write = LocalFileSystem.pipe_file
 

@@ -364,6 +364,43 @@ def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_p
 
 
 @tiny
+def test_compare_asks_tagger_and_scorer_where_no_row_has_labels(model, tmp_path, asked, monkeypatch):
+    from tiny_runs import SETTINGS, write_jsonl
+
+    from adg_plugin.compare import compare
+    from adg_plugin.engines import greedy
+
+    monkeypatch.setattr("adg_plugin.tagging.MAX_PROMPT_TOKENS", ROOM["max_position_embeddings"])
+    monkeypatch.setattr(
+        greedy.GreedyAnswers, "_reply", lambda _, asked, tokens: greedy.Reply(asked.id, asked.key, '["a", "b"]', 3)
+    )
+    pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
+    own = {"quality_scorer": str(model), "tagger": str(model), "budget": 4}
+    config = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": [str(pool)], **own})
+    found = compare(config, ["mig"], tmp_path / "run", show_progress=False)
+    assert found.methods[0].error is None
+    assert {name: cost.rows for name, cost in found.costs.items()} == {
+        f"tagger {model} for labels": 12,
+        f"quality scorer {model} for quality": 12,
+    }
+    assert sum(map(len, asked)) == 12
+    chosen = select(config=config.updated(method="mig"), output_dir=tmp_path / "alone")
+    assert found.methods[0].ids == chosen.ids
+
+
+@tiny
+def test_a_row_without_words_needs_no_scorer(model, tmp_path):
+    rows = pool_rows(7, labels=["same"], quality=3)
+    call = {"function": {"name": "look", "arguments": "{}"}}
+    turns = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows.append({"id": "call", "labels": ["same"], "messages": turns})
+    settings = {"method": "mig", "quality_scorer": "nowhere", "budget": 3}
+    chosen = choose(rows, model, tmp_path / "run", **settings)
+    assert len(chosen.ids) == 3
+    assert chosen.manifest["rows"]["rejected"] == {"no_answer": 1}
+
+
+@tiny
 def test_a_selections_own_costs_are_told_apart_by_a_later_comparison(model, tmp_path, asked):
     from tiny_runs import SETTINGS, write_jsonl
 

@@ -215,12 +215,57 @@ def test_steps_are_kept_for_the_same_texts_alone_and_a_damaged_file_begins_anew(
         assert kept.begun.scores.tolist() == steps[-1].scores.tolist()
     for others in ([*texts[:-1], b"another"], texts[:-1], texts[::-1]):
         assert zip_steps.KeptSteps(tmp_path / "zip", others).begun is None
-    (file,) = (tmp_path / "zip").iterdir()
-    for damage in (file.read_bytes()[:-40], b"", file.read_bytes().replace(b"order", b"ordre")):
+    (file,) = (tmp_path / "zip").iterdir()  # the older ones are gone
+    whole = file.read_bytes()
+    flipped = bytes([*whole[:6], whole[6] ^ 1, *whole[7:]])  # says that it is encrypted
+    for damage in (whole[:-40], b"", whole.replace(b"order", b"ordre"), flipped):
         file.write_bytes(damage)
         assert zip_steps.KeptSteps(tmp_path / "zip", texts).begun is None
-        assert "zip begins anew" in caplog.text
+        assert f"{file} is damaged (its checksum differs): zip does without" in caplog.text
         caplog.clear()
+
+
+def kept_of(folder, texts, monkeypatch, steps):
+    """Write each of the steps to a folder as a process does that is killed then: nothing ends well."""
+    monkeypatch.setattr(zip_steps, "_EVERY_S", 0.0)
+    kept = zip_steps.KeptSteps(folder, texts)
+    for one in steps:
+        kept.add(one)
+
+
+def test_a_killed_process_leaves_its_steps_and_of_several_the_most_count(tmp_path, monkeypatch):
+    texts, steps = sentences(60), []
+    order_by(Stages(40, 10, 5), texts, 60, advance=steps.append)
+    kept_of(tmp_path / "a", texts, monkeypatch, steps[:4])
+    kept_of(tmp_path / "b", texts, monkeypatch, steps[:2])
+    for short in (tmp_path / "b").iterdir():  # as from an older copy of the folder
+        short.rename(tmp_path / "a" / short.name)
+    (tmp_path / "a" / "steps-0.npz.adg-tmp").write_bytes(b"half")
+    again = zip_steps.KeptSteps(tmp_path / "a", texts)
+    assert again.begun.order.tolist() == steps[3].order.tolist()
+    again.add(steps[4])
+    assert len(list((tmp_path / "a").iterdir())) == 1
+    monkeypatch.setattr(zip_steps, "_EVERY_S", 1e9)
+    late = zip_steps.KeptSteps(tmp_path / "c", texts)
+    late.add(steps[0])
+    assert not (tmp_path / "c").exists()
+
+
+def test_steps_that_cannot_be_written_hide_no_error_and_undo_no_choice(tmp_path, caplog):
+    texts, steps = sentences(60), []
+    order_by(Stages(40, 10, 5), texts, 60, advance=steps.append)
+    (tmp_path / "file").write_bytes(b"")
+    with zip_steps.kept_steps(tmp_path / "file" / "zip", texts) as kept:
+        kept.add(steps[0])
+    assert "the last steps of zip are not kept: cannot write" in caplog.text
+
+    def interrupted():
+        with zip_steps.kept_steps(tmp_path / "file" / "zip", texts) as kept:
+            kept.add(steps[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
 
 def test_the_texts_may_number_none():
