@@ -94,15 +94,25 @@ def print_comparison(about: Comparison, console: Console) -> None:
     _print_methods(about, console)
     for sentence in (*_MEASURES, *([_IN_NO_BIN] if _some_without_a_bin(about) else [])):
         console.print(Text(sentence))
+    for one in about.methods:
+        if one.error is None and one.rejected:
+            console.print(Text(_rejected(one)))
     for one in about.failed:
         console.print(Text(f"{one.name} failed: {one.error}"))
 
 
+def _rejected(one: Compared) -> str:
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in one.rejected.items())
+    return f"{one.name} could choose from {one.scored:,} rows; rejected: {reasons}"
+
+
 def _print_overlaps(about: Comparison, console: Console) -> None:
+    from adg_plugin.compare_facts import said_chance
+
     facts = about.facts
     head = (
         f"Jaccard overlap of the choices of {about.budget:,} of {about.rows['candidates']:,} rows; by chance "
-        f"{facts.by_chance['jaccard']:.0%}"
+        f"{said_chance(facts.by_chance['jaccard'])}"
     )
     console.print(Text(head))  # a table's own title is folded to its width
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ from adg_plugin.pool import Pool
 from adg_plugin.rating import Rater
 from adg_plugin.report.facets import read_facets
 from adg_plugin.selectors.label_columns import lacks_quality, listed_labels
+from adg_plugin.selectors.label_vectors import read_label_vectors
 from adg_plugin.store import RunFolder
 from adg_plugin.store.files import write_json
 from adg_plugin.tagging import Tagger
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +117,7 @@ def compare(
         _refuse_models_of_mig(run, plans)
         work = Work(run, config, source, costs_before(run, recipe), show_progress)
         done = tuple(work.chosen(plan) for plan in plans)
-        found = _comparison(run, config, work, done)
+        done, found = _facts(run, config, work, done)
         about = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "pool_digest": run.staged_digest(),
@@ -145,6 +149,8 @@ def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
             StyleRanker(plan.config.scar_model)
         if plan.method == "superfiltering":
             other_model(plan.config, "small_model")
+        if plan.method == "mig" and plan.config.label_vectors:
+            read_label_vectors(plan.config.label_vectors)
 
 
 def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
@@ -157,13 +163,33 @@ def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
             Rater.configured(config)
 
 
-def _comparison(run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]) -> Facts:
+def _facts(
+    run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]
+) -> tuple[tuple[Compared, ...], Facts]:
+    """Return the methods with what only the comparison can say of each, and what their choices have in common."""
     staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
     ids: list[str] = staged["id"].to_pylist()
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
     add_files(facets, staged["where"].to_pylist())
     choices = {one.name: one.ids for one in done if one.error is None}
-    return facts_of(choices, ids, work.budget, facets, _bins(run, config, ids, work))
+    eligible = {name: work.eligible[name].to_pylist() for name in choices}
+    silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
+    told = tuple(_told_of_silent(one, silent) for one in done)
+    return told, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, work))
+
+
+def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
+    """Return what ADG chose with a warning where rows of it have no answer: it asks the model, and needs none."""
+    rows = len(silent & set(one.ids)) if one.method == "adg" else 0
+    if not rows:
+        return one
+    have = "has" if rows == 1 else "have"
+    sentence = (
+        f"{rows:,} of its {len(one.ids):,} rows {have} no answer of their own in words, which other methods leave out: "
+        "name the answers' column (field_output, field_completion), or take these rows out of the pool"
+    )
+    logger.warning("%s: %s", one.name, sentence)
+    return replace(one, warnings=(*one.warnings, sentence))
 
 
 def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], work: Work) -> npt.NDArray[np.int64] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,13 +30,13 @@ class Facts:
         names: of the methods.
         jaccard: (M, M) rows that both chose, as a share of those that at least one of them chose.
         shared: (M, M) the same as a share of the choice of the row's method.
-        by_chance: what two random choices of the budget would share, `shared` and `jaccard`.
+        by_chance: (M, M) `shared` and `jaccard` of random choices of as many rows, among those that each may choose.
         chosen_by: rows that `all` methods chose, and that `none` did.
         alone: (M,) rows that no other method chose.
         lengths: (M,) `prompt_tokens` and `reference_words` of the choice, each p5, p50, p95.
         lengths_of_pool: the same of all rows.
         bins: `total`, and (M,) `reached`, `largest_share` (of the choice) and `without_a_bin` (rows of the choice);
-            None where nothing is binned.
+            `pool` (B,) and `chosen` (M, B), rows of each bin; None where nothing is binned.
         coverage: for each kind `kind` and `values`: each with `value`, `pool` (rows) and (M,) `chosen`, the most
             frequent in the pool first; last None, the rows without a value, where there are any.
     """
@@ -44,7 +44,7 @@ class Facts:
     names: tuple[str, ...]
     jaccard: list[list[float]]
     shared: list[list[float]]
-    by_chance: dict[str, float]
+    by_chance: dict[str, list[list[float]]]
     chosen_by: dict[str, int]
     alone: list[int]
     lengths: list[dict[str, dict[str, float]]]
@@ -58,29 +58,29 @@ class Facts:
 
 
 def facts_of(
-    choices: Mapping[str, Sequence[str]], ids: Sequence[str], budget: int, facets: Facets, bins: Ints | None
+    choices: Mapping[str, Sequence[str]],
+    eligible: Mapping[str, Sequence[str]],
+    ids: Sequence[str],
+    facets: Facets,
+    bins: Ints | None,
 ) -> Facts:
     """Return what the choices have in common.
 
     Args:
         choices: chosen ids by name of the method; each among `ids`.
+        eligible: ids that each method could choose, by its name.
         ids: (N,) of the rows that could be sampled.
-        budget: rows that each method was to choose.
         facets: of these rows.
         bins: (N,) of these rows, below 0 where a row has none; None: there are no bins.
     """
-    chosen = np.zeros((len(choices), len(ids)), dtype=bool)
-    for row, picked in zip(chosen, choices.values(), strict=True):
-        row[:] = membership(picked, ids)
+    chosen = _memberships(choices.values(), ids)
     jaccard, shared = overlaps(chosen)
     times = chosen.sum(axis=0)
-    share = budget / len(ids)
     return Facts(
         names=tuple(choices),
         jaccard=jaccard.tolist(),
         shared=shared.tolist(),
-        # The ratio of the expected counts, for two choices of the budget.
-        by_chance={"shared": share, "jaccard": share / (2 - share)},
+        by_chance=_by_chance(chosen, _memberships([eligible[name] for name in choices], ids)),
         chosen_by={"all": int((times == len(chosen)).sum()) if len(chosen) else 0, "none": int((times == 0).sum())},
         alone=[int((row & (times == 1)).sum()) for row in chosen],
         lengths=[_lengths(facets, row) for row in chosen],
@@ -88,6 +88,29 @@ def facts_of(
         bins=None if bins is None else _bins(bins, chosen),
         coverage=[_coverage(kind, facet, chosen) for kind, facet in facets.kinds.items()],
     )
+
+
+def _memberships(picked: Iterable[Sequence[str]], ids: Sequence[str]) -> Bools:
+    rows = [membership(some, ids) for some in picked]
+    return np.array(rows, dtype=bool).reshape(len(rows), len(ids))
+
+
+def _by_chance(chosen: Bools, eligible: Bools) -> dict[str, list[list[float]]]:
+    """Return the ratios of the expected counts, for random choices as large as these among the eligible rows (M, N)."""
+    among = eligible.astype(np.float64)
+    sizes, rows = chosen.sum(axis=1).astype(np.float64), np.maximum(among.sum(axis=1), 1.0)
+    rates = sizes / rows
+    common = rates[:, None] * rates[None, :] * (among @ among.T)
+    united = sizes[:, None] + sizes[None, :] - common
+    shared = common / np.maximum(sizes, 1.0)[:, None]
+    return {"shared": shared.tolist(), "jaccard": (common / np.where(united == 0, 1.0, united)).tolist()}
+
+
+def said_chance(jaccard: Sequence[Sequence[float]]) -> str:
+    """Return in words what two different choices would share by chance (M, M): they may choose among other rows."""
+    found = [value for at, row in enumerate(jaccard) for value in row[at + 1 :]] or [row[0] for row in jaccard]
+    least, most = (f"{value:.0%}" for value in (min(found, default=0.0), max(found, default=0.0)))
+    return least if least == most else f"{least} to {most}"
 
 
 def membership(picked: Sequence[str], ids: Sequence[str]) -> Bools:
@@ -135,7 +158,7 @@ def _lengths(facets: Facets, rows: Bools) -> dict[str, dict[str, float]]:
 def _bins(bins: Ints, chosen: Bools) -> dict[str, Any]:
     binned = bins >= 0
     counts = [np.bincount(bins[row & binned]) for row in chosen]
-    sizes = chosen.sum(axis=1)
+    sizes, pool = chosen.sum(axis=1), np.bincount(bins[binned])
     return {
         "total": len(np.unique(bins[binned])),
         "reached": [int((count > 0).sum()) for count in counts],
@@ -143,6 +166,8 @@ def _bins(bins: Ints, chosen: Bools) -> dict[str, Any]:
             float(count.max() / size) if len(count) else 0.0 for count, size in zip(counts, sizes, strict=True)
         ],
         "without_a_bin": (chosen & ~binned).sum(axis=1).tolist(),
+        "pool": pool.tolist(),
+        "chosen": [np.bincount(bins[row & binned], minlength=len(pool)).tolist() for row in chosen],
     }
 
 

@@ -78,6 +78,7 @@ class Work:
         self.rows = {"pool": pool.unique, "candidates": pool.candidates}
         self.budget, _ = resolve_budget(config.budget, pool.unique, pool.candidates)
         self._bins: dict[tuple[int, int, int], npt.NDArray[np.int32]] = {}
+        self.eligible: dict[str, pa.Array] = {}  # ids of the rows that each method could choose
         self.binned: pa.Table | None = None  # `id` and `bin` of the first choice of ADG in the shared bins
 
     def assign(self, vectors: npt.NDArray[np.floating], bins: int | None, seed: int) -> npt.NDArray[np.int32]:
@@ -106,6 +107,7 @@ class Work:
         except ADGError as err:
             logger.warning("%s failed: %s", plan.name, err)
             return replace(one, error=str(err))
+        self.eligible[plan.name] = decision.table["id"]
         for sentence in decision.warnings:
             logger.warning("%s: %s", plan.name, sentence)
         if self.binned is None and plan.method == "adg" and plan.config.bins == self._config.bins:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -86,21 +88,24 @@ def test_shares_are_of_the_choice_and_rows_without_value_or_bin_are_told():
     lengths = np.arange(20, dtype=np.int64)
     choices = {"adg": ids[:4], "random": ids[14:18]}
     bins = np.array([0, 1] * 8 + [-1] * 4)
-    facts = facts_of(choices, ids, 4, Facets(lengths, lengths, {"category": Facet(kinds)}), bins)
-    methods = [Compared(name, name, {}, tuple(chosen), 20) for name, chosen in choices.items()]
+    eligible = {"adg": ids, "random": ids[10:]}
+    facts = facts_of(choices, eligible, ids, Facets(lengths, lengths, {"category": Facet(kinds)}), bins)
+    methods = [Compared(name, name, {}, tuple(chosen), len(eligible[name])) for name, chosen in choices.items()]
+    methods[1] = replace(methods[1], rejected={"no_answer": 9, "prompt_too_long": 1})
     failed = Compared("zip", "zip", {}, error="a reason")
     rows = {"pool": 20, "candidates": 20}
     console = Console(width=80, file=StringIO())
     found = Comparison(Path("compare.json"), 4, rows, (methods[0], failed, methods[1]), {}, facts, {})
     cli_compare.print_comparison(found, console)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert "random could choose from 10 rows; rejected: no_answer 9, prompt_too_long 1" in lines
     start = lines.index("Rows by category, as shares of the pool and of each choice")
     table = [line.rsplit(maxsplit=3) for line in lines[start + 1 : start + 12]]
     assert table[0] == ["category", "pool", "1", "2"]
     assert table[1] == ["kind 9", "35%", "0%", "50%"]
     assert table[2:6] == [[f"kind {n}", "5%", "25%", "0%"] for n in range(4)]
     assert table[9:] == [["2 others", "10%", "0%", "0%"], ["no value", "20%", "0%", "50%"]]
-    cells = {line.split()[0]: line.split() for line in lines if line.startswith(("adg ", "random ", "zip "))}
+    cells = {line.split()[0]: line.split() for line in lines if re.match(r"(adg|random) +\d", line)}
     assert cells["adg"][1:5] == ["4", "2", "50%", "0"]
     assert cells["random"][1:5] == ["4", "2", "25%", "2"]  # two of four rows have no bin: their shares are of the four
     assert "no bin: rows of the choice without answers, which are in no bin" in lines

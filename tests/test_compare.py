@@ -45,11 +45,14 @@ def test_facts_of_a_few_choices_by_hand():
     ids = [f"r{n}" for n in range(10)]
     choices = {"one": ["r0", "r2", "r4", "r6"], "two": ["r6", "r1", "r0", "r3"], "same": ["r6", "r4", "r2", "r0"]}
     bins = np.array([0, 0, 1, 1, 2, 2, 0, 0, -1, -1])
-    found = facts_of(choices, ids, 4, facets(10), bins)
+    eligible = {"one": ids, "two": ids[:8], "same": ids}
+    found = facts_of(choices, eligible, ids, facets(10), bins)
     assert found.names == ("one", "two", "same")
     assert found.jaccard == [[1, 2 / 6, 1], [2 / 6, 1, 2 / 6], [1, 2 / 6, 1]]
     assert found.shared[0] == [1, 0.5, 1]
-    assert found.by_chance == {"shared": 0.4, "jaccard": pytest.approx(0.4 / 1.6)}
+    assert found.by_chance["shared"][0] == pytest.approx([0.4, 0.4, 0.4])
+    assert found.by_chance["shared"][1] == pytest.approx([0.4, 0.5, 0.4])  # 4 of 8 rows, of which 0.4 are in the other
+    assert found.by_chance["jaccard"][1] == pytest.approx([0.4 / 1.6, 0.5 / 1.5, 0.4 / 1.6])
     assert found.chosen_by == {"all": 2, "none": 4}  # r0, r6; r5, r7, r8, r9
     assert found.alone == [0, 2, 0]
     assert found.bins == {
@@ -57,6 +60,8 @@ def test_facts_of_a_few_choices_by_hand():
         "reached": [3, 2, 3],
         "largest_share": [0.5, 0.75, 0.5],
         "without_a_bin": [0, 0, 0],
+        "pool": [4, 2, 2],
+        "chosen": [[2, 1, 1], [3, 1, 0], [2, 1, 1]],
     }
     assert found.coverage == [
         {
@@ -72,14 +77,21 @@ def test_facts_of_a_few_choices_by_hand():
     assert found.lengths_of_pool["prompt_tokens"]["p50"] == 4.5
 
 
-def test_chance_is_what_random_choices_share():
+@pytest.mark.parametrize("rows", [200, 80])
+def test_chance_is_what_random_choices_share(rows):
+    """One of each pair chooses 50 of 200 rows, the other as many of the first `rows`."""
     ids = [f"r{n:03d}" for n in range(200)]
     rng = np.random.default_rng(0)
-    choices = {str(n): [ids[row] for row in rng.permutation(200)[:50]] for n in range(60)}
-    found = facts_of(choices, ids, 50, facets(200), None)
-    others = ~np.eye(60, dtype=bool)
-    assert np.mean(np.array(found.shared)[others]) == pytest.approx(found.by_chance["shared"], abs=0.01)
-    assert np.mean(np.array(found.jaccard)[others]) == pytest.approx(found.by_chance["jaccard"], abs=0.01)
+    ranges = {str(n): 200 if n % 2 else rows for n in range(60)}
+    choices = {name: [ids[row] for row in rng.permutation(of)[:50]] for name, of in ranges.items()}
+    found = facts_of(choices, {name: ids[:of] for name, of in ranges.items()}, ids, facets(200), None)
+    for name in ("shared", "jaccard"):
+        real, chance = np.array(getattr(found, name)), np.array(found.by_chance[name])
+        for one, other in ((0, 0), (0, 1), (1, 1)):
+            pairs = [(i, j) for i in range(one, 60, 2) for j in range(other, 60, 2) if i != j]
+            expected = [chance[pair] for pair in pairs]
+            assert np.mean([real[pair] for pair in pairs]) == pytest.approx(expected[0], abs=0.015)
+            assert expected == pytest.approx([expected[0]] * len(pairs))
     assert found.bins is None
 
 
@@ -89,7 +101,7 @@ def test_coverage_has_every_value_and_the_rows_without_one():
     of.kinds["source"] = Facet(np.array(values, dtype=object))
     ids = [f"r{n:02d}" for n in range(40)]
     choices = {"one": ids[:10], "two": ids[28:38]}
-    (coverage,) = facts_of(choices, ids, 10, of, None).coverage
+    (coverage,) = facts_of(choices, dict.fromkeys(choices, ids), ids, of, None).coverage
     names = [value["value"] for value in coverage["values"]]
     assert names == ["v29", *(f"v{n:02d}" for n in range(29)), None]
     assert sum(value["pool"] for value in coverage["values"]) == 40
@@ -100,17 +112,21 @@ def test_coverage_has_every_value_and_the_rows_without_one():
 
 
 def test_rows_without_a_bin_reach_none():
-    found = facts_of({"a": ["r0", "r1"], "b": []}, ["r0", "r1", "r2", "r3"], 2, facets(4), np.array([-1, 0, 0, -1]))
+    ids = ["r0", "r1", "r2", "r3"]
+    found = facts_of({"a": ["r0", "r1"], "b": []}, {"a": ids, "b": []}, ids, facets(4), np.array([-1, 0, 0, -1]))
+    assert found.by_chance == {"shared": [[0.5, 0], [0, 0]], "jaccard": [[1 / 3, 0], [0, 0]]}
     assert found.bins == {
         "total": 1,
         "reached": [1, 0],
         "largest_share": [0.5, 0.0],
         "without_a_bin": [1, 0],
+        "pool": [2],
+        "chosen": [[1], [0]],
     }
 
 
 def test_no_choice_at_all_has_facts_of_the_pool():
-    found = facts_of({}, ["r0", "r1", "r2", "r3"], 2, facets(4), np.array([0, 0, 1, -1]))
+    found = facts_of({}, {}, ["r0", "r1", "r2", "r3"], facets(4), np.array([0, 0, 1, -1]))
     assert (found.names, found.jaccard, found.alone, found.lengths) == ((), [], [], [])
     assert found.chosen_by == {"all": 0, "none": 4}
     assert (found.bins["total"], found.bins["reached"]) == (2, [])
@@ -529,6 +545,26 @@ def test_where_every_method_fails_the_comparison_still_says_so(model, tmp_path):
     stored = json.loads((tmp_path / "run" / "compare.json").read_text())
     assert (stored["names"], stored["jaccard"], stored["bins"]["reached"]) == ([], [], [])
     assert stored["chosen_by"] == {"all": 0, "none": 12}
+
+
+@pytest.mark.tiny
+def test_rows_without_an_answer_that_adg_alone_may_choose_are_told(settings, tmp_path, caplog):
+    from tiny_runs import pool_rows, write_jsonl
+
+    rows = [{**row, **({"output": ""} if n % 2 else {})} for n, row in enumerate(pool_rows(12))]
+    write_jsonl(tmp_path / "half.jsonl", rows)
+    config = settings.updated(datasets=[str(tmp_path / "half.jsonl")], budget=8)
+    found = compared(config, ["adg", "random"], tmp_path / "half")
+    silent = {str(row["id"]) for row in rows if not row["output"]}
+    adg, random = found.methods
+    count = len(silent.intersection(adg.ids))
+    assert count >= 2  # six rows have an answer
+    assert f"adg: {count} of its 8 rows have no answer of their own in words, which other methods" in caplog.text
+    assert adg.warnings[-1] in caplog.text
+    assert not any("no answer of their own" in sentence for sentence in random.warnings)
+    assert (random.scored, len(random.ids)) == (6, 6)
+    assert found.facts.by_chance["jaccard"][0][1] == pytest.approx(4 / 10)  # 8 of 12, of which 4 among 6 of 6
+    assert found.facts.by_chance["jaccard"][1][1] == 1
 
 
 @pytest.mark.tiny

@@ -397,16 +397,19 @@ def test_mig_links_labels_by_the_vectors_of_a_file(model, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"label": "a"}], "has no column 'vector': it needs label and vector"),
-        ([{"label": "a", "vector": []}], "row 1 of .* is 'a': use a text and a list of numbers"),
-        ([{"label": "topic", "vector": [0.0, 0.0]}], "label_vectors: "),
+        ([{"label": "a"}], "no column 'vector'; give a .parquet or .jsonl with columns label and vector"),
+        ([{"label": "a", "vector": []}], "row 1 is 'a': use a text and a list of numbers"),
+        (
+            [{"label": "topic", "vector": [0.0, 0.0]}],
+            "label_vectors is .*: row 1 is 'topic', a vector of length 0.0: give",
+        ),
         (
             [
                 {"label": "Topic", "vector": [1.0]},
                 {"label": "b", "vector": [1.0]},
                 {"label": "topic ", "vector": [2.0]},
             ],
-            "row 3 of .* is 'topic ', which is label 'Topic' of row 1 but for case and white space: keep one of them",
+            "row 3 is 'topic ', which is label 'Topic' of row 1 but for case and white space: keep one of them",
         ),
     ],
 )

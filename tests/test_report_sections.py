@@ -262,7 +262,9 @@ def test_failed_methods_lost_costs_and_no_bins_are_told(chromium, full, tmp_path
         told = shown.locator("#comparison li").all_text_contents()
     assert [line[-1] for line in (adg, random, zipped)] == ["2.3 s +", "?", "?"]
     assert longest == ["longest", "failed", *[""] * 7]
-    assert told == ["random: a warning", "longest failed: no row has <b>an</b> answer"]
+    of_adg = by_name["adg"]["warnings"]
+    assert len(of_adg) == 1  # row 0 has no answer
+    assert told == [f"adg: {of_adg[0]}", "random: a warning", "longest failed: no row has <b>an</b> answer"]
 
 
 def copied(run, folder):
@@ -311,7 +313,7 @@ FIX = "delete it and run adg compare again"
         ({"alone": [1, 2]}, f"compare.json is not as adg compare writes it (2 values for 3 methods): {FIX}"),
         ({"methods": 3}, f"compare.json is not as adg compare writes it ('int' object is not iterable): {FIX}"),
         (
-            {"by_chance": {"jaccard": float("nan")}},
+            {"by_chance": {"jaccard": [[float("nan")] * 3] * 3}},
             f"compare.json is not as adg compare writes it (nan for a number): {FIX}",
         ),
         (

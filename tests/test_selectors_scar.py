@@ -163,7 +163,7 @@ def test_weights_that_are_filled_in_at_random_are_refused(ranker):
     with pytest.raises(ModelError) as caught:
         scored(ranker)
     assert str(caught.value) == (
-        f"the SCAR ranker {str(ranker)!r} is not whole: its weights do not fit its config; {FIX}"
+        f"scar_model is {str(ranker)!r}: the ranker is not whole, its weights do not fit its config: {FIX}"
     )
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_ranker_is_named(ranker, damage):
         edit(ranker / "config.json", linear_dim=20)
     with pytest.raises(ModelError, match=r"cannot be loaded \(.+\): give a folder") as caught:
         scored(ranker)
-    assert str(caught.value).startswith(f"the SCAR ranker {str(ranker)!r} cannot be loaded (")
+    assert str(caught.value).startswith(f"scar_model is {str(ranker)!r}: the ranker cannot be loaded (")
 
 
 @pytest.mark.tiny
@@ -188,8 +188,8 @@ def test_another_model_is_no_ranker(ranker):
     with pytest.raises(ModelError) as caught:
         scored(encoder)
     assert str(caught.value) == (
-        f"the SCAR ranker {str(encoder)!r} cannot be loaded (its config.json names no encoder_name, so it is no "
-        f"ranker): {FIX}"
+        f"scar_model is {str(encoder)!r}: the ranker cannot be loaded (its config.json names no encoder_name, so it "
+        f"is no ranker): {FIX}"
     )
 
 
@@ -204,8 +204,8 @@ def test_code_of_the_encoder_is_not_run_because_that_of_the_backbone_is_trusted(
     with pytest.raises(ModelError) as caught:
         choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker), trust_remote_code=True)
     assert str(caught.value) == (
-        f"the SCAR ranker {str(ranker)!r} has the encoder {str(encoder)!r}, which brings its own code "
-        "(trust_remote_code is about the backbone): use a ranker without, such as lizhuang144/scar-roberta-base"
+        f"scar_model is {str(ranker)!r}: its encoder {str(encoder)!r} brings its own code (trust_remote_code is about "
+        "the backbone): use a ranker without, such as lizhuang144/scar-roberta-base"
     )
     assert not ran.exists()
 
@@ -216,7 +216,7 @@ def test_a_ranker_that_cannot_be_fetched_is_named(ranker):
     name = "lizhuang144/scar-gte-base"
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
         scored(name)
-    assert str(caught.value).startswith(f"the SCAR ranker {name!r} cannot be loaded (")
+    assert str(caught.value).startswith(f"scar_model is {name!r}: the ranker cannot be loaded (")
     assert str(caught.value).endswith(f"): {FIX}")
 
 

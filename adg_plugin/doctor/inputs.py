@@ -1,9 +1,10 @@
-"""What a configuration asks for, and whether it is here: extras, the device, the model, the data sets."""
+"""What a configuration asks for, and whether it is here: extras, the device, models, the data sets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_settings(config: ADGConfig) -> Iterator[Check]:
-    """Yield what the settings need beside the model and the data: extras and a device."""
+    """Yield what the settings need beside the model and the data: extras, what the method asks, and a device."""
     from adg_plugin.engines.loading import pick_device
 
     for extra, why in _extras(config).items():
@@ -33,6 +34,7 @@ def check_settings(config: ADGConfig) -> Iterator[Check]:
     if config.load_in_4bit and config.engine == "vllm" and not installed("vllm-bnb-plugin"):
         text = "load_in_4bit with engine: vllm needs vllm-bnb-plugin: without it vLLM would load whole weights"
         yield Check("settings", "failed", text, "pip install vllm-bnb-plugin, or engine: hf")
+    yield from _check_method(config)
     yield Check("device", "ok", f"device: {config.device} is {pick_device(config.device)} here")
 
 
@@ -87,28 +89,91 @@ def _way_out(extra: str) -> str:
     return install_command(extra)
 
 
+def _check_method(config: ADGConfig) -> Iterator[Check]:
+    """Yield whether the models and the file that a method other than ADG asks for are here, and can be asked."""
+    from adg_plugin.other_models import other_model
+    from adg_plugin.rating import Rater
+    from adg_plugin.tagging import Tagger
+
+    asked: list[tuple[str, str, Callable[[ADGConfig], object]]] = [
+        ("superfiltering", "small_model", partial(other_model, key="small_model")),
+        ("mig", "tagger", Tagger.configured),
+        ("mig", "quality_scorer", Rater.configured),
+    ]
+    for method, key, configured in asked:
+        if method == config.method and getattr(config, key):
+            yield from guarded(key, partial(_check_other_model, config, key, configured))
+    if config.method == "mig" and config.label_vectors:
+        yield from guarded("label_vectors", partial(_check_label_vectors, config.label_vectors))
+    if config.method == "scar" and installed("scar-tool"):
+        yield from guarded("scar_model", partial(_check_ranker, config))
+
+
+def _check_other_model(config: ADGConfig, key: str, configured: Callable[[ADGConfig], object]) -> Iterable[Check]:
+    """Return what `check_model` finds of the model that `key` names.
+
+    Raises:
+        ADGError: it cannot be read, or, where all of it is here, `configured` finds that it cannot be asked.
+    """
+    from adg_plugin.other_models import other_model_settings, told_under
+
+    with told_under(config, key):
+        found = [replace(check, name=key) for check in check_model(other_model_settings(config, key))]
+    if all(check.status == "ok" for check in found):
+        configured(config)
+    return found
+
+
+def _check_label_vectors(path: str) -> Iterator[Check]:
+    from adg_plugin.selectors.label_vectors import read_label_vectors
+
+    yield Check("label_vectors", "ok", f"{path}: vectors of {len(read_label_vectors(path)):,} labels")
+
+
+def _check_ranker(config: ADGConfig) -> Iterator[Check]:
+    """Yield whether the ranker of `scar` is here, without fetching it: `StyleRanker` would."""
+    from adg_plugin.engines.style_ranker import StyleRanker
+    from adg_plugin.other_models import told_under
+
+    name = config.scar_model
+    folder = Path(name) if Path(name).is_dir() else _in_cache(name, None)
+    if isinstance(folder, Check):
+        yield replace(folder, name="scar_model")
+        return
+    StyleRanker(name)
+    with told_under(config, "scar_model"):
+        size = _check_weights(folder)
+    yield Check("scar_model", "ok", f"{name}: a ranker, weights of {gib(size)}")
+
+
 def _check_hub_model(location: str, config: ADGConfig) -> Iterator[Check]:
+    from adg_plugin.engines.loading import Source
+
+    folder = _in_cache(location, config.revision)
+    if isinstance(folder, Check):
+        yield folder
+        return
+    _ = Source.configured(config)  # raises where the cache lacks a part
+    yield Check("model", "ok", f"{location}: in the hub's cache, weights of {gib(_check_weights(folder))}")
+
+
+def _in_cache(location: str, revision: str | None) -> Path | Check:
+    """Return the folder of a hub model in the cache where only that may be asked, else what is known of the name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    from adg_plugin.engines.loading import Source
-
     try:
-        cached = try_to_load_from_cache(location, "config.json", revision=config.revision or "main")
+        cached = try_to_load_from_cache(location, "config.json", revision=revision or "main")
     except HFValidationError:
         text = f"{location}: no such folder (in {Path.cwd()}), and no name that the hub could have"
-        yield Check("model", "failed", text, "give a folder that save_pretrained wrote, or a hub name")
-        return
+        return Check("model", "failed", text, "give a folder that save_pretrained wrote, or a hub name")
     if not is_offline():
         told = "in the hub's cache" if isinstance(cached, str) else "will be downloaded"
-        yield Check("model", "note", f"{location}: no folder here, so a name on the hub: {told}")
-    elif isinstance(cached, str):
-        _ = Source.configured(config)  # raises where the cache lacks a part
-        size = _check_weights(Path(cached).parent)
-        yield Check("model", "ok", f"{location}: in the hub's cache, weights of {gib(size)}")
-    else:
-        text = f"{location}: no folder here, and the hub's cache does not have it; HF_HUB_OFFLINE is set"
-        yield Check("model", "failed", text, "download it once with HF_HUB_OFFLINE=0, or give a folder")
+        return Check("model", "note", f"{location}: no folder here, so a name on the hub: {told}")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    text = f"{location}: no folder here, and the hub's cache does not have it; HF_HUB_OFFLINE is set"
+    return Check("model", "failed", text, "download it once with HF_HUB_OFFLINE=0, or give a folder")
 
 
 def _check_weights(folder: Path) -> int:

@@ -73,7 +73,7 @@ class StyleRanker:
 
     def __init__(self, name: str, device: str = "auto") -> None:
         need("style_ranker", extra="scar", why="method: scar")
-        self._name, self._device = name, device
+        self._named, self._device = f"scar_model is {name!r}", device
         try:
             self._folder = _folder(name)
             encoder = _encoder_name(self._folder)
@@ -119,7 +119,7 @@ class StyleRanker:
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
         if "Missing keys" in said.getvalue():
-            raise ModelError(f"the SCAR ranker {self._name!r} is not whole: its weights do not fit its config; {_FIX}")
+            raise ModelError(f"{self._named}: the ranker is not whole, its weights do not fit its config: {_FIX}")
         return ranker.to(pick_device(self._device)).eval(), tokenizer
 
     def _refuse_code(self, encoder: str) -> None:
@@ -129,13 +129,13 @@ class StyleRanker:
         about, _ = PreTrainedConfig.get_config_dict(encoder)
         if about.get("auto_map"):
             raise ModelError(
-                f"the SCAR ranker {self._name!r} has the encoder {encoder!r}, which brings its own code "
-                f"(trust_remote_code is about the backbone): use a ranker without, such as {EXAMPLE}"
+                f"{self._named}: its encoder {encoder!r} brings its own code (trust_remote_code is about the "
+                f"backbone): use a ranker without, such as {EXAMPLE}"
             )
 
     def _unreadable(self, err: Exception) -> ModelError:
         first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        return ModelError(f"the SCAR ranker {self._name!r} cannot be loaded ({first}): {_FIX}")
+        return ModelError(f"{self._named}: the ranker cannot be loaded ({first}): {_FIX}")
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from adg_plugin.compare_facts import COMPARE, read_comparison
+from adg_plugin.compare_facts import COMPARE, read_comparison, said_chance
 from adg_plugin.compare_methods import CHOICE_SETTINGS
 from adg_plugin.errors import StoreError
 from adg_plugin.report.figures import CHOSEN, Figure, chart
@@ -67,8 +67,8 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
             for name, cost in found["costs"].items()
         },
         "names": names,
-        "jaccard": [[_number(value) for value in _of_each(row, names)] for row in _of_each(found["jaccard"], names)],
-        "by_chance": {**found["by_chance"], "jaccard": _number(found["by_chance"]["jaccard"])},
+        "jaccard": _matrix(found["jaccard"], names),
+        "by_chance": {**found["by_chance"], "jaccard": _matrix(found["by_chance"]["jaccard"], names)},
         "chosen_by": {key: int(found["chosen_by"][key]) for key in ("all", "none")},
         "alone": [int(rows) for rows in _of_each(found["alone"], names)],
         "lengths": [_medians(of) for of in _of_each(found["lengths"], names)],
@@ -109,6 +109,10 @@ def _of_each(values: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
     return values
 
 
+def _matrix(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[list[float]]:
+    return [[_number(value) for value in _of_each(row, names)] for row in _of_each(rows, names)]
+
+
 def _number(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} for a number")  # no browser's JSON has a name for it
@@ -121,6 +125,7 @@ def _medians(of: dict[str, Any]) -> dict[str, Any]:
 
 def _bins(bins: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {
+        **bins,
         "total": int(bins["total"]),
         "reached": [int(count) for count in _of_each(bins["reached"], names)],
         "largest_share": [_number(share) for share in _of_each(bins["largest_share"], names)],
@@ -182,7 +187,7 @@ def overlaps(comparison: dict[str, Any]) -> Figure:
     ]
     note = (
         "Rows that both methods chose, in percent of those that at least one of them chose (Jaccard). "
-        f"By chance, two choices share about {comparison['by_chance']['jaccard']:.0%}."
+        f"By chance, two choices share about {said_chance(comparison['by_chance']['jaccard'])}."
     )
     spec = chart(max(90, 28 * len(names)), cells, layer=layers)
     return Figure("overlap of methods", "Overlap of the choices", note, spec, wide=True, section="comparison")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from adg_plugin.bins import assign_bins
 from adg_plugin.config import ADGConfig
@@ -17,7 +16,7 @@ from adg_plugin.measuring import NOT_MEASURED
 from adg_plugin.rating import ADVICE, Answered, ratings_of
 from adg_plugin.selectors.candidates import Candidates, Pick, Picked, of_chosen, without
 from adg_plugin.selectors.label_columns import has_labels, listed_labels, read_labels, read_quality
-from adg_plugin.selectors.label_graph import LabelGraph, label_graph, normalised
+from adg_plugin.selectors.label_graph import label_graph, normalised
 from adg_plugin.selectors.label_vectors import read_label_vectors
 from adg_plugin.selectors.measured import not_measured
 from adg_plugin.selectors.mig import mig_order
@@ -84,7 +83,7 @@ def labelled(
     vectors = read_label_vectors(config.label_vectors) if config.label_vectors else None
 
     def pick(rows: Candidates, budget: int) -> Picked:
-        graph, note = _graph(labels, vectors)
+        graph, note = label_graph(labels, vectors)
         order, gains = mig_order(graph, labels, worth, budget)
         scores = of_chosen(len(rows), order, np.arange(len(order), 0, -1))
         columns = {"information_gain": of_chosen(len(rows), order, gains), "quality": worth}
@@ -94,12 +93,15 @@ def labelled(
 
 
 def check_labels(run: RunReader, config: ADGConfig) -> None:
-    """Raise where there is nothing that could serve as a label; before any model is asked.
+    """Raise where nothing could serve as a label, or labels could not be linked; before any model is asked.
 
     Raises:
-        DataError: no row has labels, there is no tagger, and no answers that bins could be made of.
+        DataError: no row has labels, there is no tagger, and no answers that bins could be made of; or the label
+            vectors are of no use.
     """
-    if not config.tagger and not listed_labels(run, config.field_labels)[0] and not len(run.geometry()):
+    if config.label_vectors:
+        read_label_vectors(config.label_vectors)
+    if not config.tagger and not listed_labels(run, config.field_labels)[0] and not len(run.geometry(vectors=False)):
         raise _no_labels(config)
 
 
@@ -240,10 +242,3 @@ def _bins_as_labels(run: RunReader, config: ADGConfig, candidates: Candidates, n
             "by quality"
         )
     return labels
-
-
-def _graph(labels: Labels, vectors: dict[str, npt.NDArray[np.float64]] | None) -> tuple[LabelGraph, str | None]:
-    try:
-        return label_graph(labels, vectors)
-    except ValueError as err:  # a vector of zeros, or of another width
-        raise DataError(f"label_vectors: {err}") from err
