@@ -43,7 +43,7 @@ ADVICE: Mapping[LikelihoodMethod, Advice] = {
 }
 
 # Raise it when the same settings come to give other likelihoods.
-_VERSION = 2
+_VERSION = 3
 _COLUMNS = ["id", "token_ids", "span_end", "instruction", "reference", "data", "dataset"]
 _BATCH_ROWS = 256  # tokenised together
 
@@ -182,10 +182,21 @@ class _Asked:
         leading = np.array(_leading(self.source.tokenizer), np.int32)
         if self.method == "ifd":
             prompts = [np.array(row["token_ids"], np.int32) for row in rows]
-            opening = [ids[row["span_end"] :] for ids, row in zip(prompts, rows, strict=True)]
-            return [(ids, after if len(after) else leading) for ids, after in zip(prompts, opening, strict=True)]
+            return [(ids, self._alone(ids, row["span_end"], leading)) for ids, row in zip(prompts, rows, strict=True)]
         texts = _tokens(self.source.tokenizer, [plain_prompt(row, self.config) for row in rows])
         return [(np.concatenate((leading, ids)), leading) for ids in texts]
+
+    def _alone(self, prompt: npt.NDArray[np.int32], end: int, leading: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return what of a prompt (L,) stays before the answer alone: a BOS, and all after the user's words' end.
+
+        A token that opens each turn is no BOS, though some tokenizers call it that.
+        """
+        after = prompt[end:]
+        if not len(after):
+            return leading
+        bos = self.source.tokenizer.bos_token_id
+        has_bos = bos is not None and prompt[0] == bos and not (prompt[1:] == bos).any()
+        return np.concatenate((prompt[:1], after)) if has_bos else after
 
     def cuts(self, row: LikelihoodRow) -> bool:
         """Return whether the end of the row's answer is left out."""

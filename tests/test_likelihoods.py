@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -134,6 +135,31 @@ def test_ifd_asks_the_backbone_after_the_prompt_as_training_renders_it(tmp_path,
         assert alone == pytest.approx(mean_nll(model, opening, answer), rel=2e-5)
     assert np.isnan(found["c"][:2]).all()
     assert found["c"][2:] == (0, "no_answer")
+
+
+@tiny
+@pytest.mark.parametrize(
+    ("bos", "begins", "stays"),
+    [
+        ("<|endoftext|>", "{{ bos_token }}", "<|endoftext|>"),
+        ("<|endoftext|>", "", ""),
+        ("<|im_start|>", "", ""),  # as SmolLM2's: each turn begins with it
+    ],
+)
+def test_alone_the_answer_keeps_the_bos_of_the_template(tmp_path, backbone, bos, begins, stays):
+    folder = Path(shutil.copytree(backbone, tmp_path / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(begins + template.read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": bos}))
+    asking = Asking(tmp_path / "run", folder, ROWS[:2])
+    asking.measure()
+    model, found = tiny_model(dtype=torch.float64), asking.found()
+    for row in ROWS[:2]:
+        opening = tokens(f"{stays}<|im_end|>\n<|im_start|>assistant\n")
+        assert found[row["id"]][1] == pytest.approx(mean_nll(model, opening, tokens(row["output"])), rel=2e-5)
+        prompt = asking.staged()[row["id"]].prompt.token_ids
+        assert (int(prompt[0]) == tokens("<|endoftext|>")[0]) == bool(stays)
 
 
 @tiny
