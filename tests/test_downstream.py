@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,7 @@ def test_questions_are_asked_with_their_own_choices_and_what_cannot_be_chosen_is
     ],
 )
 def test_the_last_number_of_what_is_written_is_the_answer_to_gsm8k(tmp_path, monkeypatch, said, right):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     from downstream_tasks import write_gsm8k
     from lm_eval.tasks import TaskManager
 
@@ -124,49 +126,181 @@ def test_the_last_number_of_what_is_written_is_the_answer_to_gsm8k(tmp_path, mon
     assert task.process_results(asked.doc, [asked.filtered_resps["last-number"]]) == {"exact_match": right}
 
 
-def test_published_choices_are_trained_on_and_those_of_another_pool_refused(tmp_path, monkeypatch):
+def bench_of(work: Path, questions_per_task: int = 0, choices: dict[tuple[str, int], set[str]] | None = None, **plan):
+    """Return a bench of the smoke plan, changed as said, that asks questions where a number of them is given."""
     import downstream
 
-    (tmp_path / "pool.jsonl").write_text("".join(json.dumps({"id": n, "output": "x"}) + "\n" for n in range(5)))
+    of = replace(downstream.plan_of(downstream.parsed(["--smoke"]), []), **plan)
+    return downstream.Bench(work, of, {}, work if questions_per_task else None, questions_per_task, choices or {})
+
+
+@pytest.fixture
+def trainings(tmp_path, monkeypatch) -> list[list[str]]:
+    """Return the ids of each training so far, by runs whose model is fake and which choose rows 0 and 1."""
+    import downstream
+
+    found: list[list[str]] = []
+
+    def train(rows, training, seed, out):
+        out.mkdir(parents=True, exist_ok=True)
+        found.append(sorted(str(row["id"]) for row in rows))
+        return 1.0
+
+    rows = [{"id": n, "output": "x"} for n in range(5)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(downstream, "train", train)
+    monkeypatch.setattr(downstream, "load", lambda *given: None)
+    monkeypatch.setattr(downstream, "choose", lambda *given: rows[:2])
+    monkeypatch.setattr(downstream, "ask", lambda *given: {"tasks": {"bbh": [1.0] * given[-1]}, "loss": {}})
+    return found
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_published_choices_are_trained_on_and_those_of_another_pool_refused(tmp_path, trainings):
+    import downstream
+
     line = {"seed": 0, "ids": ["1", "3"]}
     chosen = tmp_path / "choices.jsonl"
     chosen.write_text("".join(json.dumps({**line, "method": name}) + "\n" for name in ("random", "zip")))
     choices = downstream.read_choices(chosen, ["random"])
     assert choices == {("random", 0): {"1", "3"}}
-    plan = downstream.plan_of(downstream.parsed(["--smoke"]), [])
-    monkeypatch.setattr(downstream, "choose", lambda *given: [{"id": "anew"}])
-    bench = downstream.Bench(tmp_path, plan, {}, None, 0, choices)
-    assert [row["id"] for row in bench.chosen("random", 0)] == [1, 3]
-    assert bench.chosen("zip", 0) == bench.chosen("random", 1) == [{"id": "anew"}]
-    other = downstream.Bench(tmp_path, plan, {}, None, 0, {("random", 0): {"1", "9"}})
+    bench = bench_of(tmp_path, choices=choices)
+    for run in [("random", 0), ("zip", 0), ("random", 1)]:
+        bench.run(*run)
+    assert trainings == [["1", "3"], ["0", "1"], ["0", "1"]]
+    assert ["choosing_s" in line for line in read(tmp_path / "results.jsonl")] == [False, True, True]
     with pytest.raises(SystemExit, match="row '9' of random is not in the pool: give the same --pool"):
-        other.chosen("random", 0)
+        bench_of(tmp_path, choices={("random", 7): {"1", "9"}}).run("random", 7)
+
+
+def test_rows_that_were_given_and_such_that_were_chosen_anew_do_not_come_into_one_folder(tmp_path, trainings):
+    given = {("random", 0): {"1", "3"}}
+    bench_of(tmp_path, choices=given).run("random", 0)
+    bench_of(tmp_path).run("zip", 0)
+    results = tmp_path / "results.jsonl"
+    bench_of(tmp_path, choices=given).refuse_other_rows([("random", 0), ("zip", 0), ("longest", 0)])
+    bench_of(tmp_path, choices={("zip", 0): {"0", "1"}}).refuse_other_rows([("zip", 0)])
+    bench_of(tmp_path).refuse_other_rows([("zip", 0)])
+    with pytest.raises(SystemExit) as refused:
+        bench_of(tmp_path).refuse_other_rows([("zip", 0), ("random", 0)])
+    what = f"error: {results}: random, seed 0, was trained on"
+    assert str(refused.value) == f"{what} rows of --choices: give that file again, or use another WORK"
+    with pytest.raises(SystemExit) as refused:
+        bench_of(tmp_path, choices={("random", 0): {"1", "2"}}).refuse_other_rows([("random", 0)])
+    assert str(refused.value) == f"{what} other rows than those of --choices: use another WORK"
+
+
+def test_answers_to_another_number_of_questions_are_not_this_runs(tmp_path, trainings):
+    for number in (2, 4, 2, 4):
+        bench_of(tmp_path, number).run("random", 0)
+    assert trainings == [["0", "1"]]
+    written = read(tmp_path / "questions.jsonl")
+    assert [list(line) for line in written] == [["method", "seed", "plan", "questions_per_task", "tasks", "loss"]] * 2
+    assert [line["questions_per_task"] for line in written] == [2, 4]
+    bench_of(tmp_path, 2).run("zip", 0)
+    for number in (2, 4):
+        answers = [line["tasks"]["bbh"] for line in bench_of(tmp_path, number).everything() if "tasks" in line]
+        assert {len(right) for right in answers} == {number}
+        assert len(answers) == (2 if number == 2 else 1)
+
+
+def test_the_published_answers_say_of_how_many_questions():
+    published = read(BENCHMARKS / "results" / "downstream-questions.jsonl")
+    assert {line["questions_per_task"] for line in published} == {20}
+    assert {len(line["tasks"]["bbh"]) for line in published} == {5 * 20}
+
+
+def test_an_adapter_of_another_plan_or_of_other_rows_is_not_evaluated(tmp_path, trainings, monkeypatch):
+    import downstream
+
+    bench_of(tmp_path).run("random", 0)
+    bench_of(tmp_path, row_tokens=7).run("random", 0)  # the same rows
+    assert trainings == [["0", "1"]] * 2
+    monkeypatch.setattr(downstream, "choose", lambda *given: [{"id": 4}])
+    bench_of(tmp_path, 2).run("random", 0)
+    assert trainings[2:] == [["0", "1"]]  # those of the line that is there, whatever would be chosen now
+    bench_of(tmp_path, 4).run("random", 0)
+    assert len(trainings) == 3
+    about = tmp_path / "adapters" / "random-0" / "plan.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"ids": ["0", "2"]}))
+    bench_of(tmp_path, 6).run("random", 0)
+    assert trainings[3:] == [["0", "1"]]
+    assert len(read(tmp_path / "results.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["--methods", "random,zipp"], "argument --methods: 'zipp' is not one of {}"),
+        (["--choose", "zipp"], "argument --choose: 'zipp' is not one of {}"),
+        (["--seeds", "0"], "argument --seeds: 0 is less than 1"),
+        (["--questions-per-task", "0"], "argument --questions-per-task: 0 is less than 1"),
+    ],
+)
+def test_a_wrong_name_or_number_is_refused_before_anything_runs(tmp_path, capsys, given, error):
+    import downstream
+
+    with pytest.raises(SystemExit):
+        downstream.main([str(tmp_path / "work"), *given])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f": error: {error.format(', '.join(downstream.METHODS))}")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_short_run_asks_questions_only_where_their_folder_is_given():
+    import downstream
+
+    assert downstream.parsed(["--smoke"]).questions == ""
+    assert downstream.parsed(["--smoke", "--questions", "of/mine"]).questions == "of/mine"
+    assert downstream.parsed(["work"]).questions == "../shared/eval"
+    assert downstream.parsed(["work", "--questions", ""]).questions == ""
+
+
+def write_questions(folder: Path) -> None:
+    """Write two questions of BIG-Bench-Hard's form, and two of GSM8K's."""
+    (folder / "bbh").mkdir(parents=True)
+    examples = [{"input": f"not {value} is", "target": str(not value)} for value in (True, False)]
+    (folder / "bbh" / "boolean_expressions.json").write_text(json.dumps({"examples": examples}))
+    sums = [{"question": f"What is {n} and 2?", "answer": f"{n} + 2 = {n + 2}\n#### {n + 2}"} for n in (3, 40)]
+    (folder / "gsm8k_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
 
 
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_short_run_trains_and_evaluates_every_method_and_goes_on_where_it_stopped(tmp_path):
-    done = benchmark(tmp_path, "--smoke")
-    assert done.returncode == 0, done.stderr
-    table = json.loads(done.stdout.splitlines()[-1])["loss held_out"]
-    methods = {"untrained", "random", "longest", "ifd", "zip", "adg-raw"}
-    assert table.keys() == methods
-    assert all(table[method]["seeds"] == 2 for method in methods - {"untrained"})
-    # Two steps of training move the loss, and not far.
-    assert all(0 < abs(table[method]["mean"] - table["untrained"]["mean"]) < 1 for method in methods - {"untrained"})
-    before = (tmp_path / "results.jsonl").read_bytes()
-    runs = [json.loads(line) for line in before.splitlines()]
-    assert all(len(set(run["ids"])) == 8 for run in runs if run["method"] != "untrained")
-    of_random = [set(run["ids"]) for run in runs if run["method"] == "random"]
-    assert of_random[0] != of_random[1]
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    import downstream
 
-    whole = before.splitlines(keepends=True)
-    (tmp_path / "results.jsonl").write_bytes(b"".join(whole[:-1]))
-    again = benchmark(tmp_path, "--smoke")
+    write_questions(tmp_path / "data")
+    work = tmp_path / "work"
+    short = (work, "--smoke", "--questions", tmp_path / "data", "--questions-per-task", "2")
+    done = benchmark(*short)
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(done.stdout.splitlines()[-1])
+    assert tables.keys() == {"loss held_out", "loss gsm8k", "accuracy bbh"}
+    assert all(table.keys() == {"untrained", *downstream.METHODS} for table in tables.values())
+    assert all(about["mean"] in (0, 0.5, 1) for about in tables["accuracy bbh"].values())
+    for table in (tables["loss held_out"], tables["loss gsm8k"]):
+        # Two steps of training move the loss, and not far.
+        moved = [abs(table[method]["mean"] - table["untrained"]["mean"]) for method in downstream.METHODS]
+        assert 0 < min(moved) <= max(moved) < 1
+    runs = read(work / "results.jsonl")
+    assert all(len(set(run["ids"])) == 8 for run in runs if run["method"] != "untrained")
+
+    for name in ("results.jsonl", "questions.jsonl"):
+        lines = (work / name).read_bytes().splitlines(keepends=True)
+        (work / name).write_bytes(b"".join(lines[:-1]))
+    again = benchmark(*short, "--seeds", "2", "--methods", f"random,{runs[-1]['method']}")
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])["ids"] == runs[-1]["ids"]
-    assert json.loads(again.stdout.splitlines()[-1])["loss held_out"].keys() == methods
+    results = {(run["method"], run["seed"]): run for run in read(work / "results.jsonl")}
+    assert len(results) == len(runs) + 2 == len(read(work / "questions.jsonl"))
+    assert results[runs[-1]["method"], 0]["ids"] == runs[-1]["ids"]
+    assert results["random", 0]["ids"] != results["random", 1]["ids"]
+    assert json.loads(again.stdout.splitlines()[-1])["loss held_out"]["random"]["seeds"] == 2
 
 
 @pytest.mark.tiny
