@@ -275,32 +275,39 @@ def test_a_short_run_trains_and_evaluates_every_method_and_goes_on_where_it_stop
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     import downstream
 
-    write_questions(tmp_path / "data")
     work = tmp_path / "work"
-    short = (work, "--smoke", "--questions", tmp_path / "data", "--questions-per-task", "2")
-    done = benchmark(*short)
+    done = benchmark(work, "--smoke")
     assert done.returncode == 0, done.stderr
-    tables = json.loads(done.stdout.splitlines()[-1])
-    assert tables.keys() == {"loss held_out", "loss gsm8k", "accuracy bbh"}
-    assert all(table.keys() == {"untrained", *downstream.METHODS} for table in tables.values())
-    assert all(about["mean"] in (0, 0.5, 1) for about in tables["accuracy bbh"].values())
-    for table in (tables["loss held_out"], tables["loss gsm8k"]):
-        # Two steps of training move the loss, and not far.
-        moved = [abs(table[method]["mean"] - table["untrained"]["mean"]) for method in downstream.METHODS]
-        assert 0 < min(moved) <= max(moved) < 1
+    table = json.loads(done.stdout.splitlines()[-1])["loss held_out"]
+    assert table.keys() == {"untrained", *downstream.METHODS}
+    assert_trained(table, downstream.METHODS)
     runs = read(work / "results.jsonl")
     assert all(len(set(run["ids"])) == 8 for run in runs if run["method"] != "untrained")
 
-    for name in ("results.jsonl", "questions.jsonl"):
-        lines = (work / name).read_bytes().splitlines(keepends=True)
-        (work / name).write_bytes(b"".join(lines[:-1]))
-    again = benchmark(*short, "--seeds", "2", "--methods", f"random,{runs[-1]['method']}")
-    assert again.returncode == 0, again.stderr
+    last = runs[-1]
+    lines = (work / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (work / "results.jsonl").write_bytes(b"".join(lines[:-1]))
+    write_questions(tmp_path / "data")
+    questions = ("--questions", tmp_path / "data", "--questions-per-task", "2")
+    asked = benchmark(work, "--smoke", "--seeds", "2", "--methods", f"random,{last['method']}", *questions)
+    assert asked.returncode == 0, asked.stderr
     results = {(run["method"], run["seed"]): run for run in read(work / "results.jsonl")}
-    assert len(results) == len(runs) + 2 == len(read(work / "questions.jsonl"))
-    assert results[runs[-1]["method"], 0]["ids"] == runs[-1]["ids"]
+    assert len(results) == len(runs) + 2
+    assert results[last["method"], 0]["ids"] == last["ids"]
     assert results["random", 0]["ids"] != results["random", 1]["ids"]
-    assert json.loads(again.stdout.splitlines()[-1])["loss held_out"]["random"]["seeds"] == 2
+    assert len(read(work / "questions.jsonl")) == 5  # two seeds of two methods, and the untrained model
+    tables = json.loads(asked.stdout.splitlines()[-1])
+    assert tables["loss held_out"]["random"]["seeds"] == 2
+    for name in ("loss gsm8k", "accuracy bbh"):
+        assert tables[name].keys() == {"untrained", "random", last["method"]}
+    assert all(about["mean"] in (0, 0.25, 0.5, 0.75, 1) for about in tables["accuracy bbh"].values())
+    assert_trained(tables["loss gsm8k"], ["random", last["method"]])
+
+
+def assert_trained(table, methods):
+    """Two steps of training move the loss, and not far."""
+    moved = [abs(table[method]["mean"] - table["untrained"]["mean"]) for method in methods]
+    assert 0 < min(moved) <= max(moved) < 1
 
 
 @pytest.mark.tiny

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
@@ -58,6 +60,7 @@ def tables_in(text: str) -> dict[str, list[str]]:
     return {name: [line for line in lines if re.match(r"\| [a-z-]+ \| \d", line)] for name, lines in found.items()}
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_evaluation_are_what_its_results_say():
     found = tables_of()
     assert len(found) == 4
@@ -66,6 +69,7 @@ def test_the_tables_of_the_evaluation_are_what_its_results_say():
     assert all(len(rows) == 11 for rows in found.values())
 
 
+@pytest.mark.slow
 def test_the_table_against_the_default_is_what_the_results_say():
     rows = [row for row in tables_of("--against", "adg-raw")["loss user_oriented"] if row.split()[1] in FORMS]
     table = PAGE.split("difference from adg-raw |")[1].split("\n\n")[0].splitlines()[2:]
