@@ -157,17 +157,17 @@ def _lengths(facets: Facets, rows: Bools) -> dict[str, dict[str, float]]:
 
 def _bins(bins: Ints, chosen: Bools) -> dict[str, Any]:
     binned = bins >= 0
-    counts = [np.bincount(bins[row & binned]) for row in chosen]
     sizes, pool = chosen.sum(axis=1), np.bincount(bins[binned])
+    counts = [np.bincount(bins[row & binned], minlength=len(pool)) for row in chosen]
     return {
         "total": len(np.unique(bins[binned])),
         "reached": [int((count > 0).sum()) for count in counts],
         "largest_share": [
-            float(count.max() / size) if len(count) else 0.0 for count, size in zip(counts, sizes, strict=True)
+            float(count.max(initial=0) / size) if size else 0.0 for count, size in zip(counts, sizes, strict=True)
         ],
         "without_a_bin": (chosen & ~binned).sum(axis=1).tolist(),
         "pool": pool.tolist(),
-        "chosen": [np.bincount(bins[row & binned], minlength=len(pool)).tolist() for row in chosen],
+        "chosen": [count.tolist() for count in counts],
     }
 
 
