@@ -62,6 +62,9 @@ class DatasetSpec(_Schema):
     )
 
 
+# What was done before a setting existed: the settings that older versions stored do not name it.
+OLDER = {"top_k": 0, "repetition_penalty": 1.0}
+
 IN_MEMORY = DatasetSpec(path="memory")  # of rows that no file holds; `path: memory` names their columns
 
 
@@ -114,8 +117,23 @@ class ADGConfig(MethodSettings, ScaleSettings):
         description="Sampling temperature.",
         json_schema_extra={"fix": "use a number above 0 and up to 10, such as 1.4"},
     )
+    top_k: Int = Field(
+        50,
+        ge=0,
+        description="Only the k likeliest tokens are sampled, as `generate` does by default; 0: all.",
+        json_schema_extra={
+            "fix": "use 2 or more, such as 50, or 0 for all tokens; with 1 all answers would be equal, and dispersion 0"
+        },
+    )
     top_p: Float = Field(
         0.9, gt=0, le=1, description="Nucleus mass.", json_schema_extra={"fix": "use a number above 0 and up to 1"}
+    )
+    repetition_penalty: Float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="Above 1, tokens of the prompt and of the answer so far become less likely.",
+        json_schema_extra={"fix": "use a number above 0 and up to 10; 1 is off"},
     )
     max_new_tokens: Int = Field(
         256, ge=1, description="Token limit of each answer.", json_schema_extra={"fix": "use a whole number, 1 or more"}
@@ -131,7 +149,8 @@ class ADGConfig(MethodSettings, ScaleSettings):
     template: PathText = Field(
         "auto",
         min_length=1,
-        description="`chat` (the tokenizer's), `alpaca`, `chatml`, `raw`, a `.jinja` file; `auto`: chat, else alpaca.",
+        description="`chat` (the tokenizer's), `alpaca`, `alpaca-paper` (no line break after `### Response:`), "
+        "`chatml`, `raw`, a `.jinja` file; `auto`: chat, else alpaca.",
     )
     max_prompt_tokens: Int = Field(
         1024,
@@ -174,7 +193,10 @@ class ADGConfig(MethodSettings, ScaleSettings):
         "top", description="Which end of each bin is taken; `middle` and `bottom` are for ablations."
     )
 
-    dtype: Dtype = Field("auto", description="Weights' type; `auto` takes the checkpoint's.")
+    dtype: Dtype = Field(
+        "auto",
+        description="Weights' type; `auto` takes the checkpoint's, and beside training that of the training.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$",
@@ -192,6 +214,13 @@ class ADGConfig(MethodSettings, ScaleSettings):
         json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
     )
     keep_vectors: bool = Field(False, description="Store each answer's vector (float16) beside the Gram matrix.")
+
+    @field_validator("top_k")
+    @classmethod
+    def _leaves_a_choice(cls, value: int) -> int:
+        if value == 1:
+            raise PydanticCustomError("top_k", "1 leaves no choice")  # the fix that follows says why
+        return value
 
     @field_validator("load_in_4bit")
     @classmethod
@@ -252,6 +281,11 @@ class ADGConfig(MethodSettings, ScaleSettings):
             nested: dict[str, type[BaseModel]] = {"datasets": DatasetSpec, "filters": Filters}
             problems = [sentence(detail, prefix, cls, nested) for detail in err.errors()]
             raise ConfigError(problems, source=source) from None
+
+    @classmethod
+    def of_run(cls, stored: Mapping[str, Any], *, source: str = "") -> ADGConfig:
+        """Return the settings stored in a run folder, also by an older version; arguments and errors of `parse`."""
+        return cls.parse({**OLDER, **stored}, source=source)
 
     def updated(self, **changes: Any) -> ADGConfig:
         """Return a copy with `changes`, checked again."""

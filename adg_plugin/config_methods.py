@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from adg_plugin.config_values import PathText
 from adg_plugin.errors import ConfigError
@@ -60,6 +61,14 @@ class MethodSettings(BaseModel):
     scar_model: PathText = Field(
         "lizhuang144/scar-roberta-base", min_length=1, description="Ranker of `scar`: folder or hub name."
     )
+
+    @field_validator("method")
+    @classmethod
+    def _scores_given_answers(cls, value: Method, info: ValidationInfo) -> Method:
+        if value != "adg" and (answers := info.data.get("answers")) is not None:
+            message = f"answers is {answers!r}, and only ADG scores answers: use method: adg, or leave answers out"
+            raise PydanticCustomError("given_answers", "{message}", {"message": message})
+        return value
 
     def refuse_other_methods(self, what: str) -> None:
         """Do nothing where ADG chooses.

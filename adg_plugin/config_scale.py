@@ -1,4 +1,4 @@
-"""The settings of what samples and where: engines, servers, Ray. None of them but `engine` touches an answer."""
+"""Where answers come from: engines, servers, Ray, or a file. Only `engine` and `answers` touch an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config_values import Float, Int, OptionalInt
+from adg_plugin.config_values import Float, Int, OptionalInt, PathText
+from adg_plugin.errors import ConfigError
 
 EngineName = Literal["hf", "vllm", "vllm-server"]
 
@@ -33,7 +34,7 @@ VLLM_OPTIONS = (
 
 
 class ScaleSettings(BaseModel):
-    """Where answers are drawn: in this process, by vLLM, by servers, by the workers of a Ray cluster."""
+    """Where answers come from: this process, vLLM, servers, the workers of a Ray cluster, or a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -101,6 +102,24 @@ class ScaleSettings(BaseModel):
         json_schema_extra={"fix": "use a whole number, 1 or more"},
     )
 
+    answers: PathText | None = Field(
+        None,
+        min_length=1,
+        description="File with `generated_answers` of the rows: these are scored, and nothing is sampled.",
+    )
+
+    def refuse_given_answers(self, what: str) -> None:
+        """Do nothing where answers are sampled.
+
+        Args:
+            what: that cannot be had otherwise, such as "`adg estimate` times the sampling of answers".
+
+        Raises:
+            ConfigError: they come from a file.
+        """
+        if self.answers is not None:
+            raise ConfigError([f"answers is {self.answers!r}: {what}; leave it out"])
+
     def devices(self, ranks: int = 1) -> int | None:
         """Return how many devices sample at once, a server counting as one; None where Ray decides."""
         if self.executor == "ray":
@@ -149,6 +168,15 @@ class ScaleSettings(BaseModel):
         if len(set(urls)) < len(urls):
             raise PydanticCustomError("server_urls", "name each server once")
         return tuple(urls)
+
+    @field_validator("answers")
+    @classmethod
+    def _embedded_here(cls, value: str | None, info: ValidationInfo) -> str | None:
+        for key, here in (("engine", "hf"), ("executor", "inline")):
+            if value is not None and (other := info.data.get(key, here)) != here:
+                message = f"they are only embedded, and {key} is {other!r}: leave {key} out, or set {key}: {here}"
+                raise PydanticCustomError("embedded_here", "{message}", {"message": message})
+        return value
 
     @field_validator("ray_max_workers")
     @classmethod

@@ -69,7 +69,7 @@ def finished(run: RunReader) -> ADGConfig:
     manifest = run.manifest()
     if manifest is None:
         raise StoreError(f"{run.path} is not complete yet: run adg select on it")
-    return ADGConfig.parse(manifest["config"])
+    return ADGConfig.of_run(manifest["config"])
 
 
 def check_answers(run: RunReader, geometry: Geometry) -> None:

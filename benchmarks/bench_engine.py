@@ -1,14 +1,17 @@
 """Tokens per second of the one-pass engine against the released pipeline's method, in turns in one run.
 
-    python benchmarks/bench_engine.py [--prompts 64] [--max-new-tokens 64]
+    python benchmarks/bench_engine.py [--prompts 64] [--max-new-tokens 64] [--threads 1]
 
-Demo model in bfloat16, K=5, T=1.4, p=0.9. The other side is the method of the authors' released code: `generate` in
-batches of 32 prompts with five sequences each, then every prompt + answer encoded again, one at a time. First both
-sides' vectors are compared on the same answers. The last line is JSON:
+Demo model in bfloat16, K=5, T=1.4, top-k 50, p=0.9. The other side does what the authors' released code does, in its
+three passes: `generate` in batches of 32 prompts with five sequences each (top-k 50 is its default); every instruction
+embedded, one at a time, without the head; every instruction + answer embedded, one at a time, logits and all. It gets
+whole prompts, which the released code cuts at 80 tokens. First one-pass vectors are compared with a plain forward over
+the same answers. The last line is JSON:
 
     ratio            tokens/s of ours / theirs
     gemm_fraction    our tokens/s / what the model's matrix products alone allow at our batch size
     vector_overhead  our time with vectors / our time sampling alone - 1
+    sampler_share    of our time, spent on drawing tokens from logits
 
 Where vLLM is installed (`.venv-vllm/bin/python benchmarks/bench_engine.py`), it draws the same rows in the same rounds:
 
@@ -39,6 +42,7 @@ from adg_plugin.engines.encoding import SharedPromptEncoder
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone, load_backbone
 from adg_plugin.engines.memory import Capacity
+from adg_plugin.engines.sampling import TokenSampler
 from adg_plugin.prompts import PromptRenderer, Rendered
 from adg_plugin.rows import Row, unique_rows
 from adg_plugin.sources import iter_records
@@ -52,17 +56,21 @@ def read_prompts(backbone: Backbone, count: int) -> list[Prompt]:
     renderer = PromptRenderer(backbone.tokenizer, "auto", None)
     rows = (r for r in unique_rows(iter_records([DatasetSpec(path=str(pool))])) if isinstance(r, Row))
     prompts = (r for r in renderer.render_many(rows) if isinstance(r, Rendered))
-    return [Prompt(r.id, r.token_ids, r.span) for r, _ in zip(prompts, range(count), strict=False)]
+    decode = backbone.tokenizer.decode
+    return [
+        Prompt(r.id, r.token_ids, r.span, instruction=decode(r.token_ids[slice(*r.span)]))
+        for r, _ in zip(prompts, range(count), strict=False)
+    ]
 
 
 def released_method(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig, eos: int,
                     prompts: Sequence[Prompt]) -> int:  # fmt: skip
     """Return the tokens sampled; vectors are made and dropped."""
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=0,
+        do_sample=True, temperature=config.temperature, top_p=config.top_p, top_k=50,
         max_new_tokens=config.max_new_tokens, eos_token_id=eos, pad_token_id=eos,
     )  # fmt: skip
-    sampled = 0
+    sampled, texts = 0, []
     for start in range(0, len(prompts), THEIR_BATCH):
         batch = prompts[start : start + THEIR_BATCH]
         longest = max(len(p) for p in batch)
@@ -73,15 +81,21 @@ def released_method(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             mask[i, longest - len(p) :] = 1
         output = model.generate(input_ids=ids, attention_mask=mask, num_return_sequences=config.num_samples)
         for i, row in enumerate(output[:, longest:]):
-            prompt = torch.from_numpy(batch[i // config.num_samples].token_ids).long()
             ends = (row == eos).nonzero()
             answer = row[: int(ends[0])] if len(ends) else row
             sampled += len(answer)
-            if len(answer):
-                both = torch.cat((prompt, answer))[None]
-                states = model(input_ids=both, use_cache=False, output_hidden_states=True).hidden_states[-4:]
-                torch.stack(states).mean(0)[0, len(prompt) :].mean(0)
+            texts.append(f"{batch[i // config.num_samples].instruction} {tokenizer.decode(answer).strip()}")
+    for prompt in prompts:
+        embed_text(model.base_model, tokenizer, prompt.instruction)
+    for text in texts:
+        embed_text(model, tokenizer, text)
     return sampled
+
+
+def embed_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", truncation=True, max_length=1024).input_ids
+    states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    return torch.stack(states[-4:-1]).mean(0)[0].float().mean(0)
 
 
 def gemm_tokens_per_s(model: PreTrainedModel, rows: int) -> float:
@@ -132,6 +146,19 @@ def vllm_sides(
     return draw, embed
 
 
+class TimedSampler:
+    """A sampler that counts the seconds it takes."""
+
+    def __init__(self, sampler: TokenSampler) -> None:
+        self._sampler, self.seconds = sampler, 0.0
+
+    def draw(self, *arguments: torch.Tensor) -> torch.Tensor:
+        began = time.perf_counter()
+        tokens = self._sampler.draw(*arguments)
+        self.seconds += time.perf_counter() - began
+        return tokens
+
+
 def timed(run: Callable[[], int]) -> tuple[float, int]:
     began = time.perf_counter()
     tokens = run()
@@ -144,15 +171,23 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="of ours with and without vectors, around theirs")
+    parser.add_argument("--threads", type=int, help="of torch; default its own")
     parser.add_argument("--skip-theirs", action="store_true", help="only ours, for tuning")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     config = ADGConfig.parse({"model": "demo", "dtype": "bfloat16", "max_new_tokens": args.max_new_tokens})
     backbone = load_backbone(config)
     model, tokenizer, eos = backbone.model, backbone.tokenizer, backbone.eos_ids
     prompts = sorted(read_prompts(backbone, args.prompts), key=len)
 
+    drawing: list[float] = []
+
     def ours(vectors: bool, keep: list[RowResult] | None = None) -> int:
-        results = list(OnePassEngine(model, tokenizer, config, eos, vectors=vectors).run(prompts))
+        engine = OnePassEngine(model, tokenizer, config, eos, vectors=vectors)
+        engine._sampler = TimedSampler(engine._sampler)  # type: ignore[assignment]
+        results = list(engine.run(prompts))
+        drawing.append(engine._sampler.seconds)  # type: ignore[attr-defined]
         if keep is not None:
             keep.extend(results)
         return sum(r.num_tokens for r in results)
@@ -162,11 +197,12 @@ def main() -> None:
     gap = check_same_vectors(model, prompts, results)
     print(f"largest difference of Gram entries, one pass against encoding again: {gap:.1e}")
     rows = min(Capacity.of(model, config).rows, args.prompts * config.num_samples)
-    full, alone, theirs, gemm, drawn, embedded = [], [], [], [], [], []
+    full, alone, theirs, gemm, drawn, embedded, shares = [], [], [], [], [], [], []
     by_vllm = vllm_sides(config, backbone, prompts)
     for turn in range(args.rounds):
         gemm.append(gemm_tokens_per_s(model, rows))
         full.append(timed(lambda: ours(True)))
+        shares.append(drawing[-1] / full[-1][0])
         alone.append(timed(lambda: ours(False)))
         if turn == 0 and not args.skip_theirs:
             theirs.append(timed(lambda: released_method(model, tokenizer, config, eos[0], prompts)))
@@ -180,7 +216,8 @@ def main() -> None:
         "prompts": args.prompts, "max_new_tokens": args.max_new_tokens, "rows": rows,
         "prompt_tokens": sum(len(p) for p in prompts), "tokens_per_s": round(speed, 1),
         "gemm_tokens_per_s": round(median(gemm), 1), "gemm_fraction": round(speed / median(gemm), 3),
-        "vector_overhead": round(median(s / n for s, n in full) / median(s / n for s, n in alone) - 1, 3),
+        "vector_overhead": round(median(s / n * m / t for (s, n), (t, m) in zip(full, alone, strict=True)) - 1, 3),
+        "sampler_share": round(median(shares), 3), "threads": torch.get_num_threads(),
     }  # fmt: skip
     if theirs:
         seconds, tokens = theirs[0]

@@ -35,6 +35,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_defaults_are_the_papers():
     config = ADGConfig()
     assert (config.num_samples, config.temperature, config.top_p, config.max_new_tokens) == (5, 1.4, 0.9, 256)
+    assert (config.top_k, config.repetition_penalty) == (50, 1.0)  # what `generate` brings
     assert (config.budget, config.weight, config.score, config.layers, config.pooling) == (
         10_000,
         0.4,
@@ -78,6 +79,23 @@ def test_one_problem_is_one_line():
         ("temperature", 0, "use a number above 0 and up to 10, such as 1.4"),
         ("temperature", 11, "use a number above 0 and up to 10, such as 1.4"),
         ("temperature", float("inf"), "use a number above 0 and up to 10, such as 1.4"),
+        (
+            "top_k",
+            -1,
+            "use 2 or more, such as 50, or 0 for all tokens; with 1 all answers would be equal, and dispersion 0",
+        ),
+        (
+            "top_k",
+            1,
+            "use 2 or more, such as 50, or 0 for all tokens; with 1 all answers would be equal, and dispersion 0",
+        ),
+        (
+            "top_k",
+            2.5,
+            "use 2 or more, such as 50, or 0 for all tokens; with 1 all answers would be equal, and dispersion 0",
+        ),
+        ("repetition_penalty", 0, "use a number above 0 and up to 10; 1 is off"),
+        ("repetition_penalty", float("nan"), "use a number above 0 and up to 10; 1 is off"),
         ("top_p", 0, "use a number above 0 and up to 1"),
         ("top_p", 1.01, "use a number above 0 and up to 1"),
         ("num_samples", 65, "use a whole number from 3 to 64; two answers span a single direction"),

@@ -15,7 +15,7 @@ from adg_plugin.engines import memory
 from adg_plugin.engines.base import Prompt
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.sampling import NucleusSampler, stream_keys
+from adg_plugin.engines.sampling import TokenSampler, stream_keys
 
 pytestmark = pytest.mark.tiny
 
@@ -36,9 +36,9 @@ def run(model, prompts, *, eos=EOS, engine=OnePassEngine, **settings):
 @pytest.mark.parametrize("samples", [3, 5])
 def test_an_empty_answer_is_drawn_again_from_the_next_stream_at_most_twice(samples):
     model, prompts = tiny_model(), tiny_prompts([20 + i for i in range(24)])
-    eos = tuple(i for i in range(260) if i % 7)  # six of seven tokens
+    eos = tuple(i for i in range(260) if i % 4)  # three of four tokens
     results = run(model, prompts, eos=eos, num_samples=samples, max_new_tokens=2)
-    sampler, reasons = NucleusSampler(1.4, 0.9), []
+    sampler, reasons = TokenSampler(1.4, 50, 0.9), []
     for prompt in prompts:
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(prompt.token_ids).long()[None]).logits[0, -1]

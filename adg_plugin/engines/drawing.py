@@ -28,10 +28,10 @@ def sampling_settings(config: ADGConfig, eos_ids: Sequence[int]) -> dict[str, An
     """
     return {
         "temperature": config.temperature,
+        "top_k": config.top_k,
         "top_p": config.top_p,
-        "top_k": 0,
         "min_p": 0.0,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": config.repetition_penalty,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "max_tokens": config.max_new_tokens,

@@ -35,7 +35,8 @@ class Draws:
     pooling: Pooling
     sums: Tensor  # (P * K, H) float32, states of the answer tokens fed so far, weighted as `pooling` says
     surprisals: Tensor  # (P * K,) float32, of the token each live row feeds next; used by that pooling only
-    tokens: Tensor  # (P * K, max_new_tokens)
+    tokens: Tensor  # (P * K, max_new_tokens), filled up with the prompt's first
+    asked: Tensor  # (P, L) token ids of the prompts, see `filled_up`
     prompt_vectors: Tensor | None  # (P, H) float32
     references: Sequence[Tensor | None]  # (P,) pooled state (H,) of each row's own answer, where it is asked for
     broken: npt.NDArray[np.bool_]  # (P,) NaN or infinity before the first token
@@ -54,6 +55,11 @@ class Draws:
             states = states * self.surprisals[self.rows, None]
         self.sums.index_add_(0, self.rows, states)
 
+    def seen(self) -> Tensor:
+        """Return the tokens (R, L + max_new_tokens) of each live row's prompt and answer, some of them repeated."""
+        prompts = self.rows // (len(self.tokens) // len(self.prompts))
+        return torch.cat((self.asked[prompts], self.tokens[self.rows]), dim=1)
+
     def end(self, places: Tensor, reason: FinishReason | None = None) -> None:
         """End the rows at these live places (positions in `rows`), and keep the others."""
         rows = self.rows[places].cpu().numpy()
@@ -69,3 +75,10 @@ class Draws:
         done = np.array([r is not None for r in self.reasons]).reshape(len(self.prompts), -1).all(1) & ~self.reported
         self.reported |= done
         return [int(p) for p in np.flatnonzero(done)]
+
+
+def filled_up(ids: Sequence[npt.NDArray[np.int32]]) -> Tensor:
+    """Return token sequences as one table (N, L) int64, shorter ones filled up with their first token."""
+    longest = max(map(len, ids))
+    table = np.stack([np.pad(one, (0, longest - len(one)), constant_values=one[0]) for one in ids])
+    return torch.from_numpy(table).long()

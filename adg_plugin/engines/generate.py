@@ -50,8 +50,9 @@ class GenerateEngine:
         return GenerationConfig(
             do_sample=True,
             temperature=self.config.temperature,
+            top_k=self.config.top_k,
             top_p=self.config.top_p,
-            top_k=0,
+            repetition_penalty=self.config.repetition_penalty,
             max_new_tokens=self.config.max_new_tokens,
             eos_token_id=self._eos,
             pad_token_id=self._eos[0],

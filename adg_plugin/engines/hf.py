@@ -17,7 +17,7 @@ from adg_plugin.engines.admission import Queue, prefix_within
 from adg_plugin.engines.attention import Decode, Prefill, attending, shared_prefix_attention
 from adg_plugin.engines.base import Answer, Prompt, RowResult
 from adg_plugin.engines.cohort import Cohort, padded
-from adg_plugin.engines.draws import Draws, Prefilled
+from adg_plugin.engines.draws import Draws, Prefilled, filled_up
 from adg_plugin.engines.memory import Capacity, is_out_of_memory, release_memory
 from adg_plugin.engines.results import (
     EMPTY,
@@ -30,7 +30,7 @@ from adg_plugin.engines.results import (
     rejection,
     row_result,
 )
-from adg_plugin.engines.sampling import NucleusSampler, stream_keys
+from adg_plugin.engines.sampling import TokenSampler, stream_keys
 from adg_plugin.engines.states import StateTap, last_layers, unit
 from adg_plugin.engines.token_weights import fixed_weights, surprisals
 
@@ -60,7 +60,7 @@ class OnePassEngine:
         self.model, self.tokenizer, self.config, self.vectors = model, tokenizer, config, vectors
         self.device = model.device
         self._eos = torch.tensor(sorted(eos_ids), device=self.device)
-        self._sampler = NucleusSampler(config.temperature, config.top_p)
+        self._sampler = TokenSampler.of(config)
         self._tap = StateTap(last_layers(config.layers))
         self._hidden = int(model.config.get_text_config().hidden_size)
 
@@ -141,9 +141,11 @@ class OnePassEngine:
         keys = torch.from_numpy(streams).to(device).view(len(prompts), 1 + REDRAWS, samples)
         of_prompt = torch.cat(logits)
         of_row = of_prompt.repeat_interleave(samples, 0)
-        current, keys = self._first_tokens(of_row, keys)
+        asked = filled_up([p.token_ids for p in prompts]).to(device)
+        current, keys = self._first_tokens(self._penalised(of_row, [asked.repeat_interleave(samples, 0)]), keys)
         rows = len(prompts) * samples
-        tokens = torch.zeros((rows, self.config.max_new_tokens), dtype=torch.int32, device=device)
+        # What is not sampled yet holds a token that is seen anyway, for the repetition penalty.
+        tokens = asked[:, :1].int().repeat_interleave(samples, 0).repeat(1, self.config.max_new_tokens)
         tokens[:, 0] = current
         draws = Draws(
             cohort,
@@ -153,6 +155,7 @@ class OnePassEngine:
             sums=torch.zeros((rows, self._hidden), device=device),
             surprisals=self._surprisals(of_row, current),
             tokens=tokens,
+            asked=asked,
             references=references,
             prompt_vectors=torch.stack(vectors) if vectors else None,
             broken=(~of_prompt.float().logsumexp(-1).isfinite()).cpu().numpy(),
@@ -240,7 +243,7 @@ class OnePassEngine:
         steps = torch.cat(
             [torch.full((n,), d.cohort.age, device=self.device) for d, n in zip(active, counts, strict=True)]
         )
-        tokens = self._sampler.draw(logits, keys, steps)
+        tokens = self._sampler.draw(self._penalised(logits, (d.seen() for d in active)), keys, steps)
         ended = torch.isin(tokens, self._eos)
         parts = (values.split(counts) for values in (tokens, ended, self._surprisals(logits, tokens)))
         for draws, new, eos, surprisal in zip(active, *parts, strict=True):
@@ -248,6 +251,14 @@ class OnePassEngine:
             draws.surprisals[draws.rows] = surprisal
             draws.tokens[draws.rows, draws.cohort.age] = new.int()
             self._end_of_draw(draws, eos)
+
+    def _penalised(self, logits: Tensor, seen: Iterable[Tensor]) -> Tensor:
+        """Return logits (R, V) after the repetition penalty on the tokens seen by consecutive groups of rows."""
+        if self.config.repetition_penalty == 1:
+            return logits
+        groups = list(seen)
+        parts = zip(logits.split([len(ids) for ids in groups]), groups, strict=True)
+        return torch.cat([self._sampler.penalised(part, ids) for part, ids in parts])
 
     def _end_of_draw(self, draws: Draws, eos: Tensor) -> None:
         places = eos.nonzero().squeeze(1)

@@ -23,7 +23,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.engines.location import model_location, unreadable
 from adg_plugin.engines.memory import is_out_of_memory
 from adg_plugin.engines.weights import fingerprint, weights_digest
-from adg_plugin.errors import ModelError, need
+from adg_plugin.errors import ConfigError, ModelError, need
 
 # What transformers raises for files that are missing, damaged, of another model, or of code that is not there.
 LOADING_ERRORS = (
@@ -37,6 +37,9 @@ LOADING_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
+
+
+_ASKS_THE_BACKBONE = ("adg", "ifd")  # the methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ class Source:
         tokenizer = load_tokenizer(config)
         eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
         about = _from_pretrained(AutoConfig, "config", config)
+        _refuse_more_than_all_tokens(config, about)
         stored = getattr(about.get_text_config(), "dtype", None) or getattr(about, "dtype", None)
         return cls(
             tokenizer,
@@ -168,11 +172,35 @@ class Source:
             config: for `eos_token`.
 
         Raises:
-            ModelError: neither it nor its tokenizer names an end-of-answer token.
+            ModelError: neither it nor its tokenizer names an end-of-answer token, or it is to be asked and is spread
+                over several devices.
         """
+        if config.method in _ASKS_THE_BACKBONE:
+            _refuse_spread(model)
+        _refuse_more_than_all_tokens(config, model.config)
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
         backbone = Backbone(model, tokenizer, eos_ids)
         return cls(tokenizer, eos_ids, weights_digest(model), max_positions(model.config), lambda: backbone)
+
+
+def _refuse_spread(model: PreTrainedModel) -> None:
+    """Raise where a model in memory is in pieces: it would be asked one row at a time."""
+    devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
+    if len(devices) < 2:
+        devices = {str(weight.device) for weight in model.parameters()}
+    if len(devices) > 1 or "meta" in devices:  # on meta: what accelerate has put into memory or on disk
+        raise ModelError(
+            f"the model is spread over {', '.join(sorted(devices))}, as device_map='auto' does, and in pieces it "
+            "cannot be asked: load it on one device (device_map={'': 0}, a trainer's model_init_kwargs={'device_map': "
+            "{'': 0}}; in 4-bit where it does not fit) and start one process for each GPU (accelerate launch), or "
+            "select first with `adg run`"
+        )
+
+
+def _refuse_more_than_all_tokens(config: ADGConfig, about: PreTrainedConfig) -> None:
+    vocabulary = int(about.get_text_config().vocab_size)
+    if config.top_k > vocabulary:
+        raise ConfigError([f"top_k is {config.top_k}: the model has {vocabulary} tokens; use fewer, or 0 for all"])
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

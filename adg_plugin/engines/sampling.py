@@ -1,18 +1,25 @@
-"""Exact nucleus sampling without sorting the vocabulary, from streams that belong to a row alone."""
+"""Exact sampling, as `generate` does it, without sorting the vocabulary, from streams that belong to a row alone."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from adg_plugin.config import ADGConfig
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
-_REJECTIONS = 6  # rounds of draw-and-test before the nucleus of what is left is sorted out
+_BLOCK = 32  # tokens whose maximum stands for them while the likeliest are looked for
+_TIES = 14  # candidates beyond top-k, for those that tie with the k-th
+_NUCLEUS = 1024  # candidates for a nucleus without top-k, to begin with
+_LOGITS = {"cpu": 2**20}  # looked at together: what stays in a processor's caches
+_LOGITS_ACCELERATOR = 2**28  # 1 GB in float32
 
 
 def stream_keys(seed: int, token_ids: npt.NDArray[np.int32], streams: int) -> npt.NDArray[np.int64]:
@@ -28,11 +35,6 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _wrapped(number: int) -> int:
-    """Return a whole number modulo 2^64 as a signed 64-bit number."""
-    return (number + 2**63) % 2**64 - 2**63
-
-
 def _mix(x: Tensor) -> Tensor:
     """Return the output function of SplitMix64 (Steele, Lea, Flood 2014) of (...,) int64, wrapping."""
     x = (x ^ _shifted(x, 30)) * _MIX_1
@@ -40,94 +42,113 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shifted(x, 31)
 
 
-def exponentials(keys: Tensor, step: Tensor, draw: int, start: int, count: int) -> Tensor:
-    """Return (R, count) float64 standard exponentials, numbers `start`... of the streams `keys` at `step`, `draw`.
+def exponentials(keys: Tensor, step: Tensor, tokens: Tensor) -> Tensor:
+    """Return (R, C) float64 standard exponentials of the streams `keys` at `step`, one for each token id.
 
-    A counter-based generator: the same arguments give the same numbers on every device, in any order.
+    A counter-based generator, and the token id is the counter: the same arguments give the same numbers on every
+    device, in any order, and a token's number does not depend on which others could be drawn.
 
     Args:
         keys: (R,) int64.
         step: (R,) position within the answer.
-        draw: number of the attempt at this position.
+        tokens: (R, C) token ids.
     """
-    state = _mix(_mix(keys + (step + 1) * _GOLDEN) + _wrapped(_GOLDEN * (draw + 1)))
-    counter = torch.arange(start + 1, start + count + 1, device=keys.device)
-    bits = _shifted(_mix(state[:, None] + _GOLDEN * counter), 11)
+    state = _mix(_mix(keys + (step + 1) * _GOLDEN))
+    bits = _shifted(_mix(state[:, None] + _GOLDEN * (tokens + 1)), 11)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
     return -torch.log(uniform)
 
 
-class NucleusSampler:
-    """Draws tokens from the tempered distribution cut to its nucleus; top_k does not exist here.
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest of logits (R, V), largest first, and their token ids; both (R, count).
 
-    A token is drawn from the whole tempered softmax and kept if the mass of the strictly likelier tokens is below
-    `top_p`, else drawn again: kept draws have exactly the nucleus distribution. The draw itself is an exponential
-    race (argmax of p / E) over blocks of the vocabulary, then within the block. Unlike an inverse CDF it does not
-    shift every later token when one probability changes in its last bits, so an answer stays the same under
-    rounding noise unless two candidates nearly tie.
+    Of tokens that tie for the last places, any may be among them.
+    """
+    rows, vocabulary = logits.shape
+    if vocabulary <= count * _BLOCK:
+        return torch.topk(logits, count)
+    # What is among the largest stands in one of the blocks with the largest maxima: the rest need no sorting.
+    blocks = nn.functional.pad(logits, (0, -vocabulary % _BLOCK), value=-torch.inf).unflatten(1, (-1, _BLOCK))
+    chosen = blocks.amax(-1).topk(count, sorted=False).indices
+    row = torch.arange(rows, device=logits.device)[:, None]
+    values, places = torch.topk(blocks[row, chosen].flatten(1), count)
+    tokens = chosen.gather(1, places // _BLOCK) * _BLOCK + places % _BLOCK
+    return values, tokens.clamp_(max=vocabulary - 1)  # of a row of NaN, the padding may be chosen
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSampler:
+    """Draws tokens as `generate` does: repetition penalty, temperature, top-k, nucleus, in this order, exactly.
+
+    The likeliest tokens are looked at, and no others. A draw is an exponential race among those that may be drawn
+    (argmax of p / E), with a number E for each token id. Unlike an inverse CDF it does not shift every later token when
+    one probability changes in its last bits, so an answer stays the same under rounding noise unless two candidates
+    nearly tie. Tokens that tie at an edge, the k-th's or the nucleus's, are all inside.
     """
 
-    def __init__(self, temperature: float, top_p: float) -> None:
-        self.temperature = temperature
-        self.top_p = top_p
+    temperature: float
+    top_k: int  # 0: off
+    top_p: float
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, config: ADGConfig) -> TokenSampler:
+        """Return the sampler of these settings."""
+        return cls(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
+
+    def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """Return logits (R, V), float32, with those of the tokens in `seen` (R, L) lowered by the penalty."""
+        logits = logits.float()
+        of_seen, penalty = logits.gather(1, seen), self.repetition_penalty
+        return logits.scatter(1, seen, torch.where(of_seen < 0, of_seen * penalty, of_seen / penalty))
 
     def draw(self, logits: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
         """Return (R,) token ids for logits (R, V), from streams `keys` (R,) at `steps` (R,)."""
-        rows, vocabulary = logits.shape
-        block = 1 << max(1, round(np.log2(vocabulary) / 2))
-        blocks = -(-vocabulary // block)
-        # On a CPU, chunks whose probabilities stay in the processor's caches; one chunk elsewhere.
-        chunk = max(1, 2**20 // vocabulary) if logits.device.type == "cpu" else rows
-        padded = logits.new_full((min(chunk, rows), blocks * block), -torch.inf, dtype=torch.float32)
-        tokens = [
-            self._draw_chunk(padded, part, key, step, block)
-            for part, key, step in zip(logits.split(chunk), keys.split(chunk), steps.split(chunk), strict=True)
-        ]
-        return torch.cat(tokens).clamp_(max=vocabulary - 1)  # NaN logits may point into the padding
+        vocabulary = logits.shape[1]
+        # Some more than k, as bfloat16 has many ties; a nucleus without top-k is first looked for among a thousand.
+        count = self.top_k + _TIES if self.top_k else _NUCLEUS if self.top_p < 1 else vocabulary
+        return self._draw(logits, keys, steps, count)
 
-    def _draw_chunk(self, padded: Tensor, logits: Tensor, keys: Tensor, steps: Tensor, block: int) -> Tensor:
-        rows, vocabulary = logits.shape
-        scores = padded[:rows]
-        scores[:, :vocabulary] = logits
-        probs = torch.softmax(scores.mul_(1 / self.temperature), dim=-1).unflatten(1, (-1, block))
-        mass = probs.sum(-1)
-        tokens, threshold = _race(probs, mass, keys, steps, draw=0)
+    def _draw(self, logits: Tensor, keys: Tensor, steps: Tensor, count: int) -> Tensor:
+        """Return the tokens drawn from the `count` likeliest of each row, or from more where these are not enough."""
+        count = min(count, logits.shape[1])
+        chunk = max(1, _LOGITS.get(logits.device.type, _LOGITS_ACCELERATOR) // logits.shape[1])
+        drawn, enough = [], []
+        for part, key, step in zip(logits.split(chunk), keys.split(chunk), steps.split(chunk), strict=True):
+            scaled = part.float()
+            values, tokens = likeliest(scaled, count)
+            probs, is_enough = self._probabilities(values, scaled)
+            race = (probs / exponentials(key, step, tokens)).argmax(-1, keepdim=True)
+            drawn.append(tokens.gather(1, race).squeeze(1))
+            enough.append(is_enough)
+        found = torch.cat(drawn)
+        if count < logits.shape[1]:
+            again = (~torch.cat(enough)).nonzero().squeeze(1)
+            if len(again):
+                found[again] = self._draw(logits[again], keys[again], steps[again], 4 * count)
+        return found
+
+    def _probabilities(self, values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probability of each candidate (R, C), 0 outside, and whether all that may be drawn are there (R,).
+
+        Args:
+            values: (R, C) logits of the candidates, largest first.
+            logits: (R, V) of all tokens.
+        """
+        scaled = values / self.temperature
+        if self.top_k:
+            last = min(self.top_k, values.shape[1]) - 1
+            kth = values[:, last, None]
+            probs = scaled.masked_fill(values < kth, -torch.inf).softmax(-1)
+            enough = ~(values[:, -1] >= kth[:, 0])  # of NaN there is never enough, and it would not help
+        else:
+            probs = (scaled - torch.logsumexp(logits / self.temperature, -1, keepdim=True)).exp()
+            enough = torch.zeros(len(values), dtype=torch.bool, device=values.device)
         if self.top_p >= 1:
-            return tokens
-        left = self._outside(probs, threshold)
-        for draw in range(1, _REJECTIONS):
-            if not len(left):
-                return tokens
-            part = probs[left]
-            again, threshold = _race(part, mass[left], keys[left], steps[left], draw)
-            tokens[left] = again
-            left = left[self._outside(part, threshold)]
-        if len(left):
-            tokens[left] = self._sorted_draw(probs[left].flatten(1), keys[left], steps[left])
-        return tokens
-
-    def _outside(self, probs: Tensor, threshold: Tensor) -> Tensor:
-        """Return the rows whose token, of probability `threshold`, lies outside the nucleus."""
-        # Written to a float buffer: several times faster on a CPU than `where` or a product with a mask.
-        likelier = torch.gt(probs, threshold[:, None, None], out=torch.empty_like(probs)).mul_(probs).sum(-1).sum(-1)
-        return (likelier >= self.top_p).nonzero().squeeze(1)
-
-    def _sorted_draw(self, probs: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
-        """Return (R,) tokens drawn within the nucleus, for rows that had many rejections: sorts, so is slow."""
-        ordered, tokens = probs.sort(dim=-1, descending=True, stable=True)
+            return probs, enough
         # Tied tokens share the mass before the first of them: only strictly likelier ones count.
-        first_of_ties = torch.ones_like(ordered, dtype=torch.bool)
-        first_of_ties[:, 1:] = ordered[:, 1:] < ordered[:, :-1]
-        likelier = torch.where(first_of_ties, ordered.cumsum(-1) - ordered, 0).cummax(-1).values
-        inside = torch.where(likelier < self.top_p, ordered, 0)
-        race = inside / exponentials(keys, steps, _REJECTIONS, 0, probs.shape[1])
-        return tokens.gather(1, race.argmax(-1, keepdim=True)).squeeze(1)
-
-
-def _race(probs: Tensor, mass: Tensor, keys: Tensor, steps: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-    """Return one draw from probs (R, blocks, block), unnormalised, as token ids (R,) and their probabilities."""
-    rows, blocks, block = probs.shape
-    chosen = (mass / exponentials(keys, steps, draw, 0, blocks)).argmax(-1)
-    within = probs[torch.arange(rows, device=probs.device), chosen]
-    offset = (within / exponentials(keys, steps, draw, blocks, block)).argmax(-1)
-    return chosen * block + offset, within.gather(1, offset[:, None]).squeeze(1)
+        is_first = torch.ones_like(probs, dtype=torch.bool)
+        is_first[:, 1:] = values[:, 1:] < values[:, :-1]
+        likelier = torch.where(is_first, probs.cumsum(-1) - probs, 0).cummax(-1).values
+        outside = ~(likelier < self.top_p)
+        return probs.masked_fill(outside, 0), enough if self.top_k else outside[:, -1]

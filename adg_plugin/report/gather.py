@@ -124,7 +124,7 @@ def _without_selection(run: RunReader) -> Gathered:
     beside = read_beside(run, None)
     compared = beside.comparison
     assert compared is not None
-    config = ADGConfig.parse(compared["config"], source=str(run.path / COMPARE))
+    config = ADGConfig.of_run(compared["config"], source=str(run.path / COMPARE))
     alone = f"{run.path} holds a comparison and no finished selection: adg select makes one, and its page has both"
     rejected = Counter(rejection.reason for rejection in run.staged_rejections())
     summary = {
