@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import chain, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from adg_plugin.answer_file import texts_of
 from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.engines.base import Prompt, RowResult
 from adg_plugin.errors import DataError
 from adg_plugin.geometry import combine, parts
-from adg_plugin.layouts import is_missing
+from adg_plugin.given import AnswerRules
+from adg_plugin.layouts import UnusableRowError, is_missing
 from adg_plugin.progress import ticking
-from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.prompts import PromptLimit, PromptRenderer
 from adg_plugin.rows import Rejection, Row, parse_row
 from adg_plugin.sources import Record, iter_records
 from adg_plugin.store.files import replacing, writing
@@ -25,8 +28,7 @@ from adg_plugin.store.files import replacing, writing
 if TYPE_CHECKING:
     from adg_plugin.engines.loading import Backbone
 
-MIN_ANSWERS = 3
-_CHUNK_ROWS = 64
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +41,28 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    id: Any  # as the file has it, number or text
-    row: Row
-    answers: list[str]
+class _Rows:
+    """What is known of the file's rows: ids as the file has them, number or text, by place; and the rejected rows."""
+
+    ids: list[Any] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def reject(self, place: int, rejection: Rejection) -> None:
+        """Take note of a row that cannot be scored."""
+        about = {"reason": rejection.reason.value, "detail": rejection.detail, "where": rejection.where}
+        self.rejected.append({"id": self.ids[place], **about})
 
 
 def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
-    """Write `id, dispersion, anisotropy, score` per line of `out` for the rows of a JSONL file, and return the counts.
+    """Write `id, dispersion, anisotropy, score` per line of `out` for the rows of a file, and return the counts.
 
-    Rows need `instruction` (and `input`) or `messages`, and `generated_answers`, a list of three texts or more. A row
-    that cannot be scored goes to `OUT.rejected.jsonl` with its reason.
+    Rows need `instruction` (and `input`) or `messages`, and `generated_answers`, a list of three texts or more; what
+    counts of them is told in `adg_plugin.given.AnswerRules`. A row that cannot be scored goes to `OUT.rejected.jsonl`
+    with its reason.
 
     Raises:
-        DataError: the file is missing, is not JSONL, holds no rows, or a row has no list of answers; `out` is a folder.
+        DataError: the file is missing, of no known format, or holds no rows; a row has no list of answers; no row can
+            be scored; `out` is a folder.
         ModelError: the model cannot be used, or has fewer hidden states than `layers`.
         StoreError: `out` cannot be written.
     """
@@ -61,133 +71,88 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
     spec = DatasetSpec(path=str(answers))
     records = iter_records([spec])
     first = next(records)
-    _answers_of(first)  # before a model is loaded
+    texts_of(first)  # before a model is loaded
     if out.is_dir():
         raise DataError(f"{out} is a folder: give the path of a file as --out")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    rejected: list[dict[str, Any]] = []
+    rows, path = _Rows(), out.with_name(out.name + ".rejected.jsonl")
     with replacing(out) as sink:  # opened before the work, so that it is not done for nothing
-        scored = _scored(chain([first], records), config, load_backbone(config), rejected)
-        for line in scored:
+        lines = _scored(chain([first], records), config, load_backbone(config), rows)
+        for line in lines:
             sink.write(_line(line))
-    path = out.with_name(out.name + ".rejected.jsonl")
-    path.unlink(missing_ok=True)
-    if rejected:
-        with replacing(path) as sink:
-            for line in rejected:
-                sink.write(_line(line))
-    return Counts(len(scored), len(rejected), path if rejected else None)
+        path.unlink(missing_ok=True)
+        if rows.rejected:
+            with replacing(path) as rejected:
+                for line in rows.rejected:
+                    rejected.write(_line(line))
+        if not lines:
+            raise DataError(f"none of the {len(rows.ids)} rows of {answers} can be scored: see {path}")
+    return Counts(len(lines), len(rows.rejected), path if rows.rejected else None)
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def _scored(
-    records: Iterable[Record], config: ADGConfig, backbone: Backbone, rejected: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    from adg_plugin.engines.making import check_model
+def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, rows: _Rows) -> list[dict[str, Any]]:
+    from adg_plugin.engines.given import GivenAnswers
+    from adg_plugin.engines.loading import max_positions
+    from adg_plugin.engines.making import make_encoder
+    from adg_plugin.engines.split import SplitEngine
 
-    check_model(backbone.model, config)
+    positions = max_positions(backbone.model.config)
+    rules = AnswerRules(config, backbone.tokenizer, positions)
     renderer = PromptRenderer(backbone.tokenizer, config.template, PromptLimit.of(config), config.truncate)
-    ids: list[Any] = []
+    engine = SplitEngine(GivenAnswers(), make_encoder(backbone, config, longest=positions))
+    places: list[int] = []
     dispersion, anisotropy = [np.empty(0)], [np.empty(0)]
-    for chunk in _chunks(ticking(_rows(records, rejected), "scoring")):
-        for answered, gram in _grams(chunk, renderer, backbone, config, rejected):
-            found = parts(gram[None])
-            ids.append(answered.id)
-            dispersion.append(found.dispersion)
-            anisotropy.append(found.anisotropy)
-    spread, directions = np.concatenate(dispersion), np.concatenate(anisotropy)
+    for result in ticking(engine.run(_prompts(records, renderer, rules, rows)), "scoring"):
+        if result.gram is None:
+            rows.rejected.append({"id": rows.ids[int(result.id)], "reason": result.reason, "detail": _detail(result)})
+            continue
+        found = parts(result.gram[None])
+        places.append(int(result.id))
+        dispersion.append(found.dispersion)
+        anisotropy.append(found.anisotropy)
+    for note in rules.notes():
+        logger.warning("%s", note)
+    order = np.argsort(np.array(places, dtype=np.int64))
+    spread, directions = np.concatenate(dispersion)[order], np.concatenate(anisotropy)[order]
     scores = combine(spread, directions, config.score, config.weight)
     return [
-        {"id": i, "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
-        for i, d, a, s in zip(ids, spread, directions, scores, strict=True)
+        {"id": rows.ids[places[row]], "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
+        for row, d, a, s in zip(order, spread, directions, scores, strict=True)
     ]
 
 
-def _rows(records: Iterable[Record], rejected: list[dict[str, Any]]) -> Iterator[_Answered]:
-    for record in records:
-        answers = _answers_of(record)
+def _detail(result: RowResult) -> str:
+    return "a vector has no direction" if result.reason == "non_finite_states" else ""
+
+
+def _prompts(records: Iterable[Record], renderer: PromptRenderer, rules: AnswerRules, rows: _Rows) -> Iterator[Prompt]:
+    """Yield the rows that can be scored with their answers; the id of each is its place among `rows.ids`."""
+    usable, shown = tee(_usable(records, rows))
+    rendered = renderer.render_many(row for _, row, _ in shown)
+    for (place, row, texts), prompt in zip(usable, rendered, strict=True):
+        if isinstance(prompt, Rejection):
+            rows.reject(place, prompt)
+            continue
+        try:
+            given = rules.answers(texts, row, prompt)
+        except UnusableRowError as err:
+            rows.reject(place, Rejection(row.id, err.reason, err.detail, row.where, row.data))
+            continue
+        yield Prompt(str(place), prompt.token_ids, prompt.span, instruction=row.question, given=given)
+
+
+def _usable(records: Iterable[Record], rows: _Rows) -> Iterator[tuple[int, Row, list[str]]]:
+    for place, record in enumerate(records):
+        texts = texts_of(record)
         row = parse_row(record)
         own = record.data.get(record.spec.field_id)
-        id_ = row.id if is_missing(own) else own
+        rows.ids.append(row.id if is_missing(own) else own)
         if isinstance(row, Rejection):
-            rejected.append(_rejected(id_, row))
+            rows.reject(place, row)
         else:
-            yield _Answered(id_, row, answers)
-
-
-def _answers_of(record: Record) -> list[str]:
-    answers = record.data.get("generated_answers")
-    if not isinstance(answers, list | tuple) or not all(isinstance(a, str) for a in answers):
-        seen = "missing" if answers is None else repr(answers)[:60]
-        raise DataError(
-            f"{record.where}: generated_answers is {seen}: give a list of {MIN_ANSWERS} texts or more per row"
-        )
-    return list(answers)
-
-
-def _chunks(rows: Iterator[_Answered]) -> Iterator[list[_Answered]]:
-    while chunk := list(islice(rows, _CHUNK_ROWS)):
-        yield chunk
-
-
-def _grams(
-    chunk: list[_Answered],
-    renderer: PromptRenderer,
-    backbone: Backbone,
-    config: ADGConfig,
-    rejected: list[dict[str, Any]],
-) -> Iterator[tuple[_Answered, npt.NDArray[np.float32]]]:
-    from adg_plugin.engines.embed import REFERENCE_LAYERS, answer_sequence, embed, reference_sequence
-    from adg_plugin.engines.loading import max_positions
-    from adg_plugin.engines.states import last_layers
-
-    positions = max_positions(backbone.model.config)
-    tokenizer = backbone.tokenizer
-    sequences, owners = [], []
-    for answered, prompt in zip(chunk, renderer.render_many(a.row for a in chunk), strict=True):
-        if isinstance(prompt, Rejection):
-            rejected.append(_rejected(answered.id, prompt))
-            continue
-        tokens = [tokenizer(a, add_special_tokens=False, verbose=False)["input_ids"] for a in answered.answers]
-        kept = [(a, t) for a, t in zip(answered.answers, tokens, strict=True) if t]
-        if len(kept) < MIN_ANSWERS:
-            detail = f"{len(kept)} of {len(tokens)} answers are not empty, {MIN_ANSWERS} are needed"
-            rejected.append({"id": answered.id, "reason": "too_few_answers", "detail": detail})
-            continue
-        longest = len(prompt.token_ids) + max(len(t) for _, t in kept)
-        if config.pooling != "reference" and positions is not None and longest > positions:
-            detail = f"prompt and longest answer have {longest} tokens, the model has {positions} positions"
-            rejected.append({"id": answered.id, "reason": "too_long", "detail": detail})
-            continue
-        # Equal answers have one vector; rounding noise between their copies would count as directions.
-        distinct = dict(kept)
-        owners.append((answered, [list(distinct).index(text) for text, _ in kept], len(distinct)))
-        for text, ids in distinct.items():
-            if config.pooling == "reference":
-                sequences.append(reference_sequence(tokenizer, _instruction(answered.row, prompt), text))
-            else:
-                sequences.append(answer_sequence(prompt.token_ids, np.array(ids, dtype=np.int32), config.pooling))
-    if not sequences:
-        return
-    indices = REFERENCE_LAYERS if config.pooling == "reference" else last_layers(config.layers)
-    vectors = embed(backbone.model, sequences, indices).numpy().astype(np.float64)
-    start = 0
-    for answered, places, count in owners:
-        mine = vectors[start : start + count]
-        start += count
-        if np.isfinite(mine).all():
-            yield answered, (mine @ mine.T).astype(np.float32)[np.ix_(places, places)]
-        else:
-            rejected.append({"id": answered.id, "reason": "non_finite_states", "detail": "a vector has no direction"})
-
-
-def _instruction(row: Row, prompt: Rendered) -> str:
-    return f"{row.instruction}\n\n{row.input}" if row.input else row.instruction or prompt.text
-
-
-def _rejected(id_: Any, rejection: Rejection) -> dict[str, Any]:
-    return {"id": id_, "reason": rejection.reason.value, "detail": rejection.detail, "where": rejection.where}
+            yield place, row, texts

@@ -21,6 +21,7 @@ from adg_plugin import (
     cli_doctor,
     cli_estimate,
     cli_eval,
+    cli_export,
     cli_look,
     cli_stability,
     cli_sweep,
@@ -75,13 +76,22 @@ def _root(
 
 
 @app.command()
-def select(config: Config, set_: Set = None, out: Out = None, executor: Executor = None, quiet: Quiet = False) -> None:
+def select(
+    config: Config,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score the generated_answers in this file, and sample nothing.")
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+    executor: Executor = None,
+    quiet: Quiet = False,
+) -> None:
     """Sample, score and select. The last line on stdout is the path of selected.jsonl.
 
     An interrupted run goes on when the same command is given again; another budget, weight, score or bin count samples
     nothing again. Under torchrun or accelerate launch, the ranks share the sampling.
     """
-    settings, where = _settings(config, set_, out, executor)
+    settings, where = _settings(config, set_, out, executor, answers)
     from adg_plugin.pipeline import run_selection
     from adg_plugin.pool import Pool
     from adg_plugin.summary import print_summary
@@ -136,10 +146,11 @@ def _run_stage(
 
 
 def _settings(
-    config: Path, overrides: list[str] | None, out: str | None, executor: str | None
+    config: Path, overrides: list[str] | None, out: str | None, executor: str | None, answers: Path | None = None
 ) -> tuple[ADGConfig, str]:
     """Return the settings and the run folder, which may be a URL."""
-    settings = load_config(config, overrides, **({"executor": executor} if executor else {}))
+    given = {"executor": executor, "answers": answers}
+    settings = load_config(config, overrides, **{key: value for key, value in given.items() if value is not None})
     if not settings.datasets:
         raise ConfigError([NO_POOL], source=str(config))
     where = out or settings.output_dir or str(Path("runs") / config.stem)
@@ -169,7 +180,7 @@ def _launched_team() -> Iterator[Team]:
 @app.command()
 def score(
     config: Config,
-    answers: Annotated[Path, typer.Option(metavar="FILE", help="JSONL: a prompt, generated_answers, id.")],
+    answers: Annotated[Path, typer.Option(metavar="FILE", help="Rows: a prompt, generated_answers, id.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL: id, dispersion, anisotropy, score.")],
     set_: Set = None,
 ) -> None:
@@ -195,6 +206,7 @@ cli_compare.register(app)
 cli_doctor.register(app)
 cli_estimate.register(app)
 cli_eval.register(app)
+cli_export.register(app)
 cli_look.register(app)
 cli_stability.register(app)
 cli_sweep.register(app)

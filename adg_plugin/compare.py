@@ -106,6 +106,7 @@ def compare(
     from adg_plugin.engines.loading import Source
 
     config = config if isinstance(config, ADGConfig) else ADGConfig.parse(config)
+    config.refuse_given_answers("`adg compare` samples, so that every method has the same pool")
     plans = planned(config, methods)
     _refuse_unfit(config)
     folder = Path(run_dir or config.output_dir or "runs/selection")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -38,14 +38,14 @@ class BesideASelection(RunFolder):
         if not self.keeps:
             super().write_config(config)
 
-    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
+    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = ()) -> int:
         """Stage a pool as `RunFolder` does; beside a selection, only compare it with what is staged.
 
         Raises:
             StoreError: the selection was made from another pool; the text says which rows and settings differ.
         """
         if not self.keeps:
-            return super().stage_prompts(rows, digest=digest)
+            return super().stage_prompts(rows, digest=digest, notes=notes)
         staged = self.staged_digest()
         if staged is None:
             raise StoreError(

@@ -14,7 +14,7 @@ from adg_plugin.config import ADGConfig, DatasetSpec, load_config
 from adg_plugin.config_file import load_yaml
 from adg_plugin.doctor.checks import Check, failures, guarded
 from adg_plugin.doctor.devices import check_disk, is_offline
-from adg_plugin.doctor.inputs import check_data, check_model, check_settings
+from adg_plugin.doctor.inputs import check_answers, check_data, check_model, check_settings
 from adg_plugin.doctor.packages import extra_lack, install_command
 from adg_plugin.errors import ADGError, ConfigError, DataError
 
@@ -61,6 +61,8 @@ def check_file(path: Path) -> Iterator[Check]:
         if reading.trained not in (None, reading.config.model):
             trained = reading.config.updated(model=reading.trained, revision=None)
             yield from guarded("model", partial(check_model, trained))
+        if reading.config.answers is not None:
+            yield from guarded("answers", partial(check_answers, reading.config.answers))
     yield from check_data(reading.data, layouts=reading.layouts)
     if reading.out is not None:
         yield from guarded("disk", partial(check_disk, reading.out))

@@ -64,6 +64,7 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         ADGError: as `adg_plugin.pipeline.run_selection`.
     """
     config.refuse_other_methods("`adg estimate` times the drawing of answers, and only ADG draws them")
+    config.refuse_given_answers("`adg estimate` times the sampling of answers")
     config = config.updated(executor="inline") if config.executor != "inline" else config
     began = time.monotonic()
     source = Source.configured(config)

@@ -44,6 +44,10 @@ class Reason(StrEnum):
     NO_SPAN = "no_instruction_tokens"
     TOO_LONG = "prompt_too_long"
     NO_ANSWER = "no_answer"
+    NO_GIVEN = "no_given_answers"  # this and the next three: with `answers`, or in `adg score`
+    OTHER_PROMPT = "other_prompt"
+    FEW_ANSWERS = "too_few_answers"
+    LONG_ANSWERS = "too_long"
     FEW_WORDS = "too_few_words"  # this and what follows: by the settings under `filters`
     MANY_WORDS = "too_many_words"
     FEW_ANSWER_WORDS = "too_few_answer_words"

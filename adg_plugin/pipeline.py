@@ -76,6 +76,7 @@ def select(
     *,
     model: str | Path | None = None,
     config: ADGConfig | Mapping[str, Any] | None = None,
+    answers: str | Path | None = None,
     output_dir: str | Path | None = None,
     show_progress: bool = True,
 ) -> Selection:
@@ -86,6 +87,7 @@ def select(
             memory may be named by an entry of `datasets` with `path: memory`.
         model: folder or hub name of the backbone; default the config's `model`.
         config: settings; default those of `ADGConfig`.
+        answers: file of answers, to be scored in the place of sampled ones; default the config's `answers`.
         output_dir: run folder; default the config's `output_dir`, else `runs/selection`.
         show_progress: whether to report progress on stderr.
 
@@ -93,7 +95,8 @@ def select(
         ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
     """
     settings = config if isinstance(config, ADGConfig) else ADGConfig.parse(config or {})
-    changes: dict[str, Any] = {"model": model} if model is not None else {}
+    named = {"model": model, "answers": answers}
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     rows: Iterable[Mapping[str, Any]] | None = None
     if isinstance(dataset, str | Path):
         changes["datasets"] = [{"path": str(dataset)}]
@@ -180,6 +183,7 @@ def run_stage(
 
     team = team or Alone()
     config.refuse_other_methods(f"`adg {stage}` is about the answers that ADG draws")
+    config.refuse_given_answers(f"`adg {stage}` is about sampled answers, and `adg select` scores those of a file")
     refuse_for_teams(config, team)
     source = Source.configured(config)
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
@@ -208,33 +212,38 @@ def prepare(
     """
     if own:
         _refuse_other_answers(run, config, recipe)
+    elif told := _other_answers(run, config, recipe):
+        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, told)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     absorb(run)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
-    for sentence in run.damage:
+    for sentence in [*run.damage, *run.staged_notes()]:
         logger.warning("%s", sentence)
     counts = run.counts()
     if not counts.prompts:
         reasons = run.write_rejected(run.staged_rejections())
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        raise DataError(
-            f"none of the {counts.rejected} rows can be sampled ({told}): see {run.path / 'rejected.jsonl'}"
-        )
+        where = run.path / "rejected.jsonl"
+        if config.answers is not None:
+            raise DataError(f"none of the {counts.rejected} rows has answers in {config.answers} ({told}): see {where}")
+        raise DataError(f"none of the {counts.rejected} rows can be sampled ({told}): see {where}")
 
 
 def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
+    if told := _other_answers(run, config, recipe):
+        raise StoreError(
+            f"run folder {run.path} was made with {told}: go back to that, give another folder, or delete this one"
+        )
+
+
+def _other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> str:
+    """Return how the answers in a run folder came of other settings or another model; '' where they did not."""
     stored = run.read_config()
-    before: dict[str, Any] = stored.get("recipe", recipe)
-    differing = [name for name in sorted({*before, *recipe}) if before.get(name) != recipe.get(name)]
-    if not differing:
-        return
-    told = [f"{name} {before.get(name)!r} (now {recipe.get(name)!r})" for name in differing if name != "model"]
-    if "model" in differing:
-        told.insert(0, f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)")
-    raise StoreError(
-        f"run folder {run.path} was made with {', '.join(told)}: "
-        "go back to that, give another folder, or delete this one"
-    )
+    told = keys.differences(stored.get("recipe", recipe), recipe)
+    if "model" in told:
+        model = f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)"
+        told = {"model": model, **{name: text for name, text in told.items() if name != "model"}}
+    return ", ".join(told.values())
 
 
 def choose(
@@ -284,7 +293,7 @@ def choose(
         "answer_tokens": decision.answer_tokens,
         "seconds": time.monotonic() - about["began"],
         "score": decision.score,
-        "warnings": list(decision.warnings),
+        "warnings": [*run.staged_notes(), *decision.warnings],
         "config": config.model_dump(mode="json"),
         "recipe": dict(recipe),
         "versions": versions(),

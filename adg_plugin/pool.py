@@ -6,17 +6,21 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adg_plugin import __version__, keys
+from adg_plugin.answer_file import AnswerFile, answers_fingerprint
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
-from adg_plugin.engines.base import Prompt
+from adg_plugin.engines.base import Answer, Prompt
 from adg_plugin.errors import ConfigError
 from adg_plugin.filters import RowFilters, row_settings
 from adg_plugin.filters.agreement import OwnAnswers
+from adg_plugin.given import AnswerRules, Given
+from adg_plugin.layouts import UnusableRowError
 from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.rows import Reason, Rejection, Row, row_json, unique_rows
 from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
@@ -52,6 +56,8 @@ class Pool:
             DataError: a file that is missing or of unknown format.
             ConfigError: a pool in memory, and `datasets` names others.
         """
+        if config.answers is not None:
+            answers_fingerprint(config)  # a file that is not there is told before a model is looked at
         if dataset is None:
             return cls(iter_records(config.datasets), pool_fingerprint(config.datasets), for_training)
         spec = memory_spec(config)
@@ -115,15 +121,26 @@ def stage_pool(
         MissingExtraError: a package that a filter needs is not installed.
         StoreError: the run folder cannot be written.
     """
-    limit = PromptLimit.of(config, positions)
     digest = staging_digest(pool, config, tokenizer, recipe, positions=positions)
-    if pool.fingerprint is not None and run.staged_digest() == digest:
+    is_known = pool.fingerprint is not None and (config.answers is None or answers_fingerprint(config) is not None)
+    if is_known and run.staged_digest() == digest:
         logger.info("the pool is staged already")
         return
-    renderer = PromptRenderer(tokenizer, config.template, limit, config.truncate)
-    own = OwnAnswers.of(config, tokenizer)
-    rows = _staged(pool, renderer, RowFilters(config.filters), own, keys.digest(recipe))
-    run.stage_prompts(rows, digest=digest)
+    renderer = PromptRenderer(tokenizer, config.template, _limit(config, positions), config.truncate)
+    own, filters = OwnAnswers.of(config, tokenizer), RowFilters(config.filters)
+    if config.answers is None:
+        run.stage_prompts(_staged(pool, renderer, filters, own, keys.digest(recipe)), digest=digest)
+        return
+    notes: list[str] = []
+    with closing(AnswerFile.read(config)) as file:
+        given = Given(file, AnswerRules(config, tokenizer, positions), notes)
+        rows = _staged(pool, renderer, filters, own, keys.digest(recipe), given)
+        run.stage_prompts(rows, digest=digest, notes=notes)
+
+
+def _limit(config: ADGConfig, positions: int | None) -> PromptLimit:
+    """Return the longest prompt; how long an answer may be is no matter of the settings where it is there already."""
+    return PromptLimit.of(config, positions if config.answers is None else None)
 
 
 def staging_digest(
@@ -139,11 +156,13 @@ def staging_digest(
         "template": template.read_text(encoding="utf-8") if is_file else config.template,
         "chat_template": tokenizer.chat_template,
         "tokenizer": _tokenizer_digest(tokenizer),
-        "max_prompt_tokens": PromptLimit.of(config, positions).tokens,
+        "max_prompt_tokens": _limit(config, positions).tokens,
         "truncate": config.truncate,
         "filters": dict(row_settings(config.filters)),
         "own_answers": OwnAnswers.of(config, tokenizer).tokens,
     }
+    if config.answers is not None:
+        settings["answers"] = [answers_fingerprint(config), config.num_samples, positions]
     return keys.digest(settings).hex()
 
 
@@ -156,7 +175,12 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _staged(
-    pool: Pool, renderer: PromptRenderer, filters: RowFilters, own: OwnAnswers, recipe: bytes
+    pool: Pool,
+    renderer: PromptRenderer,
+    filters: RowFilters,
+    own: OwnAnswers,
+    recipe: bytes,
+    given: Given | None = None,
 ) -> Iterator[StagedRow | StoredRejection]:
     """Yield every record once, as a prompt or as a rejection; order is kept among the prompts.
 
@@ -164,16 +188,33 @@ def _staged(
     """
     rejected: list[Rejection] = []
     rows, rendered_of = tee(_usable(unique_rows(pool.records), rejected, pool.for_training))
-    for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
-        yield from (_stored(r) for r in rejected)
+
+    def unusable() -> Iterator[StoredRejection]:
+        for rejection in rejected:
+            if given is not None:
+                given.know(rejection.id)
+            yield _stored(rejection)
         rejected.clear()
+
+    for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
+        yield from unusable()
+        answers = None
+        try:
+            # First of all: answers to a row that is rejected are answers to a row of the pool, too.
+            texts = None if given is None else given.texts(row)
+            if not isinstance(rendered, Rejection) and given is not None and texts is not None:
+                answers = given.answers(texts, row, rendered)
+        except UnusableRowError as err:
+            rendered = Rejection(row.id, err.reason, err.detail, row.where, row.data)
         if isinstance(rendered, Rejection):
             yield _stored(rendered)
         elif (filtered := filters.rejection(row)) is not None:
             yield _stored(filtered)
         else:
-            yield _staged_row(row, rendered, own, recipe)
-    yield from (_stored(r) for r in rejected)
+            yield _staged_row(row, rendered, own, recipe, answers)
+    yield from unusable()
+    if given is not None:
+        given.finish()
 
 
 def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_training: bool) -> Iterator[Row]:
@@ -186,11 +227,12 @@ def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_trai
             yield row
 
 
-def _staged_row(row: Row, rendered: Rendered, own: OwnAnswers, recipe: bytes) -> StagedRow:
+def _staged_row(
+    row: Row, rendered: Rendered, own: OwnAnswers, recipe: bytes, given: tuple[Answer, ...] | None
+) -> StagedRow:
     reference_ids = own.ids(row.reference)
-    key = keys.row_key(recipe, rendered.token_ids, rendered.span, reference_ids)
-    instruction = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, instruction, reference_ids)
+    key = keys.row_key(recipe, rendered.token_ids, rendered.span, reference_ids, given)
+    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, row.question, reference_ids, given)
     return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where, row.entry)
 
 

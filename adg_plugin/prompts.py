@@ -71,7 +71,7 @@ class PromptRenderer:
 
         Args:
             tokenizer: a transformers tokenizer, fast or slow.
-            template: `auto`, `chat`, `alpaca`, `chatml`, `raw`, the path of a .jinja file, or a template itself.
+            template: as the setting of that name, or a template itself.
             limit: the longest prompt, or None for no limit.
             truncate: cut the end of the instruction of longer prompts; else they are rejected.
 

@@ -102,6 +102,10 @@ def redraw(run_dir: str, rows: int, about: Stability, *, show_progress: bool = T
     run = RunFolder.read(run_dir)
     config = finished(run)
     config.refuse_other_methods("fresh answers are drawn only where ADG has drawn some")
+    if config.answers is not None:
+        raise StoreError(
+            f"{run_dir} has the answers of {config.answers}: nothing here can sample others; leave --resample out"
+        )
     rng = np.random.default_rng(config.seed)
     sample = np.sort(rng.choice(len(about.ids), min(rows, len(about.ids)), replace=False))
     other = config.updated(seed=(config.seed + 1) % 2**63)

@@ -27,7 +27,17 @@ from adg_plugin.layouts import (
 )
 from adg_plugin.sources import Record
 
-__all__ = ["Reason", "Rejection", "Row", "answer_turn", "canonical_json", "parse_row", "row_json", "unique_rows"]
+__all__ = [
+    "Reason",
+    "Rejection",
+    "Row",
+    "answer_turn",
+    "canonical_json",
+    "own_id",
+    "parse_row",
+    "row_json",
+    "unique_rows",
+]
 
 _ROWS_BEFORE_A_LAYOUT = 100
 
@@ -51,6 +61,11 @@ class Row:
     data: dict[str, Any]
     where: str
     entry: int  # which entry of the settings' `datasets` it came of
+
+    @property
+    def question(self) -> str:
+        """The row's own words: the instruction, and its input where it has one."""
+        return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
     def answer(self) -> dict[str, Any] | None:
         """Return the last assistant turn, as `answer_turn` does."""
@@ -168,7 +183,7 @@ def _parsed(record: Record, row_id: str, layout: Layout | None) -> Row | Rejecti
         raise _unknown(record)
     try:
         own = data.get(spec.field_id)
-        if not is_missing(own) and _own_id(own) is None and own != "":
+        if not is_missing(own) and own_id(own) is None and own != "":
             raise UnusableRowError(Reason.BAD_TYPE, f"{spec.field_id} is {own!r}, expected text or a whole number")
         _check_text(row_id, data)
         content = read_content(data, spec, layout)
@@ -202,7 +217,7 @@ def _check_text(row_id: str, data: Mapping[str, Any]) -> None:
 def _identity(record: Record) -> tuple[str, int]:
     """Return a row's id, its own or `h` and a hash, and the 64-bit hash of its content."""
     id_column = record.spec.field_id
-    own = _own_id(record.data.get(id_column))
+    own = own_id(record.data.get(id_column))
     data = {name: value for name, value in record.data.items() if name != id_column}
     try:
         content = _hash64(canonical_json(data))
@@ -211,7 +226,8 @@ def _identity(record: Record) -> tuple[str, int]:
     return own if own is not None else f"h{content:016x}", content
 
 
-def _own_id(value: Any) -> str | None:
+def own_id(value: Any) -> str | None:
+    """Return what the value of an id column calls a row, or None where it is no name."""
     if isinstance(value, str):
         return value or None
     if isinstance(value, float) and value.is_integer():

@@ -141,7 +141,8 @@ def _fill_answers(
             for result in _watched(sampler.run(chain.from_iterable(windows)), progress, took):
                 to.append_sample(result)
     else:
-        with _engine(source, config) as engine, SamplingProgress(total, known, show=show) as progress:
+        verb = "sampling" if config.answers is None else "embedding"
+        with _engine(source, config) as engine, SamplingProgress(total, known, verb=verb, show=show) as progress:
             sample(to, engine, progress, windows, took)
     took |= {"seconds": progress.seconds, "tokens": progress.tokens}
     # The engine, and the model with it, goes with this frame: the bins want the memory.
@@ -281,6 +282,8 @@ def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
     problems = []
     if config.engine != "hf":
         problems.append(f"engine is {config.engine!r}: {why}; leave it out, or select first with `adg run`")
+    if config.answers is not None:
+        problems.append(f"answers is {config.answers!r}: {why}; leave it out, or select first with `adg run`")
     if config.executor != "inline":
         problems.append(f"executor is {config.executor!r}: {why}; leave it out, or select first with `adg run`")
     if problems:

@@ -250,7 +250,17 @@ def test_all_problems_come_at_once():
 def test_every_setting_that_touches_answers_is_refused_for_adg():
     from adg_plugin import keys
 
-    for key in (*keys._SETTINGS, "model", "datasets", "filters", "max_prompt_tokens", "truncate", "eos_token"):
+    for key in (
+        *keys._OF_SAMPLING,
+        *keys._OF_VECTORS,
+        "answers",
+        "model",
+        "datasets",
+        "filters",
+        "max_prompt_tokens",
+        "truncate",
+        "eos_token",
+    ):
         with pytest.raises(ConfigError, match="use a run folder of its own"):
             planned(CONFIG, [f"adg:{key}=1"])
 

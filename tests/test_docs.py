@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+import yaml
 
 from adg_plugin.settings import settings_page
 
@@ -41,6 +42,16 @@ def tables(page: Path, heading: str | None = None) -> list[list[list[str]]]:
 def first_cells(heading: str) -> list[str]:
     """Return all that stands between backticks in the first column of the table below a heading of formats.md."""
     return [name for row in tables(FORMATS, heading)[0][1:] for name in code(row[0])]
+
+
+def test_the_readme_and_the_citation_name_the_paper_and_keep_its_authors_apart_from_ours():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = citation["preferred-citation"]
+    assert paper["title"] == "Instruction Data Selection via Answer Divergence"
+    assert [author["family-names"] for author in paper["authors"]] == ["Li", "Wang", "Zhang", "Ye"]
+    assert paper["identifiers"][0]["value"] == "2026.acl-long.214"
+    assert citation["authors"] == [{"name": "the adg-plugin authors"}]
+    assert all(part in (ROOT / "README.md").read_text(encoding="utf-8") for part in (paper["title"], paper["url"]))
 
 
 def test_the_settings_page_is_that_of_the_schema():

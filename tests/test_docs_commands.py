@@ -279,7 +279,9 @@ def check_result(command: Command, out: str) -> None:
     last = out.splitlines()[-1] if out.strip() else "NOTHING"
     if " --json" in command.text:
         json.loads(last if command.text.startswith("adg run") else out)  # trainers, which have no process here, print
-    elif re.match(r"adg (?:select|sample|embed|score|run(?!.* --dry-run)|sft|recipes cp|report)\b", command.text):
+    elif re.match(
+        r"adg (?:select|sample|embed|score|run(?!.* --dry-run)|sft|recipes cp|report|export)\b", command.text
+    ):
         assert Path(last.removeprefix("file://")).exists(), f"{command.text}: there is no {last}"
     elif command.program == "adg":
         assert out.strip(), f"{command.text} says nothing"

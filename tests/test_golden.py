@@ -7,15 +7,15 @@ import pytest
 
 from adg_plugin.answers import score_answers
 from adg_plugin.config import ADGConfig
+from adg_plugin.engines import loading
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "adg_smollm2.jsonl"
+EMPTY = Path(__file__).parent / "golden" / "empty_answers.jsonl"  # written by golden/write.py
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(not GOLDEN.is_file(), reason="the reference values are not beside the project"),
-]
+pytestmark = pytest.mark.model
 
 
+@pytest.mark.skipif(not GOLDEN.is_file(), reason="the reference values are not beside the project")
 @pytest.mark.parametrize(("pooling", "column"), [("answer", "paper"), ("reference", "reference")])
 def test_scores_are_the_reference_values(pooling, column, tmp_path):
     config = ADGConfig(model="demo", dtype="float32", device="cpu", pooling=pooling)
@@ -26,3 +26,18 @@ def test_scores_are_the_reference_values(pooling, column, tmp_path):
     for row in map(json.loads, (tmp_path / "scores.jsonl").read_text().splitlines()):
         found = {golden: row[ours] for ours, golden in names.items()}
         assert found == pytest.approx(expected[row["id"]], abs=1e-5), row["id"]
+
+
+def test_scores_of_rows_with_empty_missing_and_too_many_answers(tmp_path, monkeypatch):
+    config = ADGConfig(model="demo", dtype="float32", device="cpu")
+    backbone = loading.load_backbone(config)
+    monkeypatch.setattr(loading, "load_backbone", lambda config: backbone)  # once is enough
+    expected = [json.loads(line) for line in EMPTY.read_text(encoding="utf-8").splitlines()]
+    for pooling in ("answer", "reference"):
+        score_answers(config.updated(pooling=pooling), EMPTY, tmp_path / "scores.jsonl")
+        found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+        golden = [row for row in expected if row[pooling] is not None]
+        assert [row["id"] for row in found] == [row["id"] for row in golden]
+        for ours, theirs in zip(found, golden, strict=True):
+            told = {"D": ours["dispersion"], "I": ours["anisotropy"], "score": ours["score"]}
+            assert told == pytest.approx(theirs[pooling], abs=1e-5), (pooling, ours["id"])

@@ -28,9 +28,13 @@ from tiny_runs import (
     write_jsonl,
 )
 
-from adg_plugin import pipeline
+from adg_plugin import keys, pipeline
+from adg_plugin.config import ADGConfig
 from adg_plugin.engines import loading
+from adg_plugin.engines.loading import Source
 from adg_plugin.errors import DataError, NumericalError, StoreError
+from adg_plugin.explain import finished as finished_settings
+from adg_plugin.pool import Pool
 from adg_plugin.progress import SamplingProgress
 from adg_plugin.store import RunFolder
 
@@ -165,7 +169,9 @@ def test_what_is_reused_gives_what_a_fresh_run_gives(run, pool, model, tmp_path)
     "change",
     [
         {"temperature": 1.3},
+        {"top_k": 20},
         {"top_p": 0.8},
+        {"repetition_penalty": 1.2},
         {"seed": 1},
         {"max_new_tokens": 7},
         {"num_samples": 4},
@@ -187,6 +193,33 @@ def test_settings_that_touch_the_answers_reuse_none(run, pool, model, no_model, 
     assert sampled(choose(pool, model, run)) == 0  # and of use again
     assert sampled(choose(pool, model, run, **change)) == 0
     assert parts(run) == after
+
+
+def as_before_top_k(run):
+    """Make a run folder one of the version that had neither top-k nor a repetition penalty."""
+    for name in ("config.json", "manifest.json"):
+        stored = json.loads((run / name).read_text())
+        for part in ("config", "recipe"):
+            del stored[part]["top_k"], stored[part]["repetition_penalty"]
+        stored["recipe"]["version"] = 1
+        (run / name).write_text(json.dumps(stored))
+
+
+def test_a_folder_sampled_without_top_k_is_told_apart(run, pool, model, caplog):
+    as_before_top_k(run)
+    config = finished_settings(RunFolder.read(run))
+    assert config.top_k == 0  # and not the default of today
+    differing = "top_k 0 (now 50), sampling rules of version 1 (now 2)"
+    config = ADGConfig.parse({**config.model_dump(), "top_k": 50})
+    source = Source.configured(config)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    with RunFolder.open(run) as folder, pytest.raises(StoreError) as caught:
+        pipeline.prepare(folder, Pool.of(config), config, source, recipe, own=True)
+    assert str(caught.value) == (
+        f"run folder {run} was made with {differing}: go back to that, give another folder, or delete this one"
+    )
+    choose(pool, model, run)
+    assert caplog.messages == [f"run folder {run} was made with {differing}: its answers are kept, and not used now"]
 
 
 def test_other_weights_reuse_no_answer(run, pool, tmp_path):

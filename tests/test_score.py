@@ -113,6 +113,12 @@ def test_equal_answers_have_no_dispersion_and_no_direction(config, tmp_path):
     assert one_other["anisotropy"] == pytest.approx(0, abs=1e-6)
 
 
+def test_the_first_k_answers_count(config, tmp_path, caplog):
+    (four,) = scored(tmp_path, config.updated(num_samples=4), row(1, [*ANSWERS, "one more", "and more"]))
+    assert four == scored(tmp_path, config, row(1))[0]
+    assert caplog.messages == ["1 rows have more than 4 answers (num_samples): the first 4 count"]
+
+
 def test_rows_that_cannot_be_scored_are_written_with_their_reasons(tmp_path, capsys):
     config = ADGConfig(model=str(save(tmp_path / "spoilt", spoil)), max_prompt_tokens=300)
     rows = [

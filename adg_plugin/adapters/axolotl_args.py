@@ -92,6 +92,11 @@ def check_supported(cfg: Mapping[str, Any]) -> None:
         problems.append(
             "datasets and adg.datasets are both given: keep adg.datasets, without the plugin nothing trains"
         )
+    if block.get("answers"):
+        problems.append(
+            f"adg.answers is {block['answers']!r}: Axolotl's rows have no ids that it could name; select first with "
+            "`adg select`, and name its selected.jsonl in datasets, without the plugin"
+        )
     if not block.get("model"):
         for key, why in _CHOSEN_BY_TRAINING.items():
             if block.get(key):

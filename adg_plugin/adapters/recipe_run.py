@@ -57,6 +57,8 @@ class Plan:
 
 def _how_chosen(config: ADGConfig) -> str:
     backbone = f"{config.model}{' in 4-bit' if config.load_in_4bit else ''}"
+    if config.answers is not None:
+        return f"by the answers in {config.answers}, embedded by {backbone}"
     if config.method == "adg":
         return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
     judges = {"ifd": backbone, "superfiltering": config.small_model, "scar": config.scar_model}

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from adg_plugin.answer_file import texts_of
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.demo import model as demo_model
 from adg_plugin.doctor.checks import Check, Status, guarded
@@ -67,6 +68,17 @@ def check_data(specs: Sequence[DatasetSpec], *, layouts: bool = True) -> Iterato
     """
     for spec in specs:
         yield from guarded("data", partial(_check_data_set, spec, layouts=layouts))
+
+
+def check_answers(path: str) -> Iterator[Check]:
+    """Yield whether the rows of a file of answers can be read, as far as the first thousand.
+
+    Raises:
+        DataError: they cannot.
+    """
+    count = len([texts_of(record) for record in islice(iter_records([DatasetSpec(path=path)]), _ROWS_READ)])
+    read = f"the first {count:,} rows" if count == _ROWS_READ else f"{count:,} rows"
+    yield Check("answers", "ok", f"{path}: {read} read, each with answers")
 
 
 def _extras(config: ADGConfig) -> dict[str, str]:

@@ -13,6 +13,15 @@ FinishReason = Literal["eos", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, sampled or given. `token_ids` leave the end-of-answer token out."""
+
+    token_ids: npt.NDArray[np.int32]  # (T,)
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A rendered row: everything up to where the assistant's answer begins."""
 
@@ -22,6 +31,7 @@ class Prompt:
     key: bytes = b""  # 16-byte hash of what produces the row's answers; b"" outside a run folder
     instruction: str = ""  # the row's own words, for `pooling: reference`
     reference_ids: npt.NDArray[np.int32] | None = None  # (T,) the row's own answer, where agreement is asked for
+    given: tuple[Answer, ...] | None = None  # answers that somebody else generated, where those are scored
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -30,15 +40,6 @@ class Prompt:
     def reference_tokens(self) -> int:
         """Tokens of the row's own answer, 0 where agreement is not asked for."""
         return 0 if self.reference_ids is None else len(self.reference_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One sampled answer. `token_ids` leave the end-of-answer token out."""
-
-    token_ids: npt.NDArray[np.int32]  # (T,)
-    text: str
-    finish_reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class RowResult:
 
     @property
     def num_tokens(self) -> int:
-        """Sampled tokens, all answers together."""
+        """Tokens of all answers together."""
         return sum(len(answer.token_ids) for answer in self.answers)
 
 

@@ -13,10 +13,11 @@ from adg_plugin.engines.base import Encoder, Engine, Sampler
 from adg_plugin.engines.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
 from adg_plugin.engines.encoding import RepeatingEncoder, SharedPromptEncoder
 from adg_plugin.engines.generate import GenerateEngine
+from adg_plugin.engines.given import GivenAnswers
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone, Source, max_positions
 from adg_plugin.engines.memory import is_out_of_memory
-from adg_plugin.engines.pooling import ReferencePooling
+from adg_plugin.engines.pooling import ReferenceEncoder, ReferencePooling
 from adg_plugin.engines.probe import one_pass_problem
 from adg_plugin.engines.split import SplitEngine
 from adg_plugin.engines.states import last_layers
@@ -32,6 +33,9 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
     Raises:
         ADGError: the model, vLLM, or a server cannot be used as configured; nothing has been sampled then.
     """
+    if config.answers is not None:
+        yield SplitEngine(GivenAnswers(), make_encoder(source.load(), config, longest=source.positions))
+        return
     if config.engine == "hf":
         yield make_engine(source.load(), config)
         return
@@ -95,24 +99,30 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
     return ReferencePooling(engine, backbone.model, backbone.tokenizer) if config.pooling == "reference" else engine
 
 
-def make_encoder(backbone: Backbone, config: ADGConfig) -> Encoder:
+def make_encoder(backbone: Backbone, config: ADGConfig, *, longest: int | None = None) -> Encoder:
     """Return what embeds answers drawn elsewhere: prompts are encoded once for their answers where the model allows it.
+
+    Args:
+        longest: tokens that a prompt and its answer may have; default what the settings allow.
 
     Raises:
         ModelError: `layers` asks for more hidden states than the model has.
         OutOfMemoryError: nothing fits beside the model.
     """
-    encoder: Encoder
-    if _takes_our_attention(backbone.model, config, instead="encoding each answer with its own copy of the prompt"):
-        encoder = SharedPromptEncoder(backbone.model, config)
-    else:
-        encoder = RepeatingEncoder(backbone.model, config)
-    return ReferencePooling(encoder, backbone.model, backbone.tokenizer) if config.pooling == "reference" else encoder
+    if config.pooling == "reference":
+        check_model(backbone.model, config)
+        return ReferenceEncoder(backbone.model, backbone.tokenizer, config)
+    instead = "encoding each answer with its own copy of the prompt"
+    if _takes_our_attention(backbone.model, config, instead=instead, longest=longest):
+        return SharedPromptEncoder(backbone.model, config)
+    return RepeatingEncoder(backbone.model, config)
 
 
-def _takes_our_attention(model: PreTrainedModel, config: ADGConfig, *, instead: str) -> bool:
+def _takes_our_attention(
+    model: PreTrainedModel, config: ADGConfig, *, instead: str, longest: int | None = None
+) -> bool:
     check_model(model, config)
-    longest = config.max_prompt_tokens + config.max_new_tokens
+    longest = longest or config.max_prompt_tokens + config.max_new_tokens
     try:
         problem = one_pass_problem(model, last_layers(config.layers), longest)
     except (RuntimeError, MemoryError) as err:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import Answer, RowResult
+from adg_plugin.engines.base import RowResult
 from adg_plugin.errors import StoreError
 from adg_plugin.store.files import (
     digest_bytes,
@@ -26,7 +26,7 @@ from adg_plugin.store.files import (
     with_columns,
     writing,
 )
-from adg_plugin.store.staging import row_digest
+from adg_plugin.store.staging import ANSWERS, answer_records, answers_of, row_digest
 
 DAMAGED = "damaged"
 _NAME = re.compile(r"part-(\d{6,})-([0-9a-f]{32})\.parquet")
@@ -43,10 +43,7 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("key", pa.binary(16), nullable=False),
-        (
-            "answers",
-            _list(pa.struct([("token_ids", _list(pa.int32())), ("text", pa.string()), ("finish_reason", pa.string())])),
-        ),
+        ("answers", ANSWERS),
         ("gram", _list(pa.float32())),  # K * K, row by row
         # Lists of free length, not of width H: parts of several backbones then have one schema and can be merged.
         ("prompt_vector", _list(pa.float16())),
@@ -91,10 +88,7 @@ def _record(result: RowResult) -> dict[str, Any]:
     return {
         "id": result.id,
         "key": result.key,
-        "answers": [
-            {"token_ids": np.asarray(a.token_ids, np.int32), "text": a.text, "finish_reason": a.finish_reason}
-            for a in result.answers
-        ],
+        "answers": answer_records(result.answers),
         "gram": None if result.gram is None else result.gram.ravel(),
         "prompt_vector": result.prompt_vector,
         "vectors": None if result.vectors is None else result.vectors.ravel(),
@@ -107,9 +101,7 @@ def _record(result: RowResult) -> dict[str, Any]:
 def to_results(table: pa.Table) -> Iterator[RowResult]:
     """Yield the results in a part's table."""
     for row in table.to_pylist():
-        answers = tuple(
-            Answer(np.array(a["token_ids"], np.int32), a["text"], a["finish_reason"]) for a in row["answers"]
-        )
+        answers = answers_of(row["answers"])
         gram = vectors = prompt_vector = None
         if row["gram"] is not None:
             num_answers = math.isqrt(len(row["gram"]))

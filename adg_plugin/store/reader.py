@@ -180,6 +180,10 @@ class RunReader:
         for table in staging.groups(self.path / PROMPTS, columns):
             yield table.select(columns)
 
+    def staged_notes(self) -> list[str]:
+        """Return the sentences about the pool that `stage_prompts` was given."""
+        return staging.read_notes(self.path / PROMPTS)
+
     def staged_rejections(self) -> Iterator[Rejection]:
         """Yield the rows rejected while staging, in the pool's order."""
         return staging.rejections(self.path / PROMPTS)

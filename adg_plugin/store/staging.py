@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import Prompt
+from adg_plugin.engines.base import Answer, Prompt
 from adg_plugin.errors import StoreError
 from adg_plugin.store.files import digest_file, read_json, reading, replacing, with_columns, write_json
 
 ROWS_PER_GROUP = 2048
+_RESTAGE = "delete it and run the same command again"
 BYTES_PER_GROUP = 32 << 20  # rows with long texts come in smaller groups, so memory stays bounded
+
+ANSWERS = pa.list_(
+    pa.field(
+        "item",
+        pa.struct(
+            [
+                ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+                ("text", pa.string()),
+                ("finish_reason", pa.string()),
+            ]
+        ),
+        nullable=False,
+    )
+)
 
 SCHEMA = pa.schema(
     [
@@ -26,6 +41,7 @@ SCHEMA = pa.schema(
         ("key", pa.binary(16)),
         ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
         ("reference_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        ("given", ANSWERS),
         ("span_start", pa.int32()),
         ("span_end", pa.int32()),
         ("num_tokens", pa.int32()),
@@ -69,13 +85,14 @@ def row_digest(id: str, key: bytes) -> bytes:
     return digest[:15] + bytes([digest[15] | 1])
 
 
-def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str) -> int:
+def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = ()) -> int:
     """Write the pool to `path`, a row group at a time, and return the number of prompts.
 
     Args:
         path: replaced when the last row is written, not before.
         rows: consumed as they come; memory does not depend on their number.
         digest: of all that staging depends on, kept beside the file with its checksum; see `read_seal`.
+        notes: sentences about the pool, kept likewise; looked at when the last row is written.
 
     Raises:
         StoreError: the file cannot be written.
@@ -94,7 +111,7 @@ def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str) -> 
             for group in _groups(rows):
                 num_prompts += sum(isinstance(row, StagedRow) for row in group)
                 writer.write_table(pa.Table.from_pylist([_record(row) for row in group], SCHEMA))
-    write_json(_seal(path), {"digest": digest, "blake2b": sink.digest})
+    write_json(_seal(path), {"digest": digest, "blake2b": sink.digest, "notes": list(notes)})
     return num_prompts
 
 
@@ -105,6 +122,7 @@ def _groups(rows: Iterable[StagedRow | Rejection]) -> Iterator[list[StagedRow | 
         group.append(row)
         if isinstance(row, StagedRow):
             size_bytes += len(row.text) + len(row.reference) + len(row.data) + 4 * len(row.prompt)
+            size_bytes += sum(len(answer.text) + 4 * len(answer.token_ids) for answer in row.prompt.given or ())
         if len(group) >= ROWS_PER_GROUP or size_bytes >= BYTES_PER_GROUP:
             yield group
             group, size_bytes = [], 0
@@ -123,6 +141,7 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
         "key": prompt.key,
         "token_ids": np.asarray(prompt.token_ids, np.int32),
         "reference_ids": prompt.reference_ids,
+        "given": None if prompt.given is None else answer_records(prompt.given),
         "span_start": prompt.span[0],
         "span_end": prompt.span[1],
         "num_tokens": len(prompt),
@@ -135,6 +154,19 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
     }
 
 
+def answer_records(answers: Iterable[Answer]) -> list[dict[str, Any]]:
+    """Return answers as a column of type `ANSWERS` takes them."""
+    return [
+        {"token_ids": np.asarray(a.token_ids, np.int32), "text": a.text, "finish_reason": a.finish_reason}
+        for a in answers
+    ]
+
+
+def answers_of(records: Iterable[dict[str, Any]]) -> tuple[Answer, ...]:
+    """Return the answers that a column of type `ANSWERS` gives."""
+    return tuple(Answer(np.array(a["token_ids"], np.int32), a["text"], a["finish_reason"]) for a in records)
+
+
 @dataclass(frozen=True, slots=True)
 class Seal:
     """What stands beside a staged pool."""
@@ -143,17 +175,26 @@ class Seal:
     is_whole: bool  # the pool's bytes are those that were written
 
 
+def read_notes(path: Path) -> list[str]:
+    """Return the sentences that were written with the staged pool.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
+    seal = read_json(_seal(path), fix=_RESTAGE)
+    return [] if seal is None else seal.get("notes", [])
+
+
 def read_seal(path: Path) -> Seal | None:
     """Return the seal of the staged pool, or None where there is no pool. Reads every byte of it.
 
     Raises:
         StoreError: the pool or its seal cannot be read.
     """
-    fix = "delete it and run the same command again"
-    seal = read_json(_seal(path), fix=fix)
+    seal = read_json(_seal(path), fix=_RESTAGE)
     if seal is None or not path.exists():
         return None
-    with reading(path, fix=fix):
+    with reading(path, fix=_RESTAGE):
         return Seal(seal["digest"], digest_file(path) == seal["blake2b"])
 
 
@@ -180,7 +221,8 @@ def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterato
 
 def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Prompt]]:
     """Yield the prompts whose `row_digest` is wanted, those of one row group together."""
-    for table in groups(path, ["id", "key", "token_ids", "reference_ids", "span_start", "span_end", "instruction"]):
+    columns = ["id", "key", "token_ids", "reference_ids", "given", "span_start", "span_end", "instruction"]
+    for table in groups(path, columns):
         ids, keys = table["id"].to_pylist(), table["key"].to_pylist()
         wanted = [row for row in range(len(ids)) if is_wanted(row_digest(ids[row], keys[row]))]
         if not wanted:
@@ -191,6 +233,7 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
         starts, ends = table["span_start"].to_pylist(), table["span_end"].to_pylist()
         instructions = table["instruction"].to_pylist()
         own = [None if ids is None else np.array(ids, np.int32) for ids in table["reference_ids"].to_pylist()]
+        given = table["given"]
         yield [
             # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
             Prompt(
@@ -200,6 +243,7 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
                 keys[row],
                 instructions[row],
                 own[row],
+                _given(given[row].as_py()),
             )
             for row in wanted
         ]
@@ -213,8 +257,12 @@ def staged_rows(path: Path, ids: set[str]) -> Iterator[StagedRow]:
             tokens = np.array(row["token_ids"], np.int32)
             own = None if row["reference_ids"] is None else np.array(row["reference_ids"], np.int32)
             span = row["span_start"], row["span_end"]
-            prompt = Prompt(row["id"], tokens, span, row["key"], row["instruction"], own)
+            prompt = Prompt(row["id"], tokens, span, row["key"], row["instruction"], own, _given(row["given"]))
             yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"], row["dataset"])
+
+
+def _given(records: list[dict[str, Any]] | None) -> tuple[Answer, ...] | None:
+    return None if records is None else answers_of(records)
 
 
 def rejections(path: Path) -> Iterator[Rejection]:
