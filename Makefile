@@ -66,7 +66,7 @@ test: lint  ## lint and all tests: first those without a model; TRL with both en
 test-training: $(DEV)  ## the tests of TRL and Axolotl alone
 	@$(BIN)/python -m pytest -q tests/test_axolotl_args.py tests/test_axolotl_rows.py $(TRL_TESTS)
 	@$(MAKE) --no-print-directory $(AXOLOTL)
-	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py)
+	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py) tests/test_paper_recipes.py
 	@$(AXOLOTL_BIN)/python -m pytest -q $(OLD_TRL_TESTS)
 
 test-vllm: $(DEV) $(VLLM)  ## the tests of vLLM alone

@@ -63,7 +63,10 @@ def evaluate(
     allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help=_ALLOW_HELP)] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, bfloat16, float16. Default: bfloat16 for the paper's benchmarks, else auto."),
+    ] = None,
     four_bit: Annotated[bool, typer.Option("--4bit", help="Load the model in 4-bit.")] = False,
     seed: Annotated[
         int, typer.Option(min=0, help="Of the draw of worked examples; the default is the harness's own.")

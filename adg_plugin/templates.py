@@ -18,7 +18,9 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ACCEPTED_TEMPLATES = "auto, chat, alpaca, chatml, raw, or the path of a .jinja file"
+# The Alpaca prompts, and what stands before an answer: as Axolotl trains, and as Stanford's and the paper's code do.
+ALPACA = {"alpaca": "### Response:\n", "alpaca-paper": "### Response:"}
+ACCEPTED_TEMPLATES = "auto, chat, alpaca, alpaca-paper, chatml, raw, or the path of a .jinja file"
 
 _PREAMBLE = "Below is an instruction that describes a task"
 _PREAMBLE_END = "Write a response that appropriately completes the request."
@@ -68,7 +70,8 @@ def make_template(name: str, tokenizer: Any) -> Template:
     """Return the template that a configuration names.
 
     Args:
-        name: `auto` (the tokenizer's chat template, else alpaca), `chat`, `alpaca`, `chatml`, `raw`, or a .jinja file.
+        name: `auto` (the tokenizer's chat template, else alpaca), `chat`, `alpaca`, `alpaca-paper`, `chatml`, `raw`, or
+            a .jinja file.
         tokenizer: a transformers tokenizer.
 
     Raises:
@@ -78,8 +81,10 @@ def make_template(name: str, tokenizer: Any) -> Template:
     has_own = bool(getattr(tokenizer, "chat_template", None))
     if name == "raw":
         return RawTemplate()
-    if name == "alpaca" or (name == "auto" and not has_own):
-        return AlpacaTemplate(raw_text_as_is=name == "auto")
+    if name in ALPACA:
+        return AlpacaTemplate(ALPACA[name])
+    if name == "auto" and not has_own:
+        return AlpacaTemplate(raw_text_as_is=True)
     if name == "auto":
         return ChatTemplate(tokenizer, None, raw_text_as_is=True)
     if name == "chat":
@@ -130,13 +135,14 @@ class RawTemplate:
 
 
 class AlpacaTemplate:
-    """The Alpaca prompt (Stanford's text, with the line break after `### Response:` that Axolotl trains with).
+    """The Alpaca prompt: Stanford's text; by default with the line break after `### Response:` that Axolotl adds.
 
     A system turn takes the place of the opening sentences, as in Axolotl. Earlier turns come as further pairs of
     `### Instruction:` and `### Response:`; turns that do not alternate, tools and tool turns are rejected.
     """
 
-    def __init__(self, *, raw_text_as_is: bool = False) -> None:
+    def __init__(self, response: str = ALPACA["alpaca"], *, raw_text_as_is: bool = False) -> None:
+        self._response = response
         self._raw_text_as_is = raw_text_as_is
 
     def render(self, row: Row) -> PromptText:
@@ -155,10 +161,10 @@ class AlpacaTemplate:
         more = ", paired with an input that provides further context" if row.input else ""
         head = (system or f"{_PREAMBLE}{more}. {_PREAMBLE_END}") + "\n\n"
         for user, assistant in zip(turns[:-1:2], turns[1::2], strict=True):
-            head += f"### Instruction:\n{user['content']}\n\n### Response:\n{assistant.get('content', '')}\n\n"
+            head += f"### Instruction:\n{user['content']}\n\n{self._response}{assistant.get('content', '')}\n\n"
         frame = f"{row.instruction}\n\n### Input:\n" if row.input else ""
         asked = frame + (row.input or row.instruction)
-        end = "\n\n### Response:\n"
+        end = f"\n\n{self._response}"
         return framed(f"{head}### Instruction:\n", asked, end, special_tokens=True, kept=len(frame))
 
 

@@ -20,7 +20,7 @@ from adg_plugin.rows import Row, parse_row
 from adg_plugin.sources import Record
 from adg_plugin.store import RunReader
 from adg_plugin.store.files import replacing, writing
-from adg_plugin.templates import Template, make_template
+from adg_plugin.templates import ALPACA, Template, make_template
 
 TRAINING_FILE = Path("data", "train-00000-of-00001.parquet")  # in a run folder; the name makes it the split `train`
 _GROUP_ROWS = 1000
@@ -175,10 +175,10 @@ def _text_writer(tokenizer: Any, template: str) -> Template | None:
     # A .jinja file is the trainer's chat_template_path too.
     if template == "chat" or template.endswith((".jinja", ".j2")) or (template == "auto" and own_template):
         return None
-    if template not in ("auto", "alpaca", "raw"):
+    if template not in ("auto", *ALPACA, "raw"):
         raise DataError(
-            f"template is {template!r}: TRL would render the rows with another one; use auto, chat, alpaca or raw, "
-            "or set chat_template_path for the trainer and leave template out"
+            f"template is {template!r}: TRL would render the rows with another one; use auto, chat, "
+            f"{', '.join(ALPACA)} or raw, or set chat_template_path for the trainer and leave template out"
         )
     return make_template(template, tokenizer)
 

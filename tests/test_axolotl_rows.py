@@ -97,6 +97,7 @@ def source(rows, kind="alpaca", template=None, answers="output", raw=True, rende
         kind=kind,
         columns={},
         chat_template=template,
+        formats=None,
         raw=Dataset.from_list(rows if raw else rows[1:]),
         tokenised=tokenised,
     )

@@ -6,7 +6,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import ValidationError
 from tiny_runs import pool_rows, read_jsonl, write_jsonl
 
@@ -18,7 +20,7 @@ os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 
 from axolotl_runs import ADG, chosen, load, load_datasets, scores, texts, write_config  # noqa: E402
 
-from adg_plugin import select  # noqa: E402
+from adg_plugin import recipes, select  # noqa: E402
 from adg_plugin.errors import ConfigError  # noqa: E402
 
 QUESTIONS = pool_rows(40)
@@ -107,6 +109,32 @@ def test_prompts_are_found_where_training_looks_at_them_too(tmp_path, rows, kind
     assert chosen(cfg) == expected(tmp_path, rows, template)
     prompts_trained = any(label != -100 for labels in meta.train_dataset["labels"] for label in labels[:40])
     assert prompts_trained  # the training rows keep their own labels
+
+
+def test_a_prompt_by_formats_is_asked_as_it_is_trained(tmp_path):
+    kind = yaml.safe_load(recipes.read("axolotl/llama3-8b-paper"))["adg"]["datasets"][0]["type"]
+    rows = [{**row, "input": f"{n} again" if n % 3 == 0 else ""} for n, row in enumerate(pool_rows(40))]
+    rows = [{"question" if key == "instruction" else key: value for key, value in row.items()} for row in rows]
+    pool = str(write_jsonl(tmp_path / "pool.jsonl", rows))
+    block = {**ADG, "datasets": [{"path": pool, "type": {**kind, "field_instruction": "question"}}]}
+    cfg, meta = load_datasets(write_config(tmp_path, adg=block))
+    named = [{"path": pool, "type": "alpaca", "field_instruction": "question"}]
+    settings = {**ADG, "template": "alpaca-paper", "dtype": "float32", "datasets": named}
+    run = select(
+        None, model=tmp_path / "backbone", config=settings, output_dir=tmp_path / "expected", show_progress=False
+    )
+    assert chosen(cfg) == list(run.ids)
+    columns = ["id", "token_ids", "span_start", "span_end"]
+    theirs, ours = (
+        pq.read_table(tmp_path / name / "prompts.parquet", columns=columns) for name in ("prepared/adg", "expected")
+    )
+    assert theirs.sort_by("id").equals(ours.sort_by("id"))
+    asked = {tuple(tokens) for tokens in ours["token_ids"].to_pylist()}
+    for ids, labels in zip(meta.train_dataset["input_ids"], meta.train_dataset["labels"], strict=True):
+        start = labels.count(-100)
+        assert tuple(ids[:start]) in asked
+        assert labels == [-100] * start + ids[start:]
+        assert ids[-1] == 2  # the end token is trained on, too
 
 
 def test_two_data_sets_with_a_budget_each(tmp_path):

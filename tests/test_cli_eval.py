@@ -17,9 +17,11 @@ from tiny_models import VOCABULARY, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adg_plugin.cli import main
+from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, ModelError
-from adg_plugin.evaluation import evaluate
+from adg_plugin.evaluation import evaluate, run
 from adg_plugin.evaluation.protocol import PAPER
+from adg_plugin.evaluation.subject import Place
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: extra eval")
 
@@ -277,6 +279,7 @@ def test_a_task_file_stands_in_for_a_benchmark_of_the_paper(tmp_path: Path, save
     found = evaluate(str(saved), tasks="gsm8k,tiny_capitals", include=tmp_path / "mine")
     assert (found["gsm8k"].shots, found["gsm8k"].metric) == (8, "exact_match,strict-match")
     assert found.averages == ()  # they would not be the paper's
+    assert found.model["dtype"] == "bfloat16"  # as in the paper; the checkpoint is in float32
     file = tmp_path / "mine/gsm8k.yaml"
     assert found["gsm8k"].source == str(file)
     assert found.notes == (
@@ -290,6 +293,33 @@ def test_a_task_file_stands_in_for_a_benchmark_of_the_paper(tmp_path: Path, save
         "task gsm8k has no exact_match,strict-match, the paper's figure of gsm8k, only exact_match,first-number: name "
         "metric and filter in its file so, or give it another name"
     )
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "bfloat16"),
+        (["--tasks", "gsm8k,tiny_words"], "bfloat16"),
+        (["--tasks", "tiny_words"], "auto"),
+        (["--dtype", "float32"], "float32"),
+        (["--dtype", "auto"], "auto"),
+    ],
+)
+def test_the_papers_benchmarks_are_run_in_bfloat16_unless_a_dtype_is_given(
+    options: list[str], expected: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(self: Place, config: ADGConfig) -> None:
+        loaded.append(config.dtype)
+        raise ModelError("far enough")
+
+    monkeypatch.setattr(run, "load", lambda *_, **__: [])
+    monkeypatch.setattr(Place, "load", load)
+    monkeypatch.chdir(saved)
+    assert adg("eval", str(saved), *options) == 2
+    assert loaded == [expected]
 
 
 @pytest.mark.slow

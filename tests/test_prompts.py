@@ -402,6 +402,19 @@ def test_the_alpaca_prompt():
     )
 
 
+def test_the_papers_alpaca_prompt_has_no_line_break_before_an_answer():
+    tokenizer = built("byte_level")
+    papers = renderer(tokenizer, "alpaca-paper")
+    for row in ({"instruction": "Add.", "input": "2 and 3"}, {"instruction": "Add.", "system": "Be brief."}):
+        usual, paper = renderer(tokenizer, "alpaca").render(row_of(row)), papers.render(row_of(row))
+        assert paper.text + "\n" == usual.text
+        assert paper.text.endswith("\n\n### Response:")
+        assert paper.span == usual.span
+    assert papers.render(ask("Why?", USER, ASSISTANT)).text.endswith(
+        "tips.\n\n### Response:Sleep, eat, move.\n\n### Instruction:\nWhy?\n\n### Response:"
+    )
+
+
 def test_text_prompts_begin_as_the_tokenizer_begins_and_never_end_with_eos():
     row = row_of({"instruction": "Add.", "output": "5"})
     for kind, leading in (("metaspace", 1), ("slow", 0), ("byte_level", 0)):
@@ -518,7 +531,7 @@ def test_a_jinja_file(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("llama3", "template is 'llama3': use auto, chat, alpaca, chatml, raw, or the path of a .jinja file"),
+        ("llama3", "template is 'llama3': use auto, chat, alpaca, alpaca-paper, chatml, raw, or the path of a .jinja"),
         ("none.jinja", "template is 'none.jinja': cannot be read ("),
         ("BROKEN", ": not Jinja, line 2: "),
     ],

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import Dataset
+from tiny_models import tiny_tokenizer
+from tiny_runs import choose, pool_rows, write_jsonl
 from trl_runs import pool, sft_config, tiny
 from typer.testing import CliRunner
 
@@ -10,7 +12,7 @@ from adg_plugin import ADGSFTTrainer, recipes
 from adg_plugin.adapters import recipe_run, trl_contract
 from adg_plugin.adapters.trl_arguments import check, launcher_arguments, read_command, read_recipe
 from adg_plugin.adapters.trl_plan import selection_config
-from adg_plugin.adapters.trl_script import resume_value
+from adg_plugin.adapters.trl_script import _of_run_folder, resume_value
 from adg_plugin.adapters.trl_summary import trained_tokens
 from adg_plugin.cli import app
 from adg_plugin.config import ADGConfig
@@ -20,6 +22,7 @@ from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 __all__ = ["tiny"]
 
 TRL_RECIPES = [name for name in recipes.names() if name.startswith("trl/")]
+NO_GPU = ["use_cpu=true", "tf32=false"]  # a machine without one refuses both, which is no mistake of a recipe's
 
 
 def write(folder, **keys):
@@ -186,14 +189,13 @@ def test_every_recipe_is_valid_and_says_how_it_is_launched_and_what_it_costs(nam
     head = [line for line in path.read_text().splitlines()[:4] if line.startswith("#")]
     assert "election cost: " in head[0]
     assert any(f"recipes/{name}.yaml" in line for line in head)
-    # A machine without a GPU refuses bf16 training, which is no mistake of the recipe's.
-    asked = check(read_recipe(path, ["use_cpu=true"]))
+    asked = check(read_recipe(path, NO_GPU))
     assert asked.training.output_dir == f"runs/{path.stem}"
     if "adg" in load_yaml(path):
         (tmp_path / "pool.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("adg_plugin.adapters.trl_plan.iter_records", no_hub)
-        recipe_run.make_plan(path, ["use_cpu=true"])
+        recipe_run.make_plan(path, NO_GPU)
 
 
 def no_hub(specs):
@@ -352,3 +354,15 @@ def test_training_on_a_cpu_gets_all_cores_unless_told_otherwise(monkeypatch):
     assert threads(flag, "3") == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert threads() is None
+
+
+def test_evaluation_rows_get_the_template_of_the_selection(tiny, tmp_path):
+    choose(pool_rows(6), tiny, tmp_path / "run", budget=4, template="alpaca-paper")
+    held_out = write_jsonl(tmp_path / "test.jsonl", pool_rows(2, start=6))
+    keys = {"model_name_or_path": str(tiny), "output_dir": str(tmp_path / "out"), "bf16": False, "use_cpu": True}
+    keys |= {"dataset_name": str(held_out), "dataset_test_split": "train", "eval_strategy": "epoch"}
+    trainer = _of_run_folder(request(tmp_path, report_to="none", adg_run_folder=str(tmp_path / "run"), **keys)).trainer
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        text = tiny_tokenizer().decode(rows[0]["input_ids"])
+        assert text.startswith("Below is an instruction")
+        assert "\n\n### Response:\n" not in text

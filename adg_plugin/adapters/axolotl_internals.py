@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from axolotl.cli.config import load_cfg
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import TrainDatasetMeta, load_datasets
 from axolotl.loaders import load_tokenizer
+from axolotl.prompt_strategies.user_defined import UserDefinedDatasetConfig
 from axolotl.utils.chat_templates import get_chat_template_from_config
 from axolotl.utils.data.sft import _parse_dataset_type
 from axolotl.utils.data.shared import (
@@ -25,6 +26,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.trainer import calculate_total_num_steps
 
 from adg_plugin import keys
+from adg_plugin.adapters.axolotl_formats import Formats
 
 __all__ = [
     "end_tokens",
@@ -48,9 +50,10 @@ class Source:
 
     number: int  # of the entry
     path: str
-    kind: str  # the entry's `type`
+    kind: str  # the entry's `type`, '' where that is a mapping
     columns: dict[str, Any]  # the entry's settings that name columns
     chat_template: str | None  # of a chat_template entry
+    formats: Formats | None  # of an entry whose `type` is a mapping
     raw: Any  # datasets.Dataset
     tokenised: Any  # datasets.Dataset with input_ids and labels; row n is the raw row n where both are as long
 
@@ -117,11 +120,12 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
                 dataset_prompt_style=style,
             )
             kind = part["type"] if isinstance(part.get("type"), str) else ""
+            formats, columns = _formats(part["type"]) if isinstance(part.get("type"), dict) else (None, part)
             template = (
                 get_chat_template_from_config(cfg=plain, ds_cfg=part, tokenizer=tokenizer) if _is_chat(kind) else None
             )
-            columns = {key: value for key, value in part.items() if key.startswith(("field_", "message_"))}
-            yield Source(number, str(part["path"]), kind, columns, template, raw, tokenised)
+            columns = {key: value for key, value in columns.items() if key.startswith(("field_", "message_"))}
+            yield Source(number, str(part["path"]), kind, columns, template, formats, raw, tokenised)
 
 
 def entry_digest(cfg: Any, number: int) -> str:
@@ -160,6 +164,12 @@ def _answers_only(cfg: Any) -> Any:
             cleared |= {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
         entries.append(DictDefault(cleared))
     return DictDefault({**cfg, "train_on_inputs": False, "datasets": entries})
+
+
+def _formats(kind: Any) -> tuple[Formats, dict[str, Any]]:
+    """Return the formats of a `type` that is a mapping, and the columns that it names, with Axolotl's defaults."""
+    own = UserDefinedDatasetConfig(**kind.to_dict())
+    return Formats(own.format, own.no_input_format, own.system_format, own.system_prompt), asdict(own)
 
 
 def _is_chat(kind: Any) -> bool:

@@ -241,6 +241,8 @@ class _Reader:
             tokenizer = copy.copy(self._training.tokenizer)
             tokenizer.chat_template = self._source.chat_template
             return PromptRenderer(tokenizer, "chat", None)
+        if self._source.formats is not None:
+            return PromptRenderer(self._training.tokenizer, self._source.formats, None)
         if self._source.kind.startswith("alpaca"):
             return PromptRenderer(self._training.tokenizer, "alpaca", None)
         return None

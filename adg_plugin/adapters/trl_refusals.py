@@ -9,6 +9,7 @@ from typing import Any
 from adg_plugin.config import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.layouts import find_layout, unknown_layout
+from adg_plugin.templates import ALPACA
 
 _VISION = ("image", "images", "pixel_values", "video", "videos")
 _PREFERENCE = (("chosen", "rejected"), ("completions", "labels"), ("prompt", "completion", "label"))
@@ -124,7 +125,7 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
 
 def template_problems(config: ADGConfig) -> list[str]:
     """Return what is wrong with the selection's template where TRL renders the rows."""
-    if config.template in ("auto", "chat", "alpaca"):
+    if config.template in ("auto", "chat", *ALPACA):
         return []
     return [
         f"template is {config.template!r}: the trainer renders rows with the tokenizer's chat template, and the prompt "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from adg_plugin.config import IN_MEMORY
 from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.layouts import Layout, find_layout
+from adg_plugin.templates import ALPACA
 from adg_plugin.training_rows import parse_chosen, training_rows
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class PoolForm:
         if conversations and not has_chat:
             problem = "the tokenizer has no chat template, and the rows are conversations: set chat_template_path"
             raise ConfigError([f"{problem} for the trainer"])
-        if self.template != "alpaca":
+        if self.template not in ALPACA:
             if self.layouts == {"messages"} and all(isinstance(row, list) for row in dataset["messages"]):
                 return dataset.remove_columns([name for name in _BEFORE_MESSAGES if name in dataset.column_names])
             if self.layouts == {"prompt_completion"}:

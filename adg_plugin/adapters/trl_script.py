@@ -153,7 +153,7 @@ def _of_run_folder(request: Request) -> Job:
         )
     held_out = evaluation_set(request)
     if held_out is not None:
-        held_out = as_trl(held_out, _tokenizer(request), "auto")
+        held_out = as_trl(held_out, _tokenizer(request), manifest["config"]["template"])
     trainer = FinishedTrainer(
         train_dataset=rows,
         eval_dataset=held_out,

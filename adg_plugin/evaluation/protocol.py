@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PRESET = "paper"
+DTYPE = "bfloat16"  # of the weights, in the authors' script (eval/eval.sh)
 ALLOW_CODE = "--allow-code-execution"
 
 
@@ -28,8 +29,8 @@ class PaperTask:
     runs_code: bool = False
 
 
-# Source: arXiv 2604.10448 for benchmarks and shots. Which of the harness's tasks and metrics stand for them is chosen
-# here: the tasks of the benchmarks' own names, and the first metric of each.
+# Source: arXiv 2604.10448 for benchmarks and shots, the authors' eval/eval.sh for the names of the harness's tasks and
+# the type of the weights. Which metric of each stands for it is chosen here: the first.
 # - bbh: 27 tasks with chain-of-thought prompts and three fixed examples each, weighted by their size.
 # - gsm8k draws its examples from the training split, by the seed; `gsm8k_cot` has eight fixed ones, and marks its
 #   answers in another way. The strict match wants an answer marked as in the examples; the flexible one, which takes
@@ -66,6 +67,11 @@ class Average:
 def paper_task(name: str) -> PaperTask | None:
     """Return how the paper runs the task of that name, or None for one that it does not use."""
     return next((task for task in PAPER if task.name == name), None)
+
+
+def paper_dtype(names: Iterable[str]) -> str:
+    """Return the weights' type for these tasks: as in the paper if one of its benchmarks is among them, else auto."""
+    return DTYPE if any(map(paper_task, names)) else "auto"
 
 
 def averages(values: Mapping[str, float]) -> tuple[Average, ...]:

@@ -17,7 +17,7 @@ from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ADGError, ConfigError, ModelError, need
 from adg_plugin.evaluation.kept import Kept
 from adg_plugin.evaluation.places import selection_of
-from adg_plugin.evaluation.protocol import PRESET, paper_task
+from adg_plugin.evaluation.protocol import PRESET, paper_dtype, paper_task
 from adg_plugin.evaluation.quiet import Remarks, quietened
 from adg_plugin.evaluation.readings import read_results
 from adg_plugin.evaluation.results import Evaluation, TaskResult, now, papers_averages
@@ -45,7 +45,7 @@ def evaluate(
     allow_code_execution: bool = False,
     batch_size: int = BATCH_SIZE,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | None = None,
     load_in_4bit: bool = False,
     seed: int = HARNESS_SEED,
     results: Path | str | None = None,
@@ -73,7 +73,8 @@ def evaluate(
         allow_code_execution: whether code that the model writes may be run on this machine (mbpp, humaneval).
         batch_size: questions at a time.
         device: `auto`, `cpu`, `cuda`, ...; of a model in memory, where it is.
-        dtype: `auto`, `float32`, `bfloat16`, `float16`; of a model in memory, what it is.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`; None: bfloat16 if a benchmark of the paper is among the tasks,
+            else auto. Of a model in memory, what it is.
         load_in_4bit: whether to load the model with bitsandbytes in 4-bit.
         seed: of the draw of worked examples, and of whatever a task samples.
         results: file of results to write after each task. One that is there is added to, and its tasks are not run
@@ -92,10 +93,11 @@ def evaluate(
         MissingExtraError: lm-evaluation-harness is not installed.
     """
     clock = _Clock()
+    names, left_out = wanted(tasks, allow_code=allow_code_execution)
+    dtype = dtype or paper_dtype(names)
     loading = _settings(
         model, device, dtype, load_in_4bit, limit=limit, batch_size=batch_size, seed=seed, results=results
     )
-    names, left_out = wanted(tasks, allow_code=allow_code_execution)
     need("lm_eval", extra=EXTRA, why=WHY)
     folders = [Path(f) for f in ([include] if isinstance(include, (str, Path)) else include)]
     asked = {
