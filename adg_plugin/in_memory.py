@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ def select_dataset(
         dataset: the pool, in any row layout that `adg select` reads.
         model: a causal language model of transformers, bare or wrapped by PEFT.
         processing_class: its tokenizer.
-        config: settings; those of the model (`model`, `dtype`, `load_in_4bit`, ...) are taken from `model`.
+        config: settings; those of the model (`model`, `load_in_4bit`, ...) are taken from `model`. With `dtype`
+            bfloat16 or float16, weights in float32 are cast while the model is asked.
         output_dir: run folder; default the config's `output_dir`, else `runs/selection`.
         show_progress: whether to report progress on stderr.
 
@@ -59,6 +61,7 @@ def choose_in_memory(
     config: ADGConfig,
     run_dir: Path,
     *,
+    training: str | None = None,
     own: bool = False,
     team: Team | None = None,
     show_progress: bool = True,
@@ -66,6 +69,8 @@ def choose_in_memory(
     """Return the selection from a `Dataset` by a model in memory.
 
     Args:
+        training: the half precision that the model is trained in by autocast, such as bfloat16: where its weights are
+            in float32 and the config names no `dtype`, it is asked in that, too.
         own: refuse a run folder whose answers came of another model or other settings.
         team: the processes that share the sampling; each calls this.
 
@@ -73,14 +78,20 @@ def choose_in_memory(
         ConfigError: a setting contradicts the model.
         ADGError: as `run_selection`.
     """
+    import torch
+
     from adg_plugin.engines.borrowed import borrowed
     from adg_plugin.engines.loading import Source
+    from adg_plugin.engines.precision import cast_when_loaded
     from adg_plugin.sampling import refuse_elsewhere
 
     refuse_elsewhere(config, why="the model that is trained answers here")
-    with borrowed(model) as backbone:
-        settings = with_model_of(config, backbone)
+    with ExitStack() as stack:
+        backbone = stack.enter_context(borrowed(model))
+        settings = with_model_of(config, backbone, training)
         source = Source.loaded(backbone, tokenizer, settings)
+        if settings.dtype not in ("auto", _dtype_of(backbone)):
+            source = stack.enter_context(cast_when_loaded(source, getattr(torch, settings.dtype)))
         return run_selection(
             Pool.of(settings, dataset, for_training=True),
             settings,
@@ -92,12 +103,19 @@ def choose_in_memory(
         )
 
 
-def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
+def with_model_of(config: ADGConfig, model: Any, training: str | None = None) -> ADGConfig:
     """Return the configuration with what the model in memory decides: it may repeat that, but not contradict it.
+
+    Args:
+        config: the settings; `dtype` may ask for weights in float32 to be cast.
+        model: the backbone.
+        training: see `choose_in_memory`.
 
     Raises:
         ConfigError: the configuration says otherwise; with every contradiction.
     """
+    from adg_plugin.engines.precision import can_be_cast
+
     quantized = getattr(model.config, "quantization_config", None)
     four_bit = {} if quantized is None else (quantized if isinstance(quantized, dict) else quantized.to_dict())
     facts: dict[str, Any] = {"load_in_4bit": bool(four_bit.get("load_in_4bit"))}
@@ -110,8 +128,12 @@ def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
         for name, value in facts.items()
         if name != "model" and name in named and named[name] != value and named[name] != "auto"
     ]
-    if config.dtype != "auto" and config.dtype != str(model.dtype).removeprefix("torch."):
-        problems.append(f"dtype is {config.dtype!r}, but the model that is trained is in {model.dtype}: leave it out")
+    if can_be_cast(model):
+        facts["dtype"] = training if training and config.dtype == "auto" else config.dtype
+    elif config.dtype not in ("auto", _dtype_of(model)):
+        problems.append(
+            f"dtype is {config.dtype!r}, but the model that is trained is in {_dtype_of(model)}: leave it out"
+        )
     problems += model_problems(config, facts["model"])
     if config.datasets:
         try:
@@ -121,6 +143,10 @@ def with_model_of(config: ADGConfig, model: Any) -> ADGConfig:
     if problems:
         raise ConfigError(problems)
     return config.updated(**facts)
+
+
+def _dtype_of(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def model_problems(config: ADGConfig, trained: str | None) -> list[str]:

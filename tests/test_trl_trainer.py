@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -137,6 +138,24 @@ def test_the_trainers_ways_of_preparing_rows_keep_working(settings, trained, tin
     labels = [row["labels"] for row in trainer.train_dataset]
     if settings.keys() & {"completion_only_loss", "assistant_only_loss"}:
         assert all(tokenizer.decode([t for t in row if t >= 0]).startswith("All ") for row in labels)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "alpaca-paper"])
+def test_text_prompts_are_trained_as_they_were_asked_token_for_token(template, tiny, tmp_path):
+    trainer = selecting(tiny, tmp_path, pool("alpaca"), SELECTION.updated(template=template))
+    trainer.train()
+    tokenizer = tiny_tokenizer()
+    rows = pq.read_table(tmp_path / "selection/prompts.parquet").to_pylist()
+    asked = {row["id"]: [*row["token_ids"], *tokenizer(row["reference"])["input_ids"]] for row in rows}
+    starts = {tuple(asked[row["id"]]): len(row["token_ids"]) for row in rows}
+    assert all(row["text"].endswith("### Response:" + "\n" * (template == "alpaca")) for row in rows)
+    for batch in trainer.get_train_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            trained, end = ids[mask.bool()].tolist(), int(mask.sum())
+            start = starts[tuple(trained[:-1])]
+            assert trained[-1] == tokenizer.eos_token_id
+            assert labels[:start].eq(-100).all()
+            assert labels[start:end].tolist() == trained[start:]
 
 
 def test_rows_that_training_drops_are_logged(tiny, tmp_path, caplog, chosen):
@@ -276,7 +295,7 @@ def test_a_selecting_trainer_needs_its_configuration(tiny, tmp_path):
 def test_settings_that_contradict_the_model_are_told_at_once(tiny, tmp_path):
     config = SELECTION.updated(load_in_4bit=True, dtype="float16", model="other/model")
     with pytest.raises(ConfigError) as caught:
-        selecting(tiny, tmp_path, config=config).train()
+        selecting(tiny, tmp_path, config=config, model_init_kwargs={"dtype": "bfloat16"}).train()
     told = "\n".join(caught.value.problems)
     for name in ("load_in_4bit", "dtype", "model is 'other/model'"):
         assert name in told

@@ -114,13 +114,13 @@ class Choice:
             ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
         """
         tokenizer = _tokenizer(trainer)
-        rows = self.form.rows(self._choose(trainer.model, tokenizer), tokenizer)
         args = trainer.args
+        rows = self.form.rows(self._choose(trainer.model, tokenizer, training_precision(args)), tokenizer)
         prepared = prepare(rows, trainer.processing_class, args, args.packing, None, "train")
         self.counts = {"pool": len(self.pool), **prepared_counts(len(rows), prepared, args)}
         return prepared
 
-    def _choose(self, model: Any, tokenizer: Any) -> Dataset:
+    def _choose(self, model: Any, tokenizer: Any, training: str | None) -> Dataset:
         team = this_team()
         with team.step("reading the checkpoint"):
             remembered: Mapping[str, Any] = {}
@@ -132,7 +132,9 @@ class Choice:
             logger.info("training on the %d rows of %s", len(remembered["ids"]), self.checkpoint)
             ids = tuple(remembered["ids"])
         else:
-            ids = choose_in_memory(self.pool, model, tokenizer, self.config, self.run_dir, own=True, team=team).ids
+            ids = choose_in_memory(
+                self.pool, model, tokenizer, self.config, self.run_dir, training=training, own=True, team=team
+            ).ids
         with team.step("finding the chosen rows"):
             rows = self.pool.select(positions(self.pool, ids, memory_spec(self.config)))
             chosen = ChosenIds(tuple(ids), rows_digest(rows), str(self.run_dir))
@@ -146,6 +148,11 @@ class Choice:
                 chosen.write(self.output_dir)
         self.keeper.chosen = chosen
         return rows
+
+
+def training_precision(args: Any) -> str | None:
+    """Return the half precision that a trainer with these arguments uses by autocast, as torch names it, or None."""
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(args.mixed_precision)
 
 
 def prepared_counts(chosen: int, prepared: Any, args: Any) -> dict[str, int]:

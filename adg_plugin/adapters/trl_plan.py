@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.adapters.trl_arguments import Request
+from adg_plugin.adapters.trl_choice import training_precision
 from adg_plugin.adapters.trl_data import evaluation_set
 from adg_plugin.adapters.trl_refusals import budget_problems, check_columns, check_pool
 from adg_plugin.config import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.sources import iter_records
+from adg_plugin.templates import ALPACA
 
 
 def selection_config(request: Request, run_dir: Path) -> ADGConfig:
@@ -105,7 +107,7 @@ def _take_model(settings: dict[str, Any], request: Request) -> list[str]:
         "model": model.model_name_or_path,
         "revision": None if model.model_revision == "main" else model.model_revision,
         "trust_remote_code": request.training.trust_remote_code,
-        "dtype": model.dtype,
+        "dtype": _dtype(request),
         "load_in_4bit": model.load_in_4bit,
         "bnb_4bit_quant_type": model.bnb_4bit_quant_type if model.load_in_4bit else None,
         "bnb_4bit_use_double_quant": model.use_bnb_nested_quant if model.load_in_4bit else None,
@@ -120,12 +122,18 @@ def _take_model(settings: dict[str, Any], request: Request) -> list[str]:
     return []
 
 
+def _dtype(request: Request) -> str | None:
+    """Return the type to ask the model in: as the trainer loads it, or, where that is TRL's default, as it trains."""
+    loaded: str | None = request.model.dtype
+    return loaded if "dtype" in request.given.trainer else training_precision(request.training) or loaded
+
+
 def _take_template(settings: dict[str, Any], request: Request, problems: list[str]) -> None:
     path = request.training.chat_template_path
     if request.training.eos_token is not None:
         settings.setdefault("eos_token", request.training.eos_token)
     if path is None:
-        if settings.get("template", "auto") not in ("auto", "chat", "alpaca"):
+        if settings.get("template", "auto") not in ("auto", "chat", *ALPACA):
             problems.append(
                 f"adg.template is {settings['template']!r}: the trainer renders rows with the tokenizer's chat "
                 "template; set chat_template_path and leave adg.template out"

@@ -27,6 +27,7 @@ def borrowed(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
         stack.enter_context(_random_states(next(inner.parameters()).device))
         stack.enter_context(_modes(inner))
         base = stack.enter_context(_without_adapters(inner))
+        stack.enter_context(_own_forward(base))
         stack.enter_context(_cached(base))
         stack.enter_context(_plain_attention(base))
         yield base
@@ -76,6 +77,21 @@ def _without_adapters(model: Any) -> Iterator[PreTrainedModel]:
             model.enable_adapters()
     else:
         yield model
+
+
+@contextmanager
+def _own_forward(model: Any) -> Iterator[None]:
+    """Use the model's own forward pass: accelerate puts one with autocast over it when it evaluates or trains."""
+    own = vars(model).get("_original_forward")
+    if own is None:
+        yield
+        return
+    before = model.forward
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = before
 
 
 @contextmanager

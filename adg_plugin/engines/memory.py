@@ -50,7 +50,7 @@ class Capacity:
         if tokens is None:
             release_memory(model.device)  # what torch holds in reserve is free, too
             per_token = cache_bytes_per_token(model.config, model.dtype, model.device)
-            tokens = int(_SHARE * _free_bytes(model.device) / per_token)
+            tokens = int(_SHARE * free_bytes(model.device) / per_token)
         prefill = _PREFILL_TOKENS.get(kind, _PREFILL_TOKENS_ACCELERATOR)
         fit = tokens // (COLUMNS + config.max_new_tokens)
         if fit < _FEW_ROWS:
@@ -97,7 +97,8 @@ def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, device: 
     return int(text.num_hidden_layers) * int(heads) * int(width) * (key_bytes + dtype.itemsize)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes of a device's memory, or of the machine's, that nobody uses."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "xpu":
