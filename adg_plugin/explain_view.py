@@ -9,7 +9,7 @@ from rich.text import Text
 
 from adg_plugin.explain import Explanation
 from adg_plugin.explain_method import MethodExplanation
-from adg_plugin.method_columns import PART_MEANINGS, SCORE_MEANINGS, shown
+from adg_plugin.method_columns import PART_MEANINGS, SCORE_MEANINGS, printable, shown
 
 _LONGEST = 1200  # characters of a text
 
@@ -72,4 +72,5 @@ def _parts(about: MethodExplanation) -> Table:
 
 
 def _cut(text: str) -> str:
+    text = printable(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TypeAlias
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Number: TypeAlias = float | int | None
+
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but line breaks
 
 STEPWISE = ("zip", "mig")  # choose one row after another, and come only to those that they choose
 
@@ -48,6 +51,11 @@ def plain(value: Number) -> Number:
     if value is None or math.isnan(value):
         return None
     return int(value) if value == int(value) else value
+
+
+def printable(text: str) -> str:
+    """Return a text of the data set or the model without the control characters that would drive a terminal."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\t", " "))
 
 
 def shown(value: Number, sign: str = "") -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.method_columns import by_rank, part_names, plain, shown
+from adg_plugin.method_columns import by_rank, part_names, plain, printable, shown
 from adg_plugin.store import RunFolder, RunReader
 
 _EXAMPLES = 5
@@ -119,5 +119,5 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
 
 
 def _shortened(text: str, width: int = 60) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -112,6 +113,7 @@ def test_it_fits_the_terminal_and_shows_texts_as_they_are(run, width):
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "[red]not a colour[/red]" in text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)  # nothing that would drive the terminal
     if width == 200:
         assert "<script>alert(1)</script>" in text
 
