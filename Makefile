@@ -47,8 +47,13 @@ TOOLS = { command -v chromium && command -v tmux; } >/dev/null || \
   echo 'install chromium and tmux: the tests of the report and of the terminal need them' >&2
 
 TRL_TESTS := $(wildcard tests/test_trl_*.py)
-# The demo's recipe on the real model takes minutes, and is made for .venv; with the older TRL, all but that.
-OLD_TRL_TESTS := $(filter-out tests/test_trl_demo.py,$(TRL_TESTS))
+# The demo's recipe on the real model takes minutes, and is made for .venv. What starts processes depends on TRL only where they
+# meet it: with the older TRL, a run, a resumed one, and the literal command.
+PROCESSES := tests/test_trl_processes.py
+OLD_TRL_TESTS := $(filter-out tests/test_trl_demo.py $(PROCESSES),$(TRL_TESTS)) \
+  $(PROCESSES)::test_adg_run_selects_then_trains_and_says_what_it_did \
+  $(PROCESSES)::test_adg_sft_resumes_with_the_rows_of_the_checkpoint \
+  $(PROCESSES)::test_the_literal_command_trains_on_a_finished_run_folder
 CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*' --ignore-glob='tests/test_vllm_*'
 
 help:  ## list the targets

@@ -23,7 +23,7 @@ from adg_plugin.engines.loading import (
 )
 from adg_plugin.engines.making import make_engine
 from adg_plugin.engines.weights import fingerprint, weights_digest
-from adg_plugin.errors import ADGError, ModelError
+from adg_plugin.errors import ADGError, ConfigError, ModelError
 
 pytestmark = pytest.mark.tiny
 
@@ -235,6 +235,18 @@ def test_a_device_that_is_not_there(saved):
         assert "\n" not in message(pick_device, name)
     with pytest.raises(ModelError, match="device is 'cuda': not available here"):
         load_backbone(ADGConfig(model=str(saved), device="cuda"))
+
+
+def test_a_top_k_above_the_vocabulary(folder):
+    config = ADGConfig(model=str(folder), top_k=261)
+    expected = "top_k is 261: the model has 260 tokens; use fewer, or 0 for all"
+    with pytest.raises(ConfigError) as caught:
+        Source.configured(config)
+    assert str(caught.value) == expected
+    with pytest.raises(ConfigError) as caught:
+        Source.loaded(tiny_model(), tiny_tokenizer(), config)
+    assert str(caught.value) == expected
+    Source.configured(config.updated(top_k=260))
 
 
 @pytest.mark.parametrize("layers", [LAYERS + 1, 64])

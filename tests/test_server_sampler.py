@@ -35,7 +35,7 @@ class StandIn:
 
     def __init__(self, fault=lambda body: None):
         self.asked = 0
-        self.headers = []
+        self.headers, self.bodies = [], []
         stand_in = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -48,6 +48,7 @@ class StandIn:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 stand_in.asked += 1
                 stand_in.headers.append(self.headers.get("Authorization"))
+                stand_in.bodies.append(body)
                 choice = {"token_ids": [70, 71, EOS], "finish_reason": "stop"}
                 found = fault(body)
                 if callable(found):
@@ -145,6 +146,16 @@ def test_no_response_ends_the_run_after_the_time_set(stand_in):
     servers = stand_in(lambda body: 429)
     with pytest.raises(ServerError, match=r"no server has responded for 1 s \(the last said: .*429: is 429\)"):
         draw(servers, rows=3, server_timeout_s=1)
+
+
+def test_every_sampling_setting_is_sent(stand_in):
+    servers = stand_in(lambda body: None)
+    draw(servers, rows=1, temperature=1.3, top_k=7, top_p=0.8, repetition_penalty=1.2, seed=3)
+    draw(servers, rows=1)
+    sent = ("temperature", "top_k", "top_p", "repetition_penalty", "min_p", "max_tokens", "n", "stop_token_ids")
+    asked, by_default = ([body[name] for name in sent] for body in servers[0].bodies)
+    assert asked == [1.3, 7, 0.8, 1.2, 0.0, 9, 3, [EOS]]
+    assert by_default == [1.4, 50, 0.9, 1.0, 0.0, 9, 3, [EOS]]
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(stand_in, monkeypatch):

@@ -30,7 +30,7 @@ def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path):
     stage(tmp_path, ids)
     moments = random.Random(0)
     safe: set[str] = set()
-    for _ in range(22):
+    for _ in range(8):
         # Counted in lines, so that neither a fast machine nor a slow one is through or idle when the kill comes.
         out = kill_at_work(tmp_path, "append", moments.uniform(0, 0.01), after_lines=moments.randrange(10))
         safe.update(out.split())

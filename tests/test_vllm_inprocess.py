@@ -111,6 +111,24 @@ def test_the_distribution_test_would_see_another_temperature(sampler, prompts, b
     assert min(seen) < 0.001
 
 
+def test_top_k_cuts_and_a_repetition_penalty_spreads(sampler, prompts, by_vllm):
+    before = sampler._settings
+    try:
+        sampler._settings = before | {"top_k": 2}
+        two = draws(sampler, prompts, SEEDS[0])
+        sampler._settings = before | {"repetition_penalty": 1.5}
+        spread = draws(sampler, prompts, SEEDS[0])
+    finally:
+        sampler._settings = before
+    for result in two.values():
+        assert len({int(answer.token_ids[0]) for answer in result.answers}) <= 3  # with a tie
+    repeated = [
+        sum(len(a.token_ids) - len(set(a.token_ids.tolist())) for r in found.values() for a in r.answers)
+        for found in (spread, by_vllm[0])
+    ]
+    assert repeated[0] < repeated[1] / 2
+
+
 def test_the_answers_of_a_row_differ_and_are_drawn_again_the_same(sampler, prompts, by_vllm):
     again = draws(sampler, prompts, 0)
     assert again.keys() == by_vllm[0].keys()

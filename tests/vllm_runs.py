@@ -33,6 +33,8 @@ WORDS = _WORDS.split()
 def environment() -> dict[str, str]:
     """Return what vLLM needs on a machine with two cores."""
     quiet = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "2"}
+    # A server and the encoder beside it share two cores: threads that wait by spinning would keep each other from work.
+    quiet |= {"OMP_WAIT_POLICY": "passive"}
     return {**os.environ, **quiet, "ADG_SERVER_API_KEY": API_KEY, "NO_PROXY": "127.0.0.1"}
 
 
