@@ -21,6 +21,7 @@ from adg_plugin.config_errors import sentence
 from adg_plugin.config_file import load_yaml, override
 from adg_plugin.config_filters import Filters, OptionalFilters
 from adg_plugin.config_methods import MethodSettings
+from adg_plugin.config_sampling import SamplingSettings
 from adg_plugin.config_scale import ScaleSettings
 from adg_plugin.config_values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
@@ -77,7 +78,7 @@ def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "datasets": [{"path": e} if isinstance(e, str | Path) else e for e in entries]}
 
 
-class ADGConfig(MethodSettings, ScaleSettings):
+class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
     """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
 
     budget: Budget = Field(10_000, description="Rows to select, or a fraction of the pool (0.2).")
@@ -101,49 +102,6 @@ class ADGConfig(MethodSettings, ScaleSettings):
         Filters(),
         description="Which rows are rejected before they are sampled, such as `{min_words: 3}`. Default: none.",
         json_schema_extra={"fix": "use a mapping, such as {min_words: 3, underspecified: true}"},
-    )
-
-    num_samples: Int = Field(
-        5,
-        ge=3,
-        le=64,
-        description="K, answers drawn per row. More: steadier scores, linear cost.",
-        json_schema_extra={"fix": "use a whole number from 3 to 64; two answers span a single direction"},
-    )
-    temperature: Float = Field(
-        1.4,
-        gt=0,
-        le=10,
-        description="Sampling temperature.",
-        json_schema_extra={"fix": "use a number above 0 and up to 10, such as 1.4"},
-    )
-    top_k: Int = Field(
-        50,
-        ge=0,
-        description="Only the k likeliest tokens are sampled, as `generate` does by default; 0: all.",
-        json_schema_extra={
-            "fix": "use 2 or more, such as 50, or 0 for all tokens; with 1 all answers would be equal, and dispersion 0"
-        },
-    )
-    top_p: Float = Field(
-        0.9, gt=0, le=1, description="Nucleus mass.", json_schema_extra={"fix": "use a number above 0 and up to 1"}
-    )
-    repetition_penalty: Float = Field(
-        1.0,
-        gt=0,
-        le=10,
-        description="Above 1, tokens of the prompt and of the answer so far become less likely.",
-        json_schema_extra={"fix": "use a number above 0 and up to 10; 1 is off"},
-    )
-    max_new_tokens: Int = Field(
-        256, ge=1, description="Token limit of each answer.", json_schema_extra={"fix": "use a whole number, 1 or more"}
-    )
-    seed: Int = Field(
-        0,
-        ge=0,
-        lt=2**63,
-        description="Seed of every random choice.",
-        json_schema_extra={"fix": "use a whole number from 0 to 2**63 - 1"},
     )
 
     template: PathText = Field(
@@ -214,13 +172,6 @@ class ADGConfig(MethodSettings, ScaleSettings):
         json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
     )
     keep_vectors: bool = Field(False, description="Store each answer's vector (float16) beside the Gram matrix.")
-
-    @field_validator("top_k")
-    @classmethod
-    def _leaves_a_choice(cls, value: int) -> int:
-        if value == 1:
-            raise PydanticCustomError("top_k", "1 leaves no choice")  # the fix that follows says why
-        return value
 
     @field_validator("load_in_4bit")
     @classmethod

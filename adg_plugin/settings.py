@@ -10,12 +10,13 @@ from pydantic.fields import FieldInfo
 from adg_plugin.config import ADGConfig, DatasetSpec
 from adg_plugin.config_filters import Filters
 from adg_plugin.config_methods import MethodSettings
+from adg_plugin.config_sampling import SamplingSettings
 from adg_plugin.config_scale import ScaleSettings
 
 
 def settings_page() -> str:
     """Return docs/settings.md: every key with its default and meaning."""
-    elsewhere = {*ScaleSettings.model_fields, *MethodSettings.model_fields}
+    elsewhere = {*SamplingSettings.model_fields, *ScaleSettings.model_fields, *MethodSettings.model_fields}
     return "\n".join(
         [
             "# Settings",
@@ -23,6 +24,10 @@ def settings_page() -> str:
             "Made by `adg settings` from the schema. Keys stand at the top of a YAML file or in its `adg:` block.",
             "",
             *_table({n: f for n, f in ADGConfig.model_fields.items() if n not in elsewhere}),
+            "",
+            "## Sampling",
+            "",
+            *_table(SamplingSettings.model_fields),
             "",
             "## Other selectors",
             "",

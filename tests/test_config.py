@@ -56,11 +56,11 @@ def test_every_error_comes_at_once_each_with_key_value_and_fix():
         )
     assert str(caught.value).splitlines() == [
         "run.yaml: 7 problems",
+        "  - adg.num_samples is 2: use a whole number from 3 to 64; two answers span a single direction",
+        "  - adg.top_p is 'high': use a number above 0 and up to 1",
         "  - adg.datasets[0].path is missing: set it",
         "  - adg.datasets[0].pth is not a setting: did you mean `path`?",
         "  - adg.datasets[1] is 3: use a path, or a mapping with `path`",
-        "  - adg.num_samples is 2: use a whole number from 3 to 64; two answers span a single direction",
-        "  - adg.top_p is 'high': use a number above 0 and up to 1",
         "  - adg.score is 'rnk': use 'raw', 'rank', 'zscore' or 'residual'; did you mean `rank`?",
         "  - adg.budgt is not a setting: did you mean `budget`?",
     ]
