@@ -48,6 +48,11 @@ def texts_of(record: Record) -> list[str]:
     return list(found)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class AnswerFile:
     """The rows of a file of answers, found by what rows of the pool are called or ask.
 
@@ -132,14 +137,16 @@ class AnswerFile:
             UnusableRowError: there are none, or they answer something else.
         """
         columns = "SELECT number, place, asks, instruction, content, answers, reason, detail FROM given WHERE "
-        alone, whole = _digest([row.instruction]), _digest([row.instruction, row.input])
+        alone = _digest([row.instruction])
+        whole = _digest([row.instruction, row.input]) if row.input else alone
         found = self._rows.execute(columns + "id = ?", (_digest(row.id),)).fetchall()
         if not found:
             # A row without an id is known by what it asks; so is an answer without one.
             has_id = own_id(row.data.get(self._id_columns[row.entry])) is not None
-            for test in ("asks = :asks", "instruction IN (:whole, :alone)"):
+            # Its instruction alone will not do: rows of one instruction may have different inputs.
+            for test in ("asks = :asks", "instruction = :whole"):
                 of_others = " AND id IS NULL" if has_id else ""
-                values = {"asks": _asks(row), "whole": whole, "alone": alone}
+                values = {"asks": _asks(row), "whole": whole}
                 found = found or self._rows.execute(columns + test + of_others, values).fetchall()
             found = self._told_apart(found)
         if not found:
@@ -176,12 +183,11 @@ class AnswerFile:
         if unused:
             shown, place = self._rows.execute("SELECT shown, place FROM given WHERE number = ?", (first,)).fetchone()
             which = place if shown is None else f"id {shown!r} ({place})"
-            notes.append(f"{unused} of {self._total} rows of {self._path} are not in the pool, such as {which}")
+            notes.append(f"not in the pool: {counted(unused, 'row')} of {self._total} in {self._path}, such as {which}")
         if self._partly_named:
-            notes.append(
-                f"{self._partly_named} rows of the pool have an input, a system prompt or earlier turns that "
-                f"{self._path} does not name: its answers are taken for theirs by id and instruction"
-            )
+            rows = counted(self._partly_named, "row")
+            more = f"an input, a system prompt or earlier turns that {self._path} does not name"
+            notes.append(f"matched by id and instruction: {rows} with {more}")
         return notes
 
 

@@ -20,13 +20,12 @@ from adg_plugin.layouts import find_layout
 from adg_plugin.method_columns import by_rank
 from adg_plugin.store import RunFolder
 from adg_plugin.store.files import Sink, replacing, writing
-from adg_plugin.store.reader import CONFIG, MANIFEST, PROMPTS, REJECTED, SCORES, SELECTED, RunReader
+from adg_plugin.store.reader import RunReader
 
 Form: TypeAlias = Literal["json", "jsonl", "parquet", "csv"]
 FORMS: tuple[Form, ...] = get_args(Form)
 Row: TypeAlias = dict[str, Any]
 
-_OWN_FILES = (CONFIG, MANIFEST, PROMPTS, REJECTED, SCORES, SELECTED)
 _PREFIX = "adg_"
 
 
@@ -42,16 +41,17 @@ def export(run_dir: str | Path, form: Form, *, columns: Sequence[str] = (), out:
 
     Raises:
         StoreError: not a run folder, or one without a result; the file cannot be written.
-        DataError: no row has a column of that name, a column cannot be written in that form, or `out` is a folder or a
-            file of the run folder's own.
+        DataError: no row has a column of that name, a column cannot be written in that form, or `out` is a folder or
+            another file in the run folder.
     """
     run = RunFolder.read(run_dir)
     config = finished(run)
     path = run.path / f"export.{form}" if out is None else Path(out)
     if path.is_dir():
         raise DataError(f"{path} is a folder: give the path of a file as --out")
-    if path.parent.resolve() == run.path.resolve() and path.name in _OWN_FILES:
-        raise DataError(f"{path} is a file of the run folder's own: give another --out")
+    within = path.resolve()
+    if within.is_relative_to(run.path.resolve()) and within != (run.path / f"export.{form}").resolve():
+        raise DataError(f"{path} is in the run folder, which is the selection's own: give an --out outside of it")
     computed, names = _computed(run), list(dict.fromkeys(name for row in _rows(run, config, form) for name in row))
     if columns:
         names = _checked(columns, names, computed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adg_plugin.answer_file import MIN_ANSWERS, AnswerFile
+from adg_plugin.answer_file import MIN_ANSWERS, AnswerFile, counted
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines.base import Answer
 from adg_plugin.layouts import Reason, UnusableRowError, is_blank
@@ -83,13 +83,13 @@ class AnswerRules:
 
     def notes(self) -> list[str]:
         """Return sentences about what was cut, filled up or dropped so far."""
-        notes, k = [], self._num_samples
+        notes, k = [], f"{self._num_samples} answers (num_samples)"
         if self._cut_rows:
-            notes.append(f"{self._cut_rows} rows have more than {k} answers (num_samples): the first {k} count")
+            notes.append(f"cut to the first {k}: {counted(self._cut_rows, 'row')}")
         if self._filled_rows:
-            notes.append(f"{self._filled_rows} rows have fewer than {k} answers (num_samples): empty ones fill up")
+            notes.append(f"filled up to {k} with empty ones: {counted(self._filled_rows, 'row')}")
         if self._dropped:
-            notes.append(f"{self._dropped} empty answers of {self._dropped_rows} rows do not count")
+            notes.append(f"left out: {counted(self._dropped, 'empty answer')} of {counted(self._dropped_rows, 'row')}")
         return notes
 
 

@@ -213,7 +213,8 @@ def prepare(
     if own:
         _refuse_other_answers(run, config, recipe)
     elif told := _other_answers(run, config, recipe):
-        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, told)
+        answers = ", ".join(told.values())
+        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, answers)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     absorb(run)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
@@ -225,25 +226,30 @@ def prepare(
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         where = run.path / "rejected.jsonl"
         if config.answers is not None:
-            raise DataError(f"none of the {counts.rejected} rows has answers in {config.answers} ({told}): see {where}")
+            raise DataError(
+                f"none of the {counts.rejected} rows can be scored with the answers in {config.answers} ({told}): see "
+                f"{where}"
+            )
         raise DataError(f"none of the {counts.rejected} rows can be sampled ({told}): see {where}")
 
 
 def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
     if told := _other_answers(run, config, recipe):
+        back = "" if "version" in told else "go back to that, "
         raise StoreError(
-            f"run folder {run.path} was made with {told}: go back to that, give another folder, or delete this one"
+            f"run folder {run.path} was made with {', '.join(told.values())}: {back}give another folder, or delete "
+            "this one"
         )
 
 
-def _other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> str:
-    """Return how the answers in a run folder came of other settings or another model; '' where they did not."""
+def _other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the answers in a run folder came of other settings or another model, by setting."""
     stored = run.read_config()
     told = keys.differences(stored.get("recipe", recipe), recipe)
     if "model" in told:
         model = f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)"
         told = {"model": model, **{name: text for name, text in told.items() if name != "model"}}
-    return ", ".join(told.values())
+    return told
 
 
 def choose(

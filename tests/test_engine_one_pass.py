@@ -8,6 +8,7 @@ from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_p
 from adg_plugin.config import ADGConfig
 from adg_plugin.engines import attention, memory
 from adg_plugin.engines.cohort import Cohort
+from adg_plugin.engines.draws import Draws
 from adg_plugin.engines.embed import embed_answers
 from adg_plugin.engines.hf import OnePassEngine
 from adg_plugin.engines.loading import Backbone
@@ -159,6 +160,35 @@ def test_new_prompts_are_admitted_while_others_are_still_drawn(monkeypatch):
         assert len(taken) - len(results) <= 20 / 5 + 1 + 4  # no further ahead than the batch, the next, and what is out
     assert len(results) == 30
     assert results != taken  # not one batch after the other
+
+
+def test_the_repetition_penalty_sees_each_rows_own_prompt_and_answer(monkeypatch):
+    captured, seen = [], Draws.seen
+
+    def watched(draws):
+        found = seen(draws)
+        for row, tokens in zip(draws.rows.tolist(), found.tolist(), strict=True):
+            captured.append((draws.prompts[row // 4].id, row % 4, draws.cohort.age, set(tokens)))
+        return found
+
+    monkeypatch.setattr(Draws, "seen", watched)
+    model, prompts = tiny_model(), tiny_prompts([5, 60, 131, 17, 40, 9])
+    settings = {"num_samples": 4, "repetition_penalty": 1.4, "eos": tuple(range(12))}
+    together, _ = run(model, prompts, **settings)
+    asked = {p.id: set(p.token_ids.tolist()) for p in prompts}
+    whole = [id for id, result in together.items() if len(result.answers) == 4]  # else answers lose their numbers
+    assert len(whole) > 3
+    checked = 0
+    for id, k, age, tokens in captured:
+        if id in whole:
+            assert tokens == asked[id] | set(together[id].answers[k].token_ids[:age].tolist())
+            checked += 1
+    assert checked > 100
+    assert len({len(a.token_ids) for a in together["p0"].answers}) > 1  # rows end at different times
+    for prompt in prompts:
+        alone, _ = run(model, [prompt], **settings)
+        for one, other in zip(alone[prompt.id].answers, together[prompt.id].answers, strict=True):
+            np.testing.assert_array_equal(one.token_ids, other.token_ids)
 
 
 def test_without_vectors_the_answers_are_the_same():

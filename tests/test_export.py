@@ -98,8 +98,9 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(run, model, tmp_path)
         DataError, match=r"^columns names x, which no row has: there are id, instruction, input, output, meta, "
     ):
         export(run, "json", columns=["id", "x"], out=tmp_path / "rows.json")
-    with pytest.raises(DataError, match=r"selected\.jsonl is a file of the run folder's own: give another --out$"):
-        export(run, "jsonl", out=run / "selected.jsonl")
+    for own in ("selected.jsonl", "prompts.json", "answers/x.json", "data/../manifest.json", "export.csv"):
+        with pytest.raises(DataError, match=r" is in the run folder, which is the selection's own: give an --out outs"):
+            export(run, "jsonl", out=run / own)
     with pytest.raises(DataError, match=r" is a folder: give the path of a file as --out$"):
         export(run, "jsonl", out=tmp_path)
     mixed = [{**row, "tag": n if n % 2 else "text"} for n, row in enumerate(pool_rows(6))]

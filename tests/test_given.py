@@ -150,9 +150,9 @@ def test_rows_that_do_not_meet_are_named_and_counted(model, tmp_path, caplog):
     assert reasons["blank"][0] == "only_white_space"
     assert selection.manifest["rows"]["rejected"] == {"other_prompt": 2, "no_given_answers": 1, "only_white_space": 1}
     told = [
-        f"2 of 10 rows of {answers} are not in the pool, such as id 'stranger' ({answers}:9)",
-        f"1 rows of the pool have an input, a system prompt or earlier turns that {answers} does not name: its answers "
-        "are taken for theirs by id and instruction",
+        f"not in the pool: 2 rows of 10 in {answers}, such as id 'stranger' ({answers}:9)",
+        f"matched by id and instruction: 1 row with an input, a system prompt or earlier turns that {answers} does not "
+        "name",
     ]
     assert selection.manifest["warnings"][:2] == told
     assert [message for message in caplog.messages if message in told] == told
@@ -162,7 +162,10 @@ def test_rows_that_do_not_meet_are_named_and_counted(model, tmp_path, caplog):
 
 def test_nothing_left_is_an_error(model, tmp_path):
     answers = given(tmp_path, [answered(row) for row in pool_rows(5, start=50)])
-    with pytest.raises(DataError, match=rf"^none of the 5 rows has answers in {answers} \(no_given_answers 5\): see "):
+    with pytest.raises(
+        DataError,
+        match=rf"^none of the 5 rows can be scored with the answers in {answers} \(no_given_answers 5\): see ",
+    ):
         run(pool_rows(5), model, tmp_path / "run", answers)
     answers = given(tmp_path, [answered(row, ["one", "two", ""]) for row in pool_rows(5)])
     with pytest.raises(DataError, match=r"\(too_few_answers 5\): see "):
@@ -182,13 +185,28 @@ def test_rows_without_ids_are_joined_by_what_they_ask(model, tmp_path):
     rows = [answered({"id": n, **row}) for n, row in enumerate(pool) if n not in (1, 2)]
     rows += [answered({"id": 1, **pool[1]}, ["other", "answers", "to", "it", "all"])]
     rows += [{"generated_answers": ["a", "b", "c"], "messages": pool[2]["messages"][:3]}]
+    rows += [answered({"id": 99, **pool[3]}, ["another", "answer", "to", "the", "same"])]
     run(pool, model, tmp_path / "run", given(tmp_path, rows), budget=3)
     reasons = list(rejected(tmp_path / "run").values())
-    assert [reason for reason, _ in reasons] == ["no_given_answers"] * 2
-    assert reasons[0][1].endswith("answer it differently, and it has no id: give ids to both files")
+    assert [reason for reason, _ in reasons] == ["no_given_answers"] * 3
+    assert reasons[0][1].endswith("has no answers to it")
+    assert reasons[1][1].endswith("has no answers to it")
+    assert reasons[2][1].endswith("answer it differently, and it has no id: give ids to both files")
     texts = {tuple(a.text for a in result.answers) for result in RunFolder.read(tmp_path / "run").results()}
     assert ("a", "b", "c") in texts
-    assert len(texts) == 7
+    assert len(texts) == 6
+
+
+def test_one_line_without_an_id_is_not_given_to_rows_with_different_inputs(model, tmp_path):
+    pool = [{"instruction": "Translate to French.", "input": word, "output": "x"} for word in ("dog", "house", "tree")]
+    pool += [{"id": "named", **pool[0]}, {"instruction": "Translate to French.", "output": "x"}]
+    others = pool_rows(3)
+    line = {"instruction": "Translate to French.", "generated_answers": list("abcde")}
+    answers = given(tmp_path, [line, *map(answered, others)])
+    run([*pool, *others], model, tmp_path / "run", answers, budget=2)
+    assert [reason for reason, _ in rejected(tmp_path / "run").values()] == ["no_given_answers"] * 4
+    kept = list(RunFolder.read(tmp_path / "run").results())
+    assert len(kept) == 4  # the one that has no input, and those that ask something else
 
 
 def test_rules_of_answers_that_are_empty_too_many_or_too_few(model, tmp_path):
@@ -218,8 +236,8 @@ def test_rules_of_answers_that_are_empty_too_many_or_too_few(model, tmp_path):
         "row-4": ("too_few_answers", "1 of 5 answers are not empty, 3 are needed"),
     }
     assert selection.manifest["warnings"][:2] == [
-        "1 rows have more than 5 answers (num_samples): the first 5 count",
-        "2 empty answers of 1 rows do not count",
+        "cut to the first 5 answers (num_samples): 1 row",
+        "left out: 2 empty answers of 1 row",
     ]
     selection = run(pool, model, tmp_path / "reference", answers, budget=2, pooling="reference")
     assert stored(tmp_path / "reference") == {
@@ -230,7 +248,7 @@ def test_rules_of_answers_that_are_empty_too_many_or_too_few(model, tmp_path):
         "row-5": list("abcde"),
     }
     assert rejected(tmp_path / "reference") == {"row-3": ("too_few_answers", "2 answers are given, 3 are needed")}
-    assert "1 rows have fewer than 5 answers (num_samples): empty ones fill up" in selection.manifest["warnings"]
+    assert "filled up to 5 answers (num_samples) with empty ones: 1 row" in selection.manifest["warnings"]
 
 
 def test_rules_of_length(model, tmp_path):

@@ -215,9 +215,7 @@ def test_a_folder_sampled_without_top_k_is_told_apart(run, pool, model, caplog):
     recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run) as folder, pytest.raises(StoreError) as caught:
         pipeline.prepare(folder, Pool.of(config), config, source, recipe, own=True)
-    assert str(caught.value) == (
-        f"run folder {run} was made with {differing}: go back to that, give another folder, or delete this one"
-    )
+    assert str(caught.value) == (f"run folder {run} was made with {differing}: give another folder, or delete this one")
     choose(pool, model, run)
     assert caplog.messages == [f"run folder {run} was made with {differing}: its answers are kept, and not used now"]
 

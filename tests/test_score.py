@@ -116,7 +116,7 @@ def test_equal_answers_have_no_dispersion_and_no_direction(config, tmp_path):
 def test_the_first_k_answers_count(config, tmp_path, caplog):
     (four,) = scored(tmp_path, config.updated(num_samples=4), row(1, [*ANSWERS, "one more", "and more"]))
     assert four == scored(tmp_path, config, row(1))[0]
-    assert caplog.messages == ["1 rows have more than 4 answers (num_samples): the first 4 count"]
+    assert caplog.messages == ["cut to the first 4 answers (num_samples): 1 row"]
 
 
 def test_rows_that_cannot_be_scored_are_written_with_their_reasons(tmp_path, capsys):

@@ -68,17 +68,20 @@ class ReferenceEncoder:
             yield from self._results(chunk)
 
     def _results(self, rows: Sequence[Sampled]) -> Iterator[RowResult]:
+        results = self._tried(rows)
+        if results is None:  # out of the block in it, where the traceback still holds what filled the memory
+            release_memory(self._model.device)
+            results = [result for row in rows for result in self._results([row])]
+        yield from results
+
+    def _tried(self, rows: Sequence[Sampled]) -> list[RowResult] | None:
+        """Return the results of rows, or None where they do not fit together."""
         try:
-            results = list(self._embedded(rows))
+            return list(self._embedded(rows))
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
                 raise
-            release_memory(self._model.device)
-            if len(rows) == 1:
-                yield rejection(rows[0].prompt, OUT_OF_MEMORY, rows[0].answers)
-                return
-            results = [result for row in rows for result in self._results([row])]
-        yield from results
+        return [rejection(rows[0].prompt, OUT_OF_MEMORY, rows[0].answers)] if len(rows) == 1 else None
 
     def _embedded(self, rows: Sequence[Sampled]) -> Iterator[RowResult]:
         prompts = embed(self._model, [_span(row.prompt) for row in rows], last_layers(self._config.layers))

@@ -1,4 +1,4 @@
-"""Exact sampling, as `generate` does it, without sorting the vocabulary, from streams that belong to a row alone."""
+"""Exact sampling, as `generate` does it, from streams that belong to a row alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 _BLOCK = 32  # tokens whose maximum stands for them while the likeliest are looked for
 _TIES = 14  # candidates beyond top-k, for those that tie with the k-th
-_NUCLEUS = 1024  # candidates for a nucleus without top-k, to begin with
+_NUCLEUS = 2048  # candidates for a nucleus without top-k, to begin with
 _LOGITS = {"cpu": 2**20}  # looked at together: what stays in a processor's caches
 _LOGITS_ACCELERATOR = 2**28  # 1 GB in float32
+_PER_CANDIDATE = 8  # logits that a candidate takes the room of: its number is made of 64-bit ones
 
 
 def stream_keys(seed: int, token_ids: npt.NDArray[np.int32], streams: int) -> npt.NDArray[np.int64]:
@@ -105,24 +106,29 @@ class TokenSampler:
     def draw(self, logits: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
         """Return (R,) token ids for logits (R, V), from streams `keys` (R,) at `steps` (R,)."""
         vocabulary = logits.shape[1]
-        # Some more than k, as bfloat16 has many ties; a nucleus without top-k is first looked for among a thousand.
+        # Some more than k, as bfloat16 has many ties; a nucleus without top-k is first looked for among so many.
         count = self.top_k + _TIES if self.top_k else _NUCLEUS if self.top_p < 1 else vocabulary
         return self._draw(logits, keys, steps, count)
 
     def _draw(self, logits: Tensor, keys: Tensor, steps: Tensor, count: int) -> Tensor:
         """Return the tokens drawn from the `count` likeliest of each row, or from more where these are not enough."""
-        count = min(count, logits.shape[1])
-        chunk = max(1, _LOGITS.get(logits.device.type, _LOGITS_ACCELERATOR) // logits.shape[1])
+        vocabulary = logits.shape[1]
+        count = min(count, vocabulary)
+        most = _LOGITS.get(logits.device.type, _LOGITS_ACCELERATOR)
+        chunk = max(1, most // (vocabulary + _PER_CANDIDATE * count))
         drawn, enough = [], []
         for part, key, step in zip(logits.split(chunk), keys.split(chunk), steps.split(chunk), strict=True):
-            scaled = part.float()
-            values, tokens = likeliest(scaled, count)
-            probs, is_enough = self._probabilities(values, scaled)
+            part = part.float()
+            if self.top_k or self.top_p < 1:
+                values, tokens = likeliest(part, count)
+            else:  # every token may be drawn: nothing is to be found first
+                values, tokens = part, torch.arange(vocabulary, device=part.device).expand_as(part)
+            probs, is_enough = self._probabilities(values, part)
             race = (probs / exponentials(key, step, tokens)).argmax(-1, keepdim=True)
             drawn.append(tokens.gather(1, race).squeeze(1))
             enough.append(is_enough)
         found = torch.cat(drawn)
-        if count < logits.shape[1]:
+        if count < vocabulary:
             again = (~torch.cat(enough)).nonzero().squeeze(1)
             if len(again):
                 found[again] = self._draw(logits[again], keys[again], steps[again], 4 * count)
@@ -132,7 +138,7 @@ class TokenSampler:
         """Return the probability of each candidate (R, C), 0 outside, and whether all that may be drawn are there (R,).
 
         Args:
-            values: (R, C) logits of the candidates, largest first.
+            values: (R, C) logits of the candidates, largest first; in any order where nothing is cut.
             logits: (R, V) of all tokens.
         """
         scaled = values / self.temperature
@@ -140,7 +146,7 @@ class TokenSampler:
             last = min(self.top_k, values.shape[1]) - 1
             kth = values[:, last, None]
             probs = scaled.masked_fill(values < kth, -torch.inf).softmax(-1)
-            enough = ~(values[:, -1] >= kth[:, 0])  # of NaN there is never enough, and it would not help
+            enough = ~(values[:, -1] >= kth[:, 0])  # also of NaN: more candidates would not help
         else:
             probs = (scaled - torch.logsumexp(logits / self.temperature, -1, keepdim=True)).exp()
             enough = torch.zeros(len(values), dtype=torch.bool, device=values.device)
