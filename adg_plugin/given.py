@@ -83,11 +83,11 @@ class AnswerRules:
 
     def notes(self) -> list[str]:
         """Return sentences about what was cut, filled up or dropped so far."""
-        notes, k = [], f"{self._num_samples} answers (num_samples)"
+        notes, k = [], self._num_samples
         if self._cut_rows:
-            notes.append(f"cut to the first {k}: {counted(self._cut_rows, 'row')}")
+            notes.append(f"cut to the first {k} answers (num_samples): {counted(self._cut_rows, 'row')}")
         if self._filled_rows:
-            notes.append(f"filled up to {k} with empty ones: {counted(self._filled_rows, 'row')}")
+            notes.append(f"filled up to {k} answers (num_samples) with empty ones: {counted(self._filled_rows, 'row')}")
         if self._dropped:
             notes.append(f"left out: {counted(self._dropped, 'empty answer')} of {counted(self._dropped_rows, 'row')}")
         return notes

@@ -212,9 +212,9 @@ def prepare(
     """
     if own:
         _refuse_other_answers(run, config, recipe)
-    elif told := _other_answers(run, config, recipe):
-        answers = ", ".join(told.values())
-        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, answers)
+    elif other := _other_answers(run, config, recipe):
+        differing = ", ".join(other.values())
+        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     absorb(run)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
