@@ -38,14 +38,16 @@ class BesideASelection(RunFolder):
         if not self.keeps:
             super().write_config(config)
 
-    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = ()) -> int:
+    def stage_prompts(
+        self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = (), given: bool = False
+    ) -> int:
         """Stage a pool as `RunFolder` does; beside a selection, only compare it with what is staged.
 
         Raises:
             StoreError: the selection was made from another pool; the text says which rows and settings differ.
         """
         if not self.keeps:
-            return super().stage_prompts(rows, digest=digest, notes=notes)
+            return super().stage_prompts(rows, digest=digest, notes=notes, given=given)
         staged = self.staged_digest()
         if staged is None:
             raise StoreError(

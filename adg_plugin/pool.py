@@ -135,7 +135,7 @@ def stage_pool(
     with closing(AnswerFile.read(config)) as file:
         given = Given(file, AnswerRules(config, tokenizer, positions), notes)
         rows = _staged(pool, renderer, filters, own, keys.digest(recipe), given)
-        run.stage_prompts(rows, digest=digest, notes=notes)
+        run.stage_prompts(rows, digest=digest, notes=notes, given=True)
 
 
 def _limit(config: ADGConfig, positions: int | None) -> PromptLimit:

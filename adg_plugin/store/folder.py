@@ -146,19 +146,22 @@ class RunFolder(RunReader):
         """Write config.json, whole or not at all."""
         write_json(self.path / CONFIG, {MARKER: VERSION, **config})
 
-    def stage_prompts(self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = ()) -> int:
+    def stage_prompts(
+        self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = (), given: bool = False
+    ) -> int:
         """Write prompts.parquet from a stream of rows and return the number of prompts.
 
         Args:
             rows: in any order, prompts and rejected rows mixed; ids must be unique among the prompts.
             digest: of all that staging depends on; `staged_digest` gives it back.
             notes: sentences about the pool, as `staged_notes` gives them back; looked at after the last row.
+            given: the prompts have answers that somebody else generated.
 
         Raises:
             StoreError: it cannot be written; the pool staged before is still there.
         """
         self._drop_manifest()
-        return staging.stage(self.path / PROMPTS, rows, digest=digest, notes=notes)
+        return staging.stage(self.path / PROMPTS, rows, digest=digest, notes=notes, given=given)
 
     def append(self, result: RowResult) -> None:
         """Take one result, and write the buffered ones when there are enough of them or it is time.

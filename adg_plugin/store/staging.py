@@ -85,7 +85,14 @@ def row_digest(id: str, key: bytes) -> bytes:
     return digest[:15] + bytes([digest[15] | 1])
 
 
-def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = ()) -> int:
+def stage(
+    path: Path,
+    rows: Iterable[StagedRow | Rejection],
+    *,
+    digest: str,
+    notes: Sequence[str] = (),
+    given: bool = False,
+) -> int:
     """Write the pool to `path`, a row group at a time, and return the number of prompts.
 
     Args:
@@ -93,15 +100,17 @@ def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str, not
         rows: consumed as they come; memory does not depend on their number.
         digest: of all that staging depends on, kept beside the file with its checksum; see `read_seal`.
         notes: sentences about the pool, kept likewise; looked at when the last row is written.
+        given: the prompts have answers that somebody else generated; else there is no column for them.
 
     Raises:
         StoreError: the file cannot be written.
     """
     num_prompts = 0
+    schema = SCHEMA if given else pa.schema([field for field in SCHEMA if field.name != "given"])
     with replacing(path) as sink:
         writer = pq.ParquetWriter(
             sink,
-            SCHEMA,
+            schema,
             compression="zstd",
             use_dictionary=["where", "reason", "detail"],
             write_statistics=False,
@@ -110,7 +119,7 @@ def stage(path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str, not
         with writer:
             for group in _groups(rows):
                 num_prompts += sum(isinstance(row, StagedRow) for row in group)
-                writer.write_table(pa.Table.from_pylist([_record(row) for row in group], SCHEMA))
+                writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema))
     write_json(_seal(path), {"digest": digest, "blake2b": sink.digest, "notes": list(notes)})
     return num_prompts
 
@@ -221,8 +230,9 @@ def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterato
 
 def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Prompt]]:
     """Yield the prompts whose `row_digest` is wanted, those of one row group together."""
-    columns = ["id", "key", "token_ids", "reference_ids", "given", "span_start", "span_end", "instruction"]
-    for table in groups(path, columns):
+    columns = ["id", "key", "token_ids", "reference_ids", "span_start", "span_end", "instruction"]
+    has_given = path.exists() and "given" in pq.read_schema(path).names
+    for table in groups(path, [*columns, "given"] if has_given else columns):
         ids, keys = table["id"].to_pylist(), table["key"].to_pylist()
         wanted = [row for row in range(len(ids)) if is_wanted(row_digest(ids[row], keys[row]))]
         if not wanted:
@@ -233,7 +243,6 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
         starts, ends = table["span_start"].to_pylist(), table["span_end"].to_pylist()
         instructions = table["instruction"].to_pylist()
         own = [None if ids is None else np.array(ids, np.int32) for ids in table["reference_ids"].to_pylist()]
-        given = table["given"]
         yield [
             # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
             Prompt(
@@ -243,7 +252,7 @@ def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Pro
                 keys[row],
                 instructions[row],
                 own[row],
-                _given(given[row].as_py()),
+                _given(table["given"][row].as_py()) if has_given else None,
             )
             for row in wanted
         ]
