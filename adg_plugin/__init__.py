@@ -9,28 +9,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adg_plugin.adapters.axolotl import ADGPlugin as ADGPlugin
-    from adg_plugin.adapters.trl_callback import ADGSelectionCallback as ADGSelectionCallback
-    from adg_plugin.adapters.trl_trainer import ADGSFTTrainer as ADGSFTTrainer
-    from adg_plugin.config import ADGConfig as ADGConfig
-    from adg_plugin.config import load_config as load_config
+    from adg_plugin.adapters.axolotl.plugin import ADGPlugin as ADGPlugin
+    from adg_plugin.adapters.trl.callback import ADGSelectionCallback as ADGSelectionCallback
+    from adg_plugin.adapters.trl.trainer import ADGSFTTrainer as ADGSFTTrainer
+    from adg_plugin.config.schema import ADGConfig as ADGConfig
+    from adg_plugin.config.schema import load_config as load_config
     from adg_plugin.errors import ADGError as ADGError
-    from adg_plugin.in_memory import select_dataset as select_dataset
-    from adg_plugin.pipeline import Selection as Selection
-    from adg_plugin.pipeline import select as select
+    from adg_plugin.pipeline.in_memory import select_dataset as select_dataset
+    from adg_plugin.pipeline.run import Selection as Selection
+    from adg_plugin.pipeline.run import select as select
 
-__version__ = "0.1.0"
+from adg_plugin.version import __version__ as __version__
 
 _HOMES = {
-    "ADGPlugin": "adg_plugin.adapters.axolotl",
-    "ADGSFTTrainer": "adg_plugin.adapters.trl_trainer",
-    "ADGSelectionCallback": "adg_plugin.adapters.trl_callback",
-    "ADGConfig": "adg_plugin.config",
-    "load_config": "adg_plugin.config",
+    "ADGPlugin": "adg_plugin.adapters.axolotl.plugin",
+    "ADGSFTTrainer": "adg_plugin.adapters.trl.trainer",
+    "ADGSelectionCallback": "adg_plugin.adapters.trl.callback",
+    "ADGConfig": "adg_plugin.config.schema",
+    "load_config": "adg_plugin.config.schema",
     "ADGError": "adg_plugin.errors",
-    "Selection": "adg_plugin.pipeline",
-    "select": "adg_plugin.pipeline",
-    "select_dataset": "adg_plugin.in_memory",
+    "Selection": "adg_plugin.pipeline.run",
+    "select": "adg_plugin.pipeline.run",
+    "select_dataset": "adg_plugin.pipeline.in_memory",
 }
 
 __all__ = ["ADGConfig", "ADGError", "Selection", "load_config", "select", "select_dataset"]

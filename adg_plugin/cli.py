@@ -15,24 +15,22 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from adg_plugin import (
-    __version__,
-    cli_compare,
-    cli_doctor,
-    cli_estimate,
-    cli_eval,
-    cli_export,
-    cli_look,
-    cli_stability,
-    cli_sweep,
-    cli_train,
-)
-from adg_plugin.config import ADGConfig, load_config
-from adg_plugin.config_errors import NO_POOL
+from adg_plugin.adapters import cli as training
+from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.schema import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
+from adg_plugin.report import cli as report
+from adg_plugin.tools.compare import cli as compare
+from adg_plugin.tools.doctor import cli as doctor
+from adg_plugin.tools.estimate import cli as estimate
+from adg_plugin.tools.evaluation import cli as evaluation
+from adg_plugin.tools.export import cli as export
+from adg_plugin.tools.stability import cli as stability
+from adg_plugin.tools.sweep import cli as sweep
+from adg_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from adg_plugin.sharing import Team
+    from adg_plugin.pipeline.ranks import Team
 
 app = typer.Typer(
     help="Choose which instruction rows to train on, by asking the model that will be trained.",
@@ -92,9 +90,9 @@ def select(
     nothing again. Under torchrun or accelerate launch, the ranks share the sampling.
     """
     settings, where = _settings(config, set_, out, executor, answers)
-    from adg_plugin.pipeline import run_selection
-    from adg_plugin.pool import Pool
-    from adg_plugin.summary import print_summary
+    from adg_plugin.pipeline.run import run_selection
+    from adg_plugin.pipeline.stage import Pool
+    from adg_plugin.report.summary import print_summary
 
     with _launched_team() as team, _run_folder(where, team) as folder:
         selection = run_selection(Pool.of(settings), settings, folder, team=team, show_progress=not quiet)
@@ -130,7 +128,7 @@ def _run_stage(
     quiet: bool,
 ) -> None:
     settings, where = _settings(config, overrides, out, executor)
-    from adg_plugin.pipeline import run_stage
+    from adg_plugin.pipeline.run import run_stage
 
     with _launched_team() as team, _run_folder(where, team) as folder:
         counts = run_stage(stage, settings, folder, team=team, show_progress=not quiet)
@@ -186,7 +184,7 @@ def score(
 ) -> None:
     """Score answers that somebody else generated. The last line on stdout is the path of the scores."""
     settings = load_config(config, set_)
-    from adg_plugin.answers import score_answers
+    from adg_plugin.tools.score_answers import score_answers
 
     counts = score_answers(settings, answers, out)
     note = f", {counts.rejected} rejected: see {counts.rejected_path}" if counts.rejected else ""
@@ -197,20 +195,13 @@ def score(
 @app.command()
 def settings() -> None:
     """Print every setting with its default, as a page of Markdown."""
-    from adg_plugin.settings import settings_page
+    from adg_plugin.config.page import settings_page
 
     print(settings_page(), end="")
 
 
-cli_compare.register(app)
-cli_doctor.register(app)
-cli_estimate.register(app)
-cli_eval.register(app)
-cli_export.register(app)
-cli_look.register(app)
-cli_stability.register(app)
-cli_sweep.register(app)
-cli_train.register(app)
+for commands in (compare, doctor, estimate, evaluation, export, report, stability, sweep, training):
+    commands.register(app)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

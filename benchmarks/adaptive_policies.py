@@ -10,11 +10,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config import ADGConfig, ScoreForm
-from adg_plugin.geometry import combine, parts
-from adg_plugin.jackknife import Calibrated, calibrated
-from adg_plugin.selection import allocate
-from adg_plugin.stability import error_variances
+from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.scoring.geometry import combine, parts
+from adg_plugin.scoring.jackknife import Calibrated, calibrated
+from adg_plugin.scoring.quota import allocate
+from adg_plugin.scoring.stability import error_variances
 from adg_plugin.store import GramGroup
 
 Floats = npt.NDArray[np.float64]

@@ -20,8 +20,8 @@ from adaptive_policies import (
     paths,
 )
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.stability import error_variances
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.scoring.stability import error_variances
 
 Found = list[tuple[Policy, Outcome]]
 AIM, SHARES = 0.95, (1 / 3, 0.4, 0.5)

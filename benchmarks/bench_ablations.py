@@ -23,12 +23,12 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config import Pooling, ScoreForm, Subset
+from adg_plugin.config.schema import Pooling, ScoreForm, Subset
 from adg_plugin.errors import ADGError
-from adg_plugin.explain import finished
 from adg_plugin.store import RunFolder
-from adg_plugin.sweep import Sweep, sweep
-from adg_plugin.sweep_choices import Likeness, Made, chosen_rates, rank_correlation
+from adg_plugin.store.finished import finished
+from adg_plugin.tools.sweep.choices import Likeness, Made, chosen_rates, rank_correlation
+from adg_plugin.tools.sweep.sweep import Sweep, sweep
 
 _HEAD = ("r", "shared", "Jaccard", "chance", "r(s, D)", "r(s, I)", "D", "I", "tokens")
 _OTHER_HEAD = ("rows in both", "r", "r of D", "r of I", "shared", "Jaccard", "chance")

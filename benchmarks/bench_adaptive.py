@@ -43,11 +43,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from adaptive_policies import Outcome, Policy, Pool, Task, policies, simulate
 from adaptive_tables import Found, front, print_calibration, print_limits, print_task, row_of, task_of
 
-from adg_plugin.bins import assign_bins
-from adg_plugin.config import ADGConfig, ScoreForm
+from adg_plugin.config.schema import ADGConfig, ScoreForm
 from adg_plugin.errors import ADGError
-from adg_plugin.explain import finished
+from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.store import RunFolder
+from adg_plugin.store.finished import finished
 
 _CHUNK = 25  # rows between two saves
 
@@ -113,7 +113,7 @@ def _arguments() -> argparse.Namespace:
 
 def read_pool(args: argparse.Namespace) -> tuple[Pool, npt.NDArray[np.float16], ADGConfig]:
     """Return the rows that have all answers, by ascending id, their prompt vectors (N, H) and the run's settings."""
-    from adg_plugin.sweep_vectors import stored_answers
+    from adg_plugin.tools.sweep.vectors import stored_answers
 
     run = RunFolder.read(args.run_dir)
     config, geometry = finished(run), run.geometry()
@@ -161,8 +161,8 @@ def _cut_off(
 
 
 def _encoder(config: ADGConfig, manifest: dict[str, Any]) -> Any:
-    from adg_plugin.engines.encoding import SharedPromptEncoder
-    from adg_plugin.engines.loading import Source
+    from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
+    from adg_plugin.engines.models.loading import Source
 
     source = Source.configured(config)
     if source.identity != manifest["recipe"]["model"]:
@@ -174,8 +174,8 @@ def _cut_grams(encoder: Any, row: Any, lengths: Sequence[int]) -> npt.NDArray[np
     """Return the Gram matrices of a row (T, K, K), T = len(lengths)."""
     import torch
 
-    from adg_plugin.engines.results import gram_matrix
-    from adg_plugin.engines.states import unit
+    from adg_plugin.engines.forward.hidden_states import unit
+    from adg_plugin.engines.forward.results import gram_matrix
 
     row = replace(row, answers=tuple(replace(a, token_ids=a.token_ids[: max(lengths)]) for a in row.answers))
     with torch.no_grad():

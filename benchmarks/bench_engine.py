@@ -34,18 +34,18 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config.schema import ADGConfig, DatasetSpec
+from adg_plugin.data.prompts import PromptRenderer, Rendered
+from adg_plugin.data.rows import Row, unique_rows
+from adg_plugin.data.sources import iter_records
 from adg_plugin.demo import pool_paths
-from adg_plugin.engines.base import Prompt, RowResult, Sampled
-from adg_plugin.engines.embed import embed_answers
-from adg_plugin.engines.encoding import SharedPromptEncoder
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone, load_backbone
-from adg_plugin.engines.memory import Capacity
-from adg_plugin.engines.sampling import TokenSampler
-from adg_plugin.prompts import PromptRenderer, Rendered
-from adg_plugin.rows import Row, unique_rows
-from adg_plugin.sources import iter_records
+from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
+from adg_plugin.engines.forward.memory import Capacity
+from adg_plugin.engines.forward.sampler import TokenSampler
+from adg_plugin.engines.models.loading import Backbone, load_backbone
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.store.records import Prompt, RowResult, Sampled
 
 SHARED_POOL = Path(__file__).parents[2] / "shared" / "data" / "pool.jsonl"
 THEIR_BATCH = 32
@@ -128,7 +128,7 @@ def vllm_sides(
     """Return what draws answers with vLLM and what embeds them, each returning the answers' tokens; None without it."""
     if find_spec("vllm") is None:
         return None
-    from adg_plugin.engines.vllm import VLLMSampler
+    from adg_plugin.engines.vllm.in_process import VLLMSampler
 
     options = {"kv_cache_memory_bytes": 2 << 30, "max_num_seqs": 160}
     config = config.updated(engine="vllm", vllm_options=options)

@@ -19,9 +19,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import adg_plugin
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.sources import iter_records
 from adg_plugin.demo import pool_paths
-from adg_plugin.sources import iter_records
 from adg_plugin.store import RunFolder
 
 SHARED_POOL = Path(__file__).parents[2] / "shared" / "data" / "pool.jsonl"

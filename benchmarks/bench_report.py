@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Answer, Prompt, RowResult
-from adg_plugin.pipeline import choose
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.pipeline.run import choose
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import write_page
 from adg_plugin.store import RunFolder, StagedRow
+from adg_plugin.store.records import Answer, Prompt, RowResult
 
 ANSWERS, WIDTH, TEXTS = 5, 64, 500
 CONFIG = ADGConfig(model="demo", budget=0.2)

@@ -26,13 +26,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.bins import assign_bins
-from adg_plugin.engines.base import Prompt
-from adg_plugin.geometry import combine, parts
-from adg_plugin.selection import choose, resolve_budget
+from adg_plugin.scoring.bins import assign_bins
+from adg_plugin.scoring.geometry import combine, parts
+from adg_plugin.scoring.quota import choose, resolve_budget
 from adg_plugin.store import Geometry, RunFolder, StagedRow
 from adg_plugin.store.parts import SCHEMA, write_part
 from adg_plugin.store.reader import ANSWERS
+from adg_plugin.store.records import Prompt
 
 Vectors = npt.NDArray[np.float32]
 

@@ -23,11 +23,11 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config import ADGConfig, ScoreForm
-from adg_plugin.geometry import Parts, combine, parts
-from adg_plugin.jackknife import calibrated
-from adg_plugin.selection import choose
-from adg_plugin.stability import stability_of
+from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.scoring.geometry import Parts, combine, parts
+from adg_plugin.scoring.jackknife import calibrated
+from adg_plugin.scoring.quota import choose
+from adg_plugin.scoring.stability import stability_of
 from adg_plugin.store import GramGroup
 
 Floats = npt.NDArray[np.float64]

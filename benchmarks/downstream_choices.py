@@ -13,7 +13,7 @@ from typing import Any
 from downstream_runs import Training, read_rows, tokenizer_of
 
 from adg_plugin import select
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 
 METHODS: dict[str, dict[str, Any]] = {
     "adg-raw": {"score": "raw"},

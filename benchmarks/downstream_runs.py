@@ -15,9 +15,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.demo import model_path
-from adg_plugin.training_rows import parse_chosen, training_rows
+from adg_plugin.pipeline.training_rows import parse_chosen, training_rows
 
 _TOKENS_AT_ONCE = 1024  # whose logits are held: 200 MB in float32
 _ROWS_AT_ONCE = 2  # of a training batch: rows of about one length, so that little is filled up

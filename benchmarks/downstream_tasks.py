@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from downstream_runs import Training, answer_loss, read_rows, tokenizer_of
 
-from adg_plugin.evaluation import evaluate
+from adg_plugin.tools.evaluation import evaluate
 
 # What to choose among where the question itself does not list it. object_counting has no choices, so it is left out.
 _CHOICES = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adg_plugin.engines.base import Answer, Prompt, RowResult
 from adg_plugin.store import RunFolder, StagedRow
 from adg_plugin.store.parts import to_table
+from adg_plugin.store.records import Answer, Prompt, RowResult
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 8

@@ -156,7 +156,8 @@ def test_importing_the_package_loads_no_torch_and_says_nothing():
     code = (
         "import sys, adg_plugin\n"
         "adg_plugin.ADGConfig, adg_plugin.load_config, adg_plugin.ADGError\n"
-        "import adg_plugin.cli, adg_plugin.geometry, adg_plugin.bins, adg_plugin.selection, adg_plugin.scoring\n"
+        "import adg_plugin.cli, adg_plugin.scoring.geometry, adg_plugin.scoring.bins\n"
+        "import adg_plugin.scoring.quota, adg_plugin.scoring.score\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'pickle_'} & sys.modules.keys()))\n"
     )
     out, err = command(code=code).communicate(timeout=120)

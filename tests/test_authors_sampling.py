@@ -10,12 +10,12 @@ import torch
 from scipy.stats import chi2_contingency, ks_2samp
 from transformers import GenerationConfig
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Prompt
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.forward.sampler import TokenSampler
 from adg_plugin.engines.generate import generation_config
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Source
-from adg_plugin.engines.sampling import TokenSampler
+from adg_plugin.engines.models.loading import Source
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.store.records import Prompt
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

@@ -4,9 +4,9 @@ import pytest
 from packaging.requirements import Requirement
 from pydantic import ValidationError
 
-from adg_plugin.adapters.axolotl_args import ADGArgs, adopt_pool, check_supported, selection_config
-from adg_plugin.adapters.axolotl_run import is_axolotl, make_plan
-from adg_plugin.config import load_config
+from adg_plugin.adapters.axolotl.args import ADGArgs, adopt_pool, check_supported, selection_config
+from adg_plugin.adapters.axolotl.run import is_axolotl, make_plan
+from adg_plugin.config.schema import load_config
 from adg_plugin.demo import pool_paths
 from adg_plugin.errors import ConfigError
 

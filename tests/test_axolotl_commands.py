@@ -80,7 +80,7 @@ def test_a_missing_plugin_stops_axolotl(tmp_path):
 
 @pytest.mark.model
 def test_adg_run_takes_the_recipe_for_a_cpu_from_the_demo_pool_to_an_adapter(tmp_path):
-    from adg_plugin import recipes
+    from adg_plugin.adapters import recipes
 
     recipe = recipes.find("axolotl/cpu-demo")
     small = {"adg.max_new_tokens": 4, "adg.num_samples": 3, "budget": 24, "micro_batch_size": 4}

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
-from adg_plugin.adapters.axolotl_rows import Training, answer_start, frame, row_digests, stage
-from adg_plugin.config import ADGConfig
-from adg_plugin.config_filters import Filters
+from adg_plugin.adapters.axolotl.rows import Training, answer_start, frame, row_digests, stage
+from adg_plugin.config.filters import Filters
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.filters import RowFilters
+from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer
+from adg_plugin.data.rows import parse_row
+from adg_plugin.data.sources import Record
 from adg_plugin.errors import ConfigError
-from adg_plugin.filters import RowFilters
-from adg_plugin.filters.agreement import OwnAnswers
-from adg_plugin.prompts import PromptLimit, PromptRenderer
-from adg_plugin.rows import parse_row
-from adg_plugin.sources import Record
 from adg_plugin.store import Rejection as StoredRejection
 
 END = frozenset({2})

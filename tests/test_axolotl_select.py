@@ -20,7 +20,8 @@ os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 
 from axolotl_runs import ADG, chosen, load, load_datasets, scores, texts, write_config  # noqa: E402
 
-from adg_plugin import recipes, select  # noqa: E402
+from adg_plugin import select  # noqa: E402
+from adg_plugin.adapters import recipes  # noqa: E402
 from adg_plugin.errors import ConfigError  # noqa: E402
 
 QUESTIONS = pool_rows(40)
@@ -41,7 +42,8 @@ CHATS = [
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch):
     """Select in this process: a child costs as long as everything else here. test_axolotl_commands.py has real ones."""
-    from adg_plugin.adapters import axolotl_child, axolotl_select
+    from adg_plugin.adapters.axolotl import child as axolotl_child
+    from adg_plugin.adapters.axolotl import select as axolotl_select
 
     def stage(name, arguments):
         axolotl_child.select_staged(Path(arguments[2]), arguments[3])
@@ -184,7 +186,8 @@ def test_several_ranks_without_a_selection_are_told_to_preprocess(tmp_path, monk
     pool = write_jsonl(tmp_path / "pool.jsonl", QUESTIONS)
     config = write_config(tmp_path, adg={**ADG, "datasets": [{"path": str(pool), "type": "alpaca"}]})
     cfg = load(config)
-    from adg_plugin.adapters import axolotl_internals, axolotl_select
+    from adg_plugin.adapters.axolotl import internals as axolotl_internals
+    from adg_plugin.adapters.axolotl import select as axolotl_select
 
     rows = axolotl_internals.load_rows(cfg).train_dataset
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -225,7 +228,7 @@ def test_without_the_plugin_axolotl_stops(tmp_path):
 def test_a_plugin_that_fails_at_import_stops_axolotl(tmp_path, monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "adg_plugin.adapters.axolotl", None)
+    monkeypatch.setitem(sys.modules, "adg_plugin.adapters.axolotl.plugin", None)
     config = write_config(tmp_path, datasets=[{"path": "x", "type": "alpaca"}], adg=dict(ADG))
     with pytest.raises(Exception, match=r"adg_plugin\.ADGPlugin cannot be loaded, so nothing is trained"):
         load(config)

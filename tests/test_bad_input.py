@@ -18,8 +18,8 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from tiny_runs import SETTINGS, choose, command, fall_silent, parts, pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import cli
+from adg_plugin.data.readers import ACCEPTED_FILES
 from adg_plugin.errors import ConfigError, DataError, ModelError
-from adg_plugin.readers import ACCEPTED_FILES
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
@@ -176,9 +176,9 @@ import os, resource, sys, traceback
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
-from adg_plugin import pipeline, summary
+import adg_plugin.pipeline.run, adg_plugin.report.summary
 from adg_plugin.cli import main
-from adg_plugin.engines import loading
+import adg_plugin.engines.models.loading
 print("ready", flush=True)
 for line in sys.stdin:
     deed, run = line.split()

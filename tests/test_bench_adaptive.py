@@ -250,11 +250,11 @@ def run(tmp_path_factory):
 
 @pytest.mark.tiny
 def test_answers_are_cut_off_and_embedded_once_and_the_last_line_is_json(run, modules, capsys, monkeypatch, tmp_path):
-    from adg_plugin.engines.encoding import SharedPromptEncoder
-    from adg_plugin.engines.loading import Source
-    from adg_plugin.explain import finished
+    from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
+    from adg_plugin.engines.models.loading import Source
     from adg_plugin.store import RunFolder
-    from adg_plugin.sweep_vectors import stored_answers
+    from adg_plugin.store.finished import finished
+    from adg_plugin.tools.sweep.vectors import stored_answers
 
     bench = importlib.import_module("bench_adaptive")
     asked = ["bench_adaptive.py", str(run.run_dir), "--cache", str(tmp_path), "--tokens", "2", "5", "--forms", "raw"]

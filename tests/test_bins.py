@@ -13,8 +13,8 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from adg_plugin import bins
-from adg_plugin.bins import assign_bins, default_bins
+from adg_plugin.scoring import bins
+from adg_plugin.scoring.bins import assign_bins, default_bins
 
 FOUND = 0.9  # adjusted Rand score; k-means, scikit-learn's too, may join one pair of twenty groups and split another
 

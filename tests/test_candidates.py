@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adg_plugin.engines.base import Prompt
 from adg_plugin.selectors.candidates import read_candidates
 from adg_plugin.store import RunFolder, StagedRow, staging
+from adg_plugin.store.records import Prompt
 
 NO_ANSWER = "there is no answer of the row's own; name its column (field_output, field_completion) if there is one"
 

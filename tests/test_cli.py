@@ -20,11 +20,12 @@ import yaml
 from rich.console import Console
 from tiny_runs import SETTINGS, break_altogether, choose, command, pool_rows, read_jsonl, save, scores, write_jsonl
 
-from adg_plugin import __version__, cli, progress
+from adg_plugin import __version__, cli
+from adg_plugin import console as progress
+from adg_plugin.console import SamplingProgress, ticking
 from adg_plugin.errors import StoreError
-from adg_plugin.progress import SamplingProgress, ticking
+from adg_plugin.report.summary import print_summary
 from adg_plugin.store import RunFolder
-from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
 
@@ -189,7 +190,7 @@ def test_an_interrupted_command_ends_with_130_and_says_how_to_go_on(config, adg,
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adg_plugin.pipeline.run_selection", interrupted)
+    monkeypatch.setattr("adg_plugin.pipeline.run.run_selection", interrupted)
     code, out, err = adg("select", config)
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == "interrupted: give the same command again, `adg select` goes on from here"

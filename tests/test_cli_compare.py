@@ -14,12 +14,12 @@ import typer
 import yaml
 from rich.console import Console
 
-from adg_plugin import cli_compare
-from adg_plugin.compare import Comparison
-from adg_plugin.compare_facts import facts_of
-from adg_plugin.compare_work import Compared
 from adg_plugin.errors import ConfigError
 from adg_plugin.report.facets import Facet, Facets
+from adg_plugin.tools.compare import cli as cli_compare
+from adg_plugin.tools.compare.compare import Comparison
+from adg_plugin.tools.compare.facts import facts_of
+from adg_plugin.tools.compare.work import Compared
 
 METHODS = "adg,adg:residual,random,longest,zip,ifd"
 
@@ -192,8 +192,8 @@ def test_a_run_folder_behind_a_url(config, tmp_path, monkeypatch, capsys):
 @pytest.mark.timeout(1800)  # 70 s of processor time, which other work may stretch
 def test_a_comparison_on_the_demo_pool_with_the_demo_model(demo_model, tmp_path, monkeypatch, capsys):
     from adg_plugin import select
-    from adg_plugin.config import load_config
-    from adg_plugin.engines import loading
+    from adg_plugin.config.schema import load_config
+    from adg_plugin.engines.models import loading
 
     monkeypatch.chdir(tmp_path)
     settings = {"model": "demo", "datasets": ["demo"], "budget": 64, "max_new_tokens": 4, "num_samples": 3}

@@ -17,11 +17,11 @@ from tiny_models import VOCABULARY, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adg_plugin.cli import main
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, ModelError
-from adg_plugin.evaluation import evaluate, run
-from adg_plugin.evaluation.protocol import PAPER
-from adg_plugin.evaluation.subject import Place
+from adg_plugin.tools.evaluation import evaluate, run
+from adg_plugin.tools.evaluation.protocol import PAPER
+from adg_plugin.tools.evaluation.subject import Place
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: extra eval")
 

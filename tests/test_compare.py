@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg_plugin.compare_costs import Cost, costs_before
-from adg_plugin.compare_facts import add_files, facts_of, overlaps
-from adg_plugin.compare_methods import planned, split_methods
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, StoreError
 from adg_plugin.report.facets import Facet, Facets
+from adg_plugin.tools.compare.costs import Cost, costs_before
+from adg_plugin.tools.compare.facts import add_files, facts_of, overlaps
+from adg_plugin.tools.compare.plans import planned, split_methods
 
 CONFIG = ADGConfig(budget=10)
 
@@ -248,7 +248,7 @@ def test_all_problems_come_at_once():
 
 
 def test_every_setting_that_touches_answers_is_refused_for_adg():
-    from adg_plugin import keys
+    from adg_plugin.store import keys
 
     for key in (
         *keys._OF_SAMPLING,
@@ -300,7 +300,7 @@ def settings(model, tmp_path):
 
 
 def compared(settings, methods, folder):
-    from adg_plugin.compare import compare
+    from adg_plugin.tools.compare.compare import compare
 
     return compare(settings, methods, folder, show_progress=False)
 
@@ -342,8 +342,8 @@ def reader(path):
 
 @pytest.mark.tiny
 def test_facts_are_those_of_the_chosen_rows(settings, tmp_path):
-    from adg_plugin.bins import assign_bins
-    from adg_plugin.compare_facts import read_comparison
+    from adg_plugin.report.side_files import read_comparison
+    from adg_plugin.scoring.bins import assign_bins
 
     texts = ["adg", "adg:raw", "random", "longest"]
     found = compared(settings, texts, tmp_path / "run")
@@ -379,7 +379,7 @@ def test_facts_are_those_of_the_chosen_rows(settings, tmp_path):
 
 @pytest.mark.tiny
 def test_what_is_there_is_not_asked_for_again(settings, tmp_path, monkeypatch):
-    from adg_plugin.engines import loading
+    from adg_plugin.engines.models import loading
 
     loaded = []
     load = loading.load_backbone
@@ -439,7 +439,8 @@ TO_DATE = (
 
 @pytest.mark.tiny
 def test_a_pool_that_only_looks_changed_is_compared_beside_the_selection(settings, tmp_path, monkeypatch):
-    from adg_plugin import pool, select
+    from adg_plugin import select
+    from adg_plugin.pipeline import stage as pool
 
     select(config=settings, output_dir=tmp_path / "run", show_progress=False)
     before = result_files(tmp_path / "run")
@@ -478,7 +479,7 @@ def test_rows_that_differ_from_those_of_the_selection_are_named(settings, tmp_pa
 
 @pytest.mark.tiny
 def test_bins_are_found_once_for_all_methods(settings, tmp_path, monkeypatch):
-    from adg_plugin import compare_work
+    from adg_plugin.tools.compare import work as compare_work
 
     asked = []
     assign = compare_work.assign_bins

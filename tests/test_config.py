@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adg_plugin import ADGConfig, load_config
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.errors import ConfigError
 
 ROWS_OR_FRACTION = "use a number of rows (10000) or a fraction of the pool (0.2)"

@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml
 
-from adg_plugin.settings import settings_page
+from adg_plugin.config.page import settings_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -116,10 +116,10 @@ def test_links_out_of_docs_lead_to_pages_of_the_site(site):
 
 
 def test_every_example_of_a_row_is_in_the_layout_of_its_heading():
-    from adg_plugin.config import DatasetSpec
-    from adg_plugin.layouts import find_layout
-    from adg_plugin.rows import Row, parse_row
-    from adg_plugin.sources import Record
+    from adg_plugin.config.schema import DatasetSpec
+    from adg_plugin.data.layouts import find_layout
+    from adg_plugin.data.rows import Row, parse_row
+    from adg_plugin.data.sources import Record
 
     spec = DatasetSpec(path="memory")
     rows = FORMATS.read_text(encoding="utf-8").split("## Rows\n")[1].split("### Ids")[0]
@@ -137,20 +137,20 @@ def test_every_example_of_a_row_is_in_the_layout_of_its_heading():
 
 
 def test_the_accepted_files_are_those_of_the_readers():
-    from adg_plugin.readers import _COMPRESSIONS, _FORMATS
+    from adg_plugin.data.readers import _COMPRESSIONS, _FORMATS
 
     section = FORMATS.read_text(encoding="utf-8").split("### Files\n")[1].split("\n## ")[0]
     assert {name for name in code(section) if name.startswith(".")} == {*_FORMATS, *_COMPRESSIONS}
 
 
 def test_every_reason_of_a_rejection_is_in_the_table():
-    from adg_plugin.engines import results
-    from adg_plugin.engines.likelihood import ANSWER_TOO_SHORT
-    from adg_plugin.filters.agreement import DISAGREES
-    from adg_plugin.layouts import Reason
-    from adg_plugin.likelihoods import NOT_MEASURED
-    from adg_plugin.selectors import ifd, superfiltering
-    from adg_plugin.selectors.labelled import BAD_LABELS
+    from adg_plugin.data.filters.agreement import DISAGREES
+    from adg_plugin.data.layouts import Reason
+    from adg_plugin.engines.forward import results
+    from adg_plugin.engines.judges.likelihood import ANSWER_TOO_SHORT
+    from adg_plugin.selectors.likelihood import ifd, superfiltering
+    from adg_plugin.selectors.likelihood.measure import NOT_MEASURED
+    from adg_plugin.selectors.mig.select import BAD_LABELS
 
     of_engines = {value for name, value in vars(results).items() if name.isupper() and isinstance(value, str)}
     assert {results.EMPTY, results.REFUSED} <= of_engines
@@ -159,7 +159,7 @@ def test_every_reason_of_a_rejection_is_in_the_table():
 
 
 def test_every_reason_of_a_choice_is_in_the_table():
-    from adg_plugin.selection import IN_QUOTA, NOT_CHOSEN, TOP_UP
+    from adg_plugin.scoring.quota import IN_QUOTA, NOT_CHOSEN, TOP_UP
     from adg_plugin.selectors.candidates import BELOW, CHOSEN, NOT_REACHED
 
     told = {IN_QUOTA, TOP_UP, *NOT_CHOSEN.values(), CHOSEN, BELOW, NOT_REACHED}

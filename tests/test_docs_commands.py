@@ -152,7 +152,8 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """
     from accelerate.commands import launch
 
-    from adg_plugin.adapters import recipe_run, stages
+    from adg_plugin.adapters import processes as stages
+    from adg_plugin.adapters.trl import run as recipe_run
 
     def simple_launcher(arguments: object) -> None:
         command, environment = launch.prepare_simple_launcher_cmd_env(arguments)

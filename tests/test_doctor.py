@@ -21,15 +21,16 @@ from huggingface_hub import constants
 from rich.console import Console
 from tiny_runs import ROOT, SETTINGS, command, pool_rows, save, write_jsonl
 
-from adg_plugin import cli, pipeline
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin import cli
+from adg_plugin.config.schema import ADGConfig, DatasetSpec
 from adg_plugin.demo import model as demo_model
-from adg_plugin.doctor import devices, inputs, packages
-from adg_plugin.doctor.checks import Check, Section, guarded
-from adg_plugin.doctor.self_test import check_by_selecting
-from adg_plugin.doctor_view import print_section, print_verdict, print_versions
-from adg_plugin.doctor_yaml import check_file
 from adg_plugin.errors import ConfigError, MissingExtraError
+from adg_plugin.pipeline import run as pipeline
+from adg_plugin.tools.doctor import devices, inputs, packages
+from adg_plugin.tools.doctor.checks import Check, Section, guarded
+from adg_plugin.tools.doctor.files import check_file
+from adg_plugin.tools.doctor.self_test import check_by_selecting
+from adg_plugin.tools.doctor.view import print_section, print_verdict, print_versions
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -232,7 +233,7 @@ def test_a_hub_name_is_named_and_offline_the_cache_must_have_it(model, config, t
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
     code = (
-        "import sys; from pathlib import Path; from adg_plugin.doctor_yaml import check_file\n"
+        "import sys; from pathlib import Path; from adg_plugin.tools.doctor.files import check_file\n"
         "print(*[c.status + ' ' + c.message for c in check_file(Path(sys.argv[1])) if c.name == 'model'])"
     )
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -346,7 +347,7 @@ def test_another_version_than_the_one_that_is_installed_is_told(distribution):
 
 def test_nothing_heavy_is_imported_to_look_at_packages():
     code = (
-        "import sys; from adg_plugin.doctor import packages as p\n"
+        "import sys; from adg_plugin.tools.doctor import packages as p\n"
         "[*p.check_packages(), *p.check_extras(), *p.check_conflicts(), p.versions()]\n"
         "print(sorted({'torch', 'transformers', 'datasets', 'trl', 'ray', 'vllm', 'axolotl'} & sys.modules.keys()))"
     )

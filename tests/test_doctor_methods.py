@@ -9,10 +9,10 @@ import pytest
 from huggingface_hub import constants
 from tiny_runs import SETTINGS, save, write_jsonl
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.doctor.checks import Check
-from adg_plugin.doctor.inputs import check_settings
-from adg_plugin.engines import loading
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models import loading
+from adg_plugin.tools.doctor.checks import Check
+from adg_plugin.tools.doctor.inputs import check_settings
 
 pytestmark = pytest.mark.tiny
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may be loaded for a check; the tiny models' tokens are bytes, of which a tagger's question has many."""
-    monkeypatch.setattr("adg_plugin.tagging.MAX_PROMPT_TOKENS", 1400)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", 1400)
     monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: pytest.fail("a model was loaded"))
 
 

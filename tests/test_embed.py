@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.engines import embed as module
-from adg_plugin.engines.embed import (
+from adg_plugin.engines.encode import embed as module
+from adg_plugin.engines.encode.embed import (
     REFERENCE_LAYERS,
     Weighted,
     answer_sequence,

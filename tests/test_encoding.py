@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny_models import ONE_PASS, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Sampled
-from adg_plugin.engines.encoding import RepeatingEncoder, SharedPromptEncoder
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone
-from adg_plugin.engines.making import make_encoder, make_engine
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.engines.factory import make_encoder, make_engine
+from adg_plugin.engines.models.loading import Backbone
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.store.records import Sampled
 
 pytestmark = pytest.mark.tiny
 

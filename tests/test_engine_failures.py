@@ -10,12 +10,12 @@ import torch
 from test_engine_same_answers import assert_equal
 from tiny_models import tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import memory
-from adg_plugin.engines.base import Prompt
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.forward import memory
+from adg_plugin.engines.forward.sampler import TokenSampler, stream_keys
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.sampling import TokenSampler, stream_keys
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.store.records import Prompt
 
 pytestmark = pytest.mark.tiny
 
@@ -236,7 +236,7 @@ torch.set_num_threads(1)
 from test_engine_failures import run
 from test_engine_same_answers import assert_equal
 from tiny_models import tiny_model, tiny_prompts
-from adg_plugin.engines import memory
+from adg_plugin.engines.forward import memory
 
 memory._MAX_ROWS["cpu"] = 600
 settings = dict(num_samples=3, max_new_tokens=2, layers=1)

@@ -8,13 +8,13 @@ import torch
 from test_engine_one_pass import check
 from tiny_models import FAMILIES, ONE_PASS, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.forward.hidden_states import StateTap, last_layers
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone
-from adg_plugin.engines.making import make_engine
-from adg_plugin.engines.probe import one_pass_problem
-from adg_plugin.engines.states import StateTap, last_layers
+from adg_plugin.engines.models.loading import Backbone
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.engines.one_pass.probe import one_pass_problem
 
 pytestmark = pytest.mark.tiny
 

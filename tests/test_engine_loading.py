@@ -12,18 +12,12 @@ import torch
 from tiny_models import EOS, LAYERS, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
-from adg_plugin import keys
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.loading import (
-    Backbone,
-    Source,
-    end_tokens,
-    load_backbone,
-    pick_device,
-)
-from adg_plugin.engines.making import make_engine
-from adg_plugin.engines.weights import fingerprint, weights_digest
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
+from adg_plugin.engines.models.loading import Backbone, Source, end_tokens, load_backbone, pick_device
 from adg_plugin.errors import ADGError, ConfigError, ModelError
+from adg_plugin.store import keys
 
 pytestmark = pytest.mark.tiny
 

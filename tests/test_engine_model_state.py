@@ -6,13 +6,13 @@ import torch
 from tiny_models import tiny_model, tiny_prompts, tiny_tokenizer
 from transformers import GenerationConfig
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.embed import embed_reference
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.embed import embed_reference
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.forward.hidden_states import StateTap
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone
-from adg_plugin.engines.making import make_engine
-from adg_plugin.engines.states import StateTap
+from adg_plugin.engines.models.loading import Backbone
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 pytestmark = pytest.mark.tiny
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import attention, memory
-from adg_plugin.engines.cohort import Cohort
-from adg_plugin.engines.draws import Draws
-from adg_plugin.engines.embed import embed_answers
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import Backbone
-from adg_plugin.engines.making import make_engine
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.forward import attention, memory
+from adg_plugin.engines.forward.decode_group import Cohort
+from adg_plugin.engines.models.loading import Backbone
+from adg_plugin.engines.one_pass.draws import Draws
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 pytestmark = pytest.mark.tiny
 

@@ -9,12 +9,12 @@ import torch
 from tiny_models import ONE_PASS, save_tiny_model, tiny_model, tiny_prompts, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import precision
-from adg_plugin.engines.borrowed import borrowed
-from adg_plugin.engines.loading import Backbone, Source
-from adg_plugin.engines.making import make_engine
-from adg_plugin.engines.precision import cast_weights
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.models import precision
+from adg_plugin.engines.models.borrow import borrowed
+from adg_plugin.engines.models.loading import Backbone, Source
+from adg_plugin.engines.models.precision import cast_weights
 from adg_plugin.errors import ModelError
 
 pytestmark = pytest.mark.tiny

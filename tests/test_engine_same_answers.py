@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_prompts, tiny_tokenizer
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import memory
-from adg_plugin.engines.hf import OnePassEngine
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.forward import memory
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 pytestmark = pytest.mark.tiny
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tiny_runs import SETTINGS, choose, parts, pool_rows, save, write_jsonl
 
 from adg_plugin.cli import main
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError, StoreError
-from adg_plugin.estimate import estimate
-from adg_plugin.reckoning import Chunk, Costs, reckon
 from adg_plugin.store import RunFolder
+from adg_plugin.tools.estimate.estimate import estimate
+from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, reckon
 
 COSTS = Costs(loading_s=10, staging_s=5, choosing_s=2, sampling_bytes=3e9, choosing_bytes=1e9, disk_bytes=1e6)
 
@@ -73,7 +73,7 @@ def test_rows_of_very_unequal_answers_widen_the_interval_to_nothing_at_least():
 
 @given(pending=st.integers(4, 40), rows=st.none() | st.integers(2, 50), samples=st.integers(3, 80))
 def test_chunks_are_of_their_size_and_share_no_row(pending, rows, samples):
-    from adg_plugin.estimate import _blocks, _sizes
+    from adg_plugin.tools.estimate.estimate import _blocks, _sizes
 
     sizes = _sizes(pending, ADGConfig(num_samples=min(64, samples), device="cpu"), rows)
     assert min(sizes) >= 0
@@ -173,7 +173,7 @@ def test_a_finished_pool_and_rows_without_answers_are_said(model, tmp_path):
 def test_the_time_is_about_that_of_the_run(demo_model, tmp_path):
     """Of the right size: other work may share the machine. benchmarks/bench_estimate.py has the figure."""
     from adg_plugin.demo import pool_paths
-    from adg_plugin.pipeline import select
+    from adg_plugin.pipeline.run import select
 
     config = ADGConfig.parse(
         {"model": str(demo_model), "datasets": [str(p) for p in pool_paths()], "budget": 10, "max_new_tokens": 8}

@@ -14,10 +14,10 @@ from tiny_models import save_tiny_model
 
 from adg_plugin.cli import _after_interruption, main
 from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.evaluation import Evaluation, TaskResult, evaluate
-from adg_plugin.evaluation.kept import Kept, read_results, rows_path, write_results
-from adg_plugin.evaluation.protocol import averages
-from adg_plugin.evaluation.tasks import LoadedTask
+from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate
+from adg_plugin.tools.evaluation.kept import Kept, read_results, rows_path, write_results
+from adg_plugin.tools.evaluation.protocol import averages
+from adg_plugin.tools.evaluation.tasks import LoadedTask
 
 TASKS = Path(__file__).parent / "eval_tasks"
 FIX = "give another --name, or --overwrite to replace it"
@@ -226,7 +226,7 @@ def names(path: str) -> list[str]:
 
 
 def test_a_batch_that_does_not_fit_names_its_task() -> None:
-    from adg_plugin.evaluation.run import _failed
+    from adg_plugin.tools.evaluation.run import _failed
 
     err = _failed("gsm8k", MemoryError(), 8, None)
     assert str(err) == "task gsm8k: a batch of 8 questions does not fit into memory: give a smaller --batch-size"
@@ -251,7 +251,7 @@ def test_the_command_passes_on_what_it_is_given(tmp_path: Path, monkeypatch: pyt
         given.update(options, model=model)
         return evaluation(result("a"))
 
-    monkeypatch.setattr("adg_plugin.evaluation.evaluate", evaluated)
+    monkeypatch.setattr("adg_plugin.tools.evaluation.evaluate", evaluated)
     assert adg("eval", "org/m", "--name", "mine", "--revision", "v1", "--overwrite", "--limit", "3", "-q") == 0
     expected = {"name": "mine", "revision": "v1", "overwrite": True, "limit": 3, "results": Path("eval/mine.json")}
     assert given | expected == given

@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from adg_plugin.cli_eval import print_evaluation
 from adg_plugin.errors import ConfigError, DataError, MissingExtraError, ModelError
-from adg_plugin.evaluation import Evaluation, TaskResult, evaluate
-from adg_plugin.evaluation.protocol import PAPER, averages, paper_task
-from adg_plugin.evaluation.quiet import quietened
-from adg_plugin.evaluation.readings import read_results
-from adg_plugin.evaluation.results import papers_averages
-from adg_plugin.evaluation.subject import Place
-from adg_plugin.evaluation.task_files import declares_code, readable
-from adg_plugin.evaluation.tasks import LoadedTask, wanted
+from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate
+from adg_plugin.tools.evaluation.cli import print_evaluation
+from adg_plugin.tools.evaluation.protocol import PAPER, averages, paper_task
+from adg_plugin.tools.evaluation.quiet import quietened
+from adg_plugin.tools.evaluation.readings import read_results
+from adg_plugin.tools.evaluation.results import papers_averages
+from adg_plugin.tools.evaluation.subject import Place
+from adg_plugin.tools.evaluation.task_files import declares_code, readable
+from adg_plugin.tools.evaluation.tasks import LoadedTask, wanted
 
 SIX = ["bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval"]
 

@@ -14,10 +14,10 @@ from tiny_runs import SETTINGS, choose, pool_rows, save
 
 from adg_plugin.cli import main
 from adg_plugin.errors import DataError, StoreError
-from adg_plugin.explain import explain
-from adg_plugin.explain_view import print_explanation
+from adg_plugin.report.explain import explain
+from adg_plugin.report.explain_view import print_explanation
+from adg_plugin.report.summary import print_summary
 from adg_plugin.store import RunFolder
-from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
 

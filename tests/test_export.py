@@ -11,10 +11,10 @@ import pytest
 from tiny_runs import choose, pool_rows, read_jsonl, save
 
 from adg_plugin.cli import main
+from adg_plugin.data.sources import DatasetSpec, iter_records
 from adg_plugin.errors import DataError, StoreError
-from adg_plugin.export import export
-from adg_plugin.sources import DatasetSpec, iter_records
 from adg_plugin.store import RunFolder
+from adg_plugin.tools.export.export import export
 
 pytestmark = pytest.mark.tiny
 

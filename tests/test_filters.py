@@ -16,21 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import ROOT, choose, parts, pool_rows, read_jsonl, save, write_jsonl
 
-from adg_plugin import ADGConfig, keys, load_config
-from adg_plugin.config import DatasetSpec
-from adg_plugin.config_filters import Filters
-from adg_plugin.engines import loading
+from adg_plugin import ADGConfig, load_config
+from adg_plugin.config.filters import Filters
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.filters import RowFilters, row_settings
+from adg_plugin.data.filters.agreement import least_agreeing
+from adg_plugin.data.filters.near_duplicates import NearDuplicates, bands_and_rows, jaccard, shingles
+from adg_plugin.data.filters.underspecified import missing_input
+from adg_plugin.data.filters.words import count_words, tokens
+from adg_plugin.data.languages import known_languages, language_of
+from adg_plugin.data.rows import Row, parse_row
+from adg_plugin.data.sources import Record
+from adg_plugin.engines.models import loading
 from adg_plugin.errors import ConfigError, DataError, MissingExtraError
-from adg_plugin.filters import RowFilters, row_settings
-from adg_plugin.filters.agreement import least_agreeing
-from adg_plugin.filters.near_duplicates import NearDuplicates, bands_and_rows, jaccard, shingles
-from adg_plugin.filters.underspecified import missing_input
-from adg_plugin.filters.words import count_words, tokens
-from adg_plugin.languages import known_languages, language_of
-from adg_plugin.pool import Pool, stage_pool, staging_digest
-from adg_plugin.rows import Row, parse_row
-from adg_plugin.sources import Record
-from adg_plugin.store import RunFolder
+from adg_plugin.pipeline.stage import Pool, stage_pool, staging_digest
+from adg_plugin.store import RunFolder, keys
 
 SPEC = DatasetSpec(path="memory")
 
@@ -174,10 +174,10 @@ def test_in_any_order_the_first_of_each_group_stays_and_the_others_name_it(
 
 def test_what_is_close_does_not_depend_on_the_order_of_hashes():
     code = """
-from adg_plugin.config import DatasetSpec
-from adg_plugin.filters.near_duplicates import NearDuplicates
-from adg_plugin.rows import parse_row
-from adg_plugin.sources import Record
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.filters.near_duplicates import NearDuplicates
+from adg_plugin.data.rows import parse_row
+from adg_plugin.data.sources import Record
 near = NearDuplicates(0.75)
 for n in range(60):  # each text close to several others
     text = " ".join(f"w{m}" for m in range(n, n + 30))
@@ -638,7 +638,7 @@ def test_a_missing_package_is_named_before_anything_is_sampled(
 
 @pytest.fixture
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from adg_plugin import languages
+    from adg_plugin.data import languages
 
     languages._detector.cache_clear()
     for name in ("datasketch", "py3langid"):
@@ -651,7 +651,7 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_filters_hold_for_a_pool_in_memory_that_is_trained_on(model: Path, tmp_path: Path):
     from datasets import Dataset
 
-    from adg_plugin.in_memory import select_dataset
+    from adg_plugin.pipeline.in_memory import select_dataset
 
     backbone = loading.load_backbone(ADGConfig(model=str(model)))
     config = {"budget": 1.0, "num_samples": 3, "max_new_tokens": 6, "filters": {"max_words": 5}}

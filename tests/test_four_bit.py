@@ -6,11 +6,11 @@ import torch
 from tiny_models import save_tiny_model, tiny_prompts
 from tiny_runs import choose, pool_rows
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.embed import embed_answers
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.loading import load_backbone
-from adg_plugin.engines.making import make_engine
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.factory import make_engine
+from adg_plugin.engines.models.loading import load_backbone
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 pytestmark = [pytest.mark.tiny, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 pytest.importorskip("bitsandbytes")

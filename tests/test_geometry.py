@@ -13,8 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adg_plugin import geometry
-from adg_plugin.geometry import anisotropy, balance, centre, centred_spectrum, combine, dispersion, parts
+from adg_plugin.scoring import geometry
+from adg_plugin.scoring.geometry import anisotropy, balance, centre, centred_spectrum, combine, dispersion, parts
 
 FORMS = ["raw", "rank", "zscore", "residual"]
 
@@ -292,5 +292,8 @@ def test_equal_scores_have_no_correlation_and_no_shares():
 
 
 def test_scoring_binning_and_selecting_load_no_torch():
-    code = "import sys, adg_plugin.geometry, adg_plugin.bins, adg_plugin.selection; print('torch' in sys.modules)"
+    code = (
+        "import sys, adg_plugin.scoring.geometry, adg_plugin.scoring.bins, adg_plugin.scoring.quota\n"
+        "print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

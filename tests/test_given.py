@@ -16,13 +16,13 @@ from tiny_models import save_tiny_model
 from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import ADGConfig, select
-from adg_plugin.answers import score_answers
 from adg_plugin.cli import main
-from adg_plugin.config import load_config
-from adg_plugin.engines.given import GivenAnswers
+from adg_plugin.config.schema import load_config
+from adg_plugin.engines.encode.given import GivenAnswers
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.report.gather import gather
 from adg_plugin.store import RunFolder
+from adg_plugin.tools.score_answers import score_answers
 
 pytestmark = pytest.mark.tiny
 
@@ -324,13 +324,13 @@ def test_what_cannot_be_with_answers_is_said_with_both_keys(settings, said):
 
 
 def test_commands_that_sample_refuse_answers(model, tmp_path):
-    from adg_plugin.adapters.axolotl_args import check_supported
-    from adg_plugin.compare import compare
-    from adg_plugin.estimate import estimate
-    from adg_plugin.pipeline import run_stage
-    from adg_plugin.redraw import redraw
-    from adg_plugin.sampling import refuse_elsewhere
-    from adg_plugin.stability import stability
+    from adg_plugin.adapters.axolotl.args import check_supported
+    from adg_plugin.pipeline.run import run_stage
+    from adg_plugin.pipeline.sample import refuse_elsewhere
+    from adg_plugin.scoring.stability import stability
+    from adg_plugin.tools.compare.compare import compare
+    from adg_plugin.tools.estimate.estimate import estimate
+    from adg_plugin.tools.stability.resample import redraw
 
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     answers = given(tmp_path, [answered(row) for row in pool_rows(12)])
@@ -359,8 +359,8 @@ def test_a_folder_of_sampled_answers_takes_given_ones_and_a_trainers_does_not(mo
     mixed = run(pool, model, tmp_path / "run", answers, budget=2)
     assert mixed.manifest["sampling"]["rows"] == 6
     assert mixed.ids == run(pool, model, tmp_path / "fresh", answers, budget=2).ids
-    from adg_plugin.pipeline import run_selection
-    from adg_plugin.pool import Pool
+    from adg_plugin.pipeline.run import run_selection
+    from adg_plugin.pipeline.stage import Pool
 
     shutil.copytree(tmp_path / "run", tmp_path / "own")
     sampled = ADGConfig(model=str(model), datasets=[{"path": str(pool)}], budget=2)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adg_plugin.answers import score_answers
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import loading
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models import loading
+from adg_plugin.tools.score_answers import score_answers
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "adg_smollm2.jsonl"
 EMPTY = Path(__file__).parent / "golden" / "empty_answers.jsonl"  # written by golden/write.py

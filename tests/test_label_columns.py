@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adg_plugin.selectors.label_columns import column_of, has_labels, read_labels, read_quality
+from adg_plugin.selectors.mig.columns import column_of, has_labels, read_labels, read_quality
 
 FIX = "use a list of texts or of whole numbers, or one text with commas between the labels"
 

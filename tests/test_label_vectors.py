@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny_runs import SETTINGS, choose, pool_rows, save, write_jsonl
 
-from adg_plugin.compare import compare
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError
-from adg_plugin.selectors.label_vectors import read_label_vectors
+from adg_plugin.selectors.mig.vectors import read_label_vectors
+from adg_plugin.tools.compare.compare import compare
 
 FIX = "give a .parquet or .jsonl with columns label and vector"
 
@@ -52,7 +52,7 @@ def test_vectors_that_can_link_nothing_are_told_by_row(vectors, said, tmp_path):
 
 @pytest.mark.tiny
 def test_mig_reads_it_before_the_tagger_is_asked(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("adg_plugin.choosing.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    monkeypatch.setattr("adg_plugin.selectors.dispatch.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"^label_vectors is 'nope\.parquet': no such file; "):
         choose(pool_rows(6), model, tmp_path / "run", method="mig", tagger=str(model), label_vectors="nope.parquet")

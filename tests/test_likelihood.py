@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import VOCABULARY, tiny_model
 
-from adg_plugin.engines.likelihood import LikelihoodResult, LikelihoodRow, Likelihoods
+from adg_plugin.engines.judges.likelihood import LikelihoodResult, LikelihoodRow, Likelihoods
 
 pytestmark = pytest.mark.tiny
 

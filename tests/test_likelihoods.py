@@ -18,19 +18,18 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_runs import BAD, break_altogether, pool_rows, save, spoil
 
-from adg_plugin import keys
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import likelihood
-from adg_plugin.engines.loading import Source
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.judges import likelihood
+from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import ModelError, NumericalError, OutOfMemoryError
-from adg_plugin.likelihoods import likelihoods_of, measure, plain_prompt
-from adg_plugin.pipeline import prepare
-from adg_plugin.pool import Pool
-from adg_plugin.selectors import ifd as ifd_module
-from adg_plugin.selectors import superfiltering as superfiltering_module
-from adg_plugin.selectors.ifd import ifd
-from adg_plugin.selectors.superfiltering import superfiltering
-from adg_plugin.store import RunFolder
+from adg_plugin.pipeline.run import prepare
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.selectors.likelihood import ifd as ifd_module
+from adg_plugin.selectors.likelihood import superfiltering as superfiltering_module
+from adg_plugin.selectors.likelihood.ifd import ifd
+from adg_plugin.selectors.likelihood.measure import likelihoods_of, measure, plain_prompt
+from adg_plugin.selectors.likelihood.superfiltering import superfiltering
+from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.measures import Measures, read_measures
 
 tiny = pytest.mark.tiny
@@ -521,7 +520,8 @@ def test_a_dropped_row_is_told_with_its_value():
 
 def test_importing_them_loads_no_torch():
     code = (
-        "import sys, adg_plugin.likelihoods, adg_plugin.selectors.ifd, adg_plugin.selectors.superfiltering\n"
+        "import sys, adg_plugin.selectors.likelihood.measure\n"
+        "import adg_plugin.selectors.likelihood.ifd, adg_plugin.selectors.likelihood.superfiltering\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

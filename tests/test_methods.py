@@ -20,16 +20,16 @@ from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from adg_plugin import select
-from adg_plugin.choosing import decide
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import loading
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models import loading
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.explain import explain
-from adg_plugin.pipeline import run_selection, run_stage
-from adg_plugin.pool import Pool
-from adg_plugin.sharing import Alone
+from adg_plugin.pipeline.ranks import Alone
+from adg_plugin.pipeline.run import run_selection, run_stage
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.report.explain import explain
+from adg_plugin.report.summary import print_summary
+from adg_plugin.selectors.dispatch import decide
 from adg_plugin.store import RunFolder
-from adg_plugin.summary import print_summary
 
 pytestmark = pytest.mark.tiny
 
@@ -193,7 +193,7 @@ def test_superfiltering_agrees_with_a_transcription_and_ranks_otherwise_than_ifd
 
 
 def test_zip_goes_on_where_it_was_cut_off(model, tmp_path, monkeypatch):
-    from adg_plugin.selectors import zip_ratio
+    from adg_plugin.selectors.zip import greedy as zip_ratio
 
     rows = answered_rows(230)
     settings = {"method": "zip", "budget": 220}
@@ -341,7 +341,7 @@ def test_labels_that_no_row_can_be_read_from_are_no_reason_for_bins(model, tmp_p
 
 
 def test_compare_draws_nothing_for_labels_that_are_there_and_cannot_be_read(model, tmp_path):
-    from adg_plugin.compare import compare
+    from adg_plugin.tools.compare.compare import compare
 
     pool = write_jsonl(tmp_path / "pool.jsonl", [{**row, "labels": 0.5} for row in pool_rows(12)])
     config = ADGConfig(model=str(model), datasets=[str(pool)], budget=4)

@@ -16,21 +16,21 @@ from browser import browser, opened
 from rich.console import Console
 from tiny_runs import choose, pool_rows, save
 
-from adg_plugin.adapters.recipe_run import _how_chosen
+from adg_plugin.adapters.trl.run import _how_chosen
 from adg_plugin.cli import main
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.estimate import estimate
-from adg_plugin.explain import explain
-from adg_plugin.explain_view import print_explanation
-from adg_plugin.method_columns import by_rank, plain, shown
-from adg_plugin.redraw import redraw
+from adg_plugin.report.explain import explain
+from adg_plugin.report.explain_view import print_explanation
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures
 from adg_plugin.report.rows import answered_rows
-from adg_plugin.stability import stability
+from adg_plugin.report.summary import print_summary
+from adg_plugin.scoring.stability import stability
+from adg_plugin.selectors.columns import by_rank, plain, shown
 from adg_plugin.store import RunFolder
-from adg_plugin.summary import print_summary
+from adg_plugin.tools.estimate.estimate import estimate
+from adg_plugin.tools.stability.resample import redraw
 
 pytestmark = pytest.mark.tiny
 

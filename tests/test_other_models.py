@@ -10,10 +10,10 @@ import torch
 from tiny_runs import save
 
 from adg_plugin import demo
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import loading
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models import loading
+from adg_plugin.engines.models.side_models import other_model
 from adg_plugin.errors import MissingExtraError, ModelError
-from adg_plugin.other_models import other_model
 
 pytestmark = pytest.mark.tiny
 

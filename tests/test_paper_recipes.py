@@ -7,12 +7,12 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from adg_plugin import recipes
-from adg_plugin.adapters.axolotl_formats import Formats
-from adg_plugin.config import DatasetSpec
-from adg_plugin.rows import parse_row
-from adg_plugin.sources import Record
-from adg_plugin.templates import make_template
+from adg_plugin.adapters import recipes
+from adg_plugin.adapters.axolotl.formats import Formats
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.rows import parse_row
+from adg_plugin.data.sources import Record
+from adg_plugin.data.templates import make_template
 
 PAPER = [name for name in recipes.names() if name.endswith("-paper")]
 OURS = [name for name in recipes.names() if name.endswith("-paper-lora")]

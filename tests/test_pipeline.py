@@ -28,15 +28,15 @@ from tiny_runs import (
     write_jsonl,
 )
 
-from adg_plugin import keys, pipeline
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import loading
-from adg_plugin.engines.loading import Source
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import SamplingProgress
+from adg_plugin.engines.models import loading
+from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, NumericalError, StoreError
-from adg_plugin.explain import finished as finished_settings
-from adg_plugin.pool import Pool
-from adg_plugin.progress import SamplingProgress
-from adg_plugin.store import RunFolder
+from adg_plugin.pipeline import run as pipeline
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.store import RunFolder, keys
+from adg_plugin.store.finished import finished as finished_settings
 
 pytestmark = pytest.mark.tiny
 

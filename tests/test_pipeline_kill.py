@@ -19,9 +19,9 @@ import os, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
-from adg_plugin import pipeline
+from adg_plugin.pipeline import run as pipeline
 from adg_plugin.cli import main
-from adg_plugin.engines import loading
+import adg_plugin.engines.models.loading
 
 class Eager(pipeline.RunFolder):  # writes a part every few rows: a tiny run has no twenty seconds
     @classmethod

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_runs import choose, pool_rows, read_jsonl, save
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import loading
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models import loading
 from adg_plugin.errors import OutOfMemoryError
-from adg_plugin.pool import Pool
-from adg_plugin.sharing import RANKS, absorb
+from adg_plugin.pipeline.ranks import RANKS, absorb
+from adg_plugin.pipeline.stage import Pool
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
@@ -92,7 +92,7 @@ def test_rows_without_an_answer_are_rejected_where_training_follows(model, tmp_p
     pools = [Pool.of(ADGConfig(), rows, for_training=train) for train in (True, False)]
     found = []
     for number, pool in enumerate(pools):
-        from adg_plugin.pipeline import run_selection
+        from adg_plugin.pipeline.run import run_selection
 
         config = ADGConfig(model=str(model), budget=10, num_samples=3, max_new_tokens=4)
         selection = run_selection(pool, config, tmp_path / str(number), show_progress=False)

@@ -10,14 +10,14 @@ import torch
 from tiny_models import ONE_PASS, tiny_model, tiny_prompts, tiny_tokenizer
 from tiny_runs import choose, parts, pool_rows, read_jsonl, save
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Sampled
-from adg_plugin.engines.encoding import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.engines.forward.token_weights import fixed_weights
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.token_weights import fixed_weights
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.errors import ConfigError
 from adg_plugin.store import RunFolder
+from adg_plugin.store.records import Sampled
 
 pytestmark = pytest.mark.tiny
 

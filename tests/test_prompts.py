@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config.schema import ADGConfig, DatasetSpec
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.data.rows import Rejection, parse_row, unique_rows
+from adg_plugin.data.sources import Record, iter_records
 from adg_plugin.errors import ConfigError, ModelError
-from adg_plugin.layouts import Reason
-from adg_plugin.prompts import PromptLimit, PromptRenderer, Rendered
-from adg_plugin.rows import Rejection, parse_row, unique_rows
-from adg_plugin.sources import Record, iter_records
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -14,20 +14,20 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_runs import BAD, choose, pool_rows, read_jsonl, save, spoil
 
-from adg_plugin import keys, select
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import rating as engine
-from adg_plugin.engines.batches import Batches
-from adg_plugin.engines.loading import Source
-from adg_plugin.engines.rating import GradeQuestion, Grades
+from adg_plugin import select
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer
+from adg_plugin.data.rows import Rejection
+from adg_plugin.engines.judges import grades as engine
+from adg_plugin.engines.judges.batches import Batches
+from adg_plugin.engines.judges.grades import GradeQuestion, Grades
+from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, NumericalError, OutOfMemoryError
-from adg_plugin.pipeline import prepare
-from adg_plugin.pool import Pool
-from adg_plugin.prompts import PromptLimit, PromptRenderer
-from adg_plugin.rating import Answered, Rater, _row, rate, ratings_of
-from adg_plugin.rows import Rejection
-from adg_plugin.selectors.quality import QualityTemplate
-from adg_plugin.store import RunFolder
+from adg_plugin.pipeline.run import prepare
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.selectors.mig.grade_prompt import QualityTemplate
+from adg_plugin.selectors.mig.grader import Answered, Rater, _row, rate, ratings_of
+from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
 GRADE_IDS = [tiny_tokenizer().convert_tokens_to_ids(str(grade)) for grade in range(1, 7)]
@@ -202,7 +202,7 @@ def test_another_model_another_template_and_another_limit_grade_anew(model, tmp_
     assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
     (other / "chat_template.jinja").unlink()
     assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.rating.MAX_PROMPT_TOKENS", 1000)
+    monkeypatch.setattr("adg_plugin.selectors.mig.grader.MAX_PROMPT_TOKENS", 1000)
     assert rating.rate()["rows"] == 3
     monkeypatch.undo()
     assert rating.rate()["rows"] == 0
@@ -311,7 +311,7 @@ def test_what_cannot_go_well_is_told_before_any_model_is_asked(model, tmp_path, 
     settings = {"method": "mig", "budget": 2}
     with pytest.raises(DataError, match="no row has labels in column 'labels': name the column"):
         choose(pool_rows(6), model, tmp_path / "run", quality_scorer=str(model), **settings)
-    monkeypatch.setattr("adg_plugin.choosing.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    monkeypatch.setattr("adg_plugin.selectors.dispatch.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
     with pytest.raises(ModelError, match="nowhere"):
         choose(pool_rows(6), model, tmp_path / "run", tagger=str(model), quality_scorer="nowhere", **settings)
     assert asked == []
@@ -343,7 +343,7 @@ def test_mig_takes_the_grades_for_rows_without_a_quality_and_tells_of_two_scales
 def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_path, asked):
     from tiny_runs import SETTINGS, write_jsonl
 
-    from adg_plugin.compare import compare
+    from adg_plugin.tools.compare.compare import compare
 
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     config = ADGConfig.parse(
@@ -367,10 +367,10 @@ def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_p
 def test_compare_asks_tagger_and_scorer_where_no_row_has_labels(model, tmp_path, asked, monkeypatch):
     from tiny_runs import SETTINGS, write_jsonl
 
-    from adg_plugin.compare import compare
-    from adg_plugin.engines import greedy
+    from adg_plugin.engines.judges import greedy
+    from adg_plugin.tools.compare.compare import compare
 
-    monkeypatch.setattr("adg_plugin.tagging.MAX_PROMPT_TOKENS", ROOM["max_position_embeddings"])
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", ROOM["max_position_embeddings"])
     monkeypatch.setattr(
         greedy.GreedyAnswers, "_reply", lambda _, asked, tokens: greedy.Reply(asked.id, asked.key, '["a", "b"]', 3)
     )
@@ -404,7 +404,7 @@ def test_a_row_without_words_needs_no_scorer(model, tmp_path):
 def test_a_selections_own_costs_are_told_apart_by_a_later_comparison(model, tmp_path, asked):
     from tiny_runs import SETTINGS, write_jsonl
 
-    from adg_plugin.compare import compare
+    from adg_plugin.tools.compare.compare import compare
 
     rows = pool_rows(12, labels=["a"])
     rows[3]["quality"], rows[4]["quality"] = 2, 5

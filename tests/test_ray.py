@@ -56,7 +56,7 @@ def test_workers_choose_what_this_process_chooses(cluster, inline, tmp_path):
 
 
 def test_a_worker_with_other_weights_is_refused(cluster, inline, tmp_path, monkeypatch):
-    from adg_plugin import ray_pool
+    from adg_plugin.engines import ray as ray_pool
 
     model, _ = inline
     monkeypatch.setattr(ray_pool.RayEngine, "__init__", _with_another_identity(ray_pool.RayEngine.__init__))
@@ -82,7 +82,7 @@ def test_no_cluster_is_named(inline, tmp_path, monkeypatch):
 
 def test_a_node_that_goes_in_the_middle_costs_its_block_only(cluster, inline, tmp_path, monkeypatch):
     """Last in this file: the cluster has one worker less afterwards."""
-    from adg_plugin.ray_pool import RayEngine
+    from adg_plugin.engines.ray import RayEngine
 
     ray_cluster, nodes = cluster
     model, expected = inline

@@ -12,16 +12,16 @@ from browser import browser, opened
 from tiny_runs import SETTINGS, pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import select
-from adg_plugin.compare import compare
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import StoreError
-from adg_plugin.evaluation.kept import write_results
-from adg_plugin.evaluation.protocol import averages
-from adg_plugin.evaluation.results import Evaluation, TaskResult
 from adg_plugin.report.beside import overlaps
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures, write_page
 from adg_plugin.store import RunFolder
+from adg_plugin.tools.compare.compare import compare
+from adg_plugin.tools.evaluation.kept import write_results
+from adg_plugin.tools.evaluation.protocol import averages
+from adg_plugin.tools.evaluation.results import Evaluation, TaskResult
 
 pytestmark = pytest.mark.tiny
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg_plugin.config import DatasetSpec
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.rows import Reason, Rejection, Row, canonical_json, parse_row, unique_rows
+from adg_plugin.data.sources import Record, iter_memory, iter_records
 from adg_plugin.errors import DataError
-from adg_plugin.rows import Reason, Rejection, Row, canonical_json, parse_row, unique_rows
-from adg_plugin.sources import Record, iter_memory, iter_records
 
 SHARED_POOL = Path(__file__).parents[2] / "shared" / "data" / "pool.jsonl"
 

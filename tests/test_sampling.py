@@ -19,11 +19,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import sampling
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.forward import sampler as sampling
+from adg_plugin.engines.forward.sampler import TokenSampler, exponentials, stream_keys
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.hf import OnePassEngine
-from adg_plugin.engines.sampling import TokenSampler, exponentials, stream_keys
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 NEVER = (10**6,)  # an end-of-answer token that no model draws
 ENOUGH = 1e-4  # p-value of a right sampler below which these tests fail, once in 10,000 choices of seed

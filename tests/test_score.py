@@ -12,8 +12,8 @@ from tiny_models import CHAT_TEMPLATE, save_tiny_model, tiny_model, tiny_tokeniz
 from tiny_runs import BAD, read_jsonl, save, spoil, write_jsonl
 
 from adg_plugin import ADGConfig
-from adg_plugin.answers import score_answers
 from adg_plugin.errors import DataError, ModelError, StoreError
+from adg_plugin.tools.score_answers import score_answers
 
 pytestmark = pytest.mark.tiny
 
@@ -184,7 +184,9 @@ def test_a_file_that_is_none_is_refused(config, tmp_path, content, said):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("adg_plugin.engines.loading.load_backbone", lambda config: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "adg_plugin.engines.models.loading.load_backbone", lambda config: pytest.fail("the model was loaded")
+    )
     answers = write_jsonl(tmp_path / "answers.jsonl", [row(1)])
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*file.*: a part of the path is a file; give another --out"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg_plugin.selection import IN_QUOTA, NOT_CHOSEN, TOP_UP, allocate, choose, resolve_budget
+from adg_plugin.scoring.quota import IN_QUOTA, NOT_CHOSEN, TOP_UP, allocate, choose, resolve_budget
 
 SUBSETS = ["top", "middle", "bottom"]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adg_plugin.selectors import label_graph as module
-from adg_plugin.selectors.label_graph import label_graph
-from adg_plugin.selectors.mig import mig_order
+from adg_plugin.selectors.mig import graph as module
+from adg_plugin.selectors.mig.graph import label_graph
+from adg_plugin.selectors.mig.greedy import mig_order
 
 NO_VECTORS = (
     "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"

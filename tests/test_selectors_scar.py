@@ -64,7 +64,7 @@ def backbone(tmp_path_factory):
 
 def results(folder, pairs=PAIRS):
     """What the ranker makes of each pair, by its number."""
-    from adg_plugin.engines.style_ranker import StyleRanker, StyleRow
+    from adg_plugin.engines.judges.style_ranker import StyleRanker, StyleRow
 
     rows = [StyleRow(str(n), bytes([n]) * 16, *pair) for n, pair in enumerate(pairs)]
     found = {result.id: result for result in StyleRanker(str(folder), "cpu").run(rows)}
@@ -104,7 +104,7 @@ def published_scores(folder, pairs, max_length=512):
 @pytest.mark.tiny
 @pytest.mark.parametrize("batch_rows", [1, 2, 4, 32])
 def test_scores_are_those_of_the_published_package(ranker, batch_rows, monkeypatch, capsys):
-    from adg_plugin.engines import style_ranker
+    from adg_plugin.engines.judges import style_ranker
 
     expected = published_scores(ranker, PAIRS)
     capsys.readouterr()
@@ -117,7 +117,7 @@ def test_scores_are_those_of_the_published_package(ranker, batch_rows, monkeypat
 
 @pytest.mark.tiny
 def test_long_texts_are_cut(ranker, monkeypatch):
-    from adg_plugin.engines import style_ranker
+    from adg_plugin.engines.judges import style_ranker
 
     assert style_ranker.MAX_TOKENS == 512  # as the published package has it
     whole = scored(ranker)
@@ -139,7 +139,7 @@ def test_rows_with_an_empty_side_are_rejected_and_the_others_scored(ranker):
 def test_a_row_without_memory_alone_is_told_and_the_others_are_scored(ranker, monkeypatch):
     import torch
 
-    from adg_plugin.engines import style_ranker
+    from adg_plugin.engines.judges import style_ranker
 
     expected, sizes, scores_of = scored(ranker), [], style_ranker._scores
 
@@ -267,7 +267,7 @@ def test_the_choice_is_by_the_published_scores_and_what_has_none_is_told(ranker,
 def test_scores_are_kept_and_a_run_that_was_cut_off_goes_on(ranker, pool, backbone, tmp_path, monkeypatch):
     from tiny_runs import choose
 
-    from adg_plugin.engines import style_ranker
+    from adg_plugin.engines.judges import style_ranker
     from adg_plugin.store.measures import Measures
 
     def chosen(**settings):
@@ -326,8 +326,8 @@ def test_another_ranker_never_takes_the_scores_of_the_first_and_a_broken_one_is_
 
 @pytest.mark.tiny
 def test_a_comparison_scores_once_and_counts_the_cost(ranker, pool, backbone, tmp_path, monkeypatch):
-    from adg_plugin.compare import compare
-    from adg_plugin.engines import style_ranker
+    from adg_plugin.engines.judges import style_ranker
+    from adg_plugin.tools.compare.compare import compare
 
     settings = {"model": str(backbone), "datasets": [str(pool)], "budget": 3, "scar_model": str(ranker)}
     found = compare(settings, ["scar", "random"], tmp_path / "run", show_progress=False)

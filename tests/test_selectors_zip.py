@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adg_plugin.selectors import zip_ratio, zip_steps
-from adg_plugin.selectors.zip_ratio import Stages, _Joined, order_by, zip_order
+from adg_plugin.selectors.zip import checkpoint as zip_steps
+from adg_plugin.selectors.zip import greedy as zip_ratio
+from adg_plugin.selectors.zip.greedy import Stages, _Joined, order_by, zip_order
 
 TEXT = "the a sum of river proof apple integer blue seven compress list Paris energy cell write code why short"
 WORDS = TEXT.split()

@@ -17,14 +17,14 @@ from tiny_models import EOS, tiny_prompts, tiny_tokenizer
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import vllm_server
-from adg_plugin.engines.base import RowResult
-from adg_plugin.engines.server_check import Probe
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import SamplingProgress
 from adg_plugin.engines.split import SplitEngine
+from adg_plugin.engines.vllm import server as vllm_server
+from adg_plugin.engines.vllm.verify import Probe
 from adg_plugin.errors import ConfigError, ServerError
-from adg_plugin.progress import SamplingProgress
-from adg_plugin.sampling import sample
+from adg_plugin.pipeline.sample import sample
+from adg_plugin.store.records import RowResult
 
 KEY = "sk-of-the-test"
 PROBE = Probe("", np.zeros(1, np.int32), np.zeros(0, np.float32))

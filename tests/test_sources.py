@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adg_plugin import json_stream
-from adg_plugin.config import ADGConfig, DatasetSpec
+from adg_plugin.config.schema import ADGConfig, DatasetSpec
+from adg_plugin.data import json_stream
+from adg_plugin.data.sources import Record, iter_memory, iter_records, pool_fingerprint
 from adg_plugin.errors import DataError
-from adg_plugin.sources import Record, iter_memory, iter_records, pool_fingerprint
 
 SHARED_POOL = Path(__file__).parents[2] / "shared" / "data" / "pool.jsonl"
 
@@ -407,7 +407,7 @@ def test_a_url_is_streamed_by_the_builder_of_its_format(tmp_path):
 
 def test_a_hub_that_is_out_of_reach_says_so():
     code = (
-        "from adg_plugin.config import DatasetSpec\nfrom adg_plugin.sources import iter_records\n"
+        "from adg_plugin.config.schema import DatasetSpec\nfrom adg_plugin.data.sources import iter_records\n"
         "try:\n    list(iter_records([DatasetSpec(path='no-such-org/no-such-set')]))\n"
         "except Exception as err:\n    print(type(err).__name__, err)"
     )
@@ -427,8 +427,9 @@ def test_a_hub_that_is_out_of_reach_says_so():
 def test_reading_a_pool_loads_no_torch(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl")
     code = (
-        "import sys\nfrom adg_plugin.config import DatasetSpec\nfrom adg_plugin.sources import iter_records\n"
-        "from adg_plugin.rows import unique_rows\n"
+        "import sys\nfrom adg_plugin.config.schema import DatasetSpec\n"
+        "from adg_plugin.data.sources import iter_records\n"
+        "from adg_plugin.data.rows import unique_rows\n"
         f"assert len(list(unique_rows(iter_records([DatasetSpec(path={str(path)!r})])))) == 3\n"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     )

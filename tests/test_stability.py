@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adg_plugin.bins import assign_bins
 from adg_plugin.cli import main
-from adg_plugin.cli_stability import print_stability
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Answer, Prompt, RowResult
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.geometry import combine, parts
-from adg_plugin.jackknife import calibrated, fit, jackknife, score_variances, simulate
-from adg_plugin.scoring import choose_rows
-from adg_plugin.selection import choose
-from adg_plugin.stability import stability, stability_of
+from adg_plugin.scoring.bins import assign_bins
+from adg_plugin.scoring.geometry import combine, parts
+from adg_plugin.scoring.jackknife import calibrated, fit, jackknife, score_variances, simulate
+from adg_plugin.scoring.quota import choose
+from adg_plugin.scoring.score import choose_rows
+from adg_plugin.scoring.stability import stability, stability_of
 from adg_plugin.store import GramGroup, RunFolder, StagedRow
+from adg_plugin.store.records import Answer, Prompt, RowResult
+from adg_plugin.tools.stability.cli import print_stability
 
 ROWS, WIDTH, BUDGET = 500, 24, 100
 IDS = np.array([f"r{n:04d}" for n in range(ROWS)], dtype=object)
@@ -93,7 +93,7 @@ def test_of_many_answers_one_of_ten_groups_is_left_out():
 def test_blocks_change_nothing(monkeypatch):
     grams = drawn(3, 4, 0.5, rows=50)
     whole = jackknife(grams)
-    monkeypatch.setattr("adg_plugin.jackknife._BLOCK_ROWS", 7)
+    monkeypatch.setattr("adg_plugin.scoring.jackknife._BLOCK_ROWS", 7)
     np.testing.assert_array_equal(jackknife(grams).var_anisotropy, whole.var_anisotropy)
 
 
@@ -334,7 +334,7 @@ def printed(about, width=200):
 
 
 def test_what_would_tell_nothing_is_refused_before_anything_is_read(capsys):
-    from adg_plugin.redraw import FEWEST_ROWS
+    from adg_plugin.tools.stability.resample import FEWEST_ROWS
 
     with pytest.raises(SystemExit) as ended:
         main(["stability", "no-such-folder", "--resample", str(FEWEST_ROWS - 1)])
@@ -408,7 +408,7 @@ def test_fresh_answers_are_those_of_a_run_with_the_next_seed(run, tmp_path):
     from tiny_runs import choose as select
     from tiny_runs import pool_rows, scores
 
-    from adg_plugin.redraw import redraw
+    from adg_plugin.tools.stability.resample import redraw
 
     before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
     fresh = redraw(str(run.run_dir), 1000, stability(str(run.run_dir)), show_progress=False)
@@ -441,7 +441,7 @@ def test_the_command_with_fresh_answers(run, capsys):
 def test_fresh_answers_that_cannot_be_had(run, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    from adg_plugin.redraw import redraw
+    from adg_plugin.tools.stability.resample import redraw
 
     with pytest.raises(ConfigError, match="--resample is 5: use 10 or more, fewer tell nothing"):
         redraw(str(run.run_dir), 5, stability(str(run.run_dir)))

@@ -10,11 +10,11 @@ from tiny_models import EOS, tiny_model, tiny_tokenizer
 from tiny_runs import pool_rows, read_jsonl, save, write_jsonl
 
 from adg_plugin import ADGConfig, select
-from adg_plugin.engines.base import RowResult
-from adg_plugin.engines.hf import OnePassEngine
+from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.errors import ConfigError, MissingExtraError, StoreError
-from adg_plugin.pipeline import run_stage
+from adg_plugin.pipeline.run import run_stage
 from adg_plugin.store import RunFolder
+from adg_plugin.store.records import RowResult
 
 pytestmark = [
     pytest.mark.tiny,
@@ -77,7 +77,7 @@ def test_select_embeds_what_is_drawn_and_chooses_as_in_one_pass(drawn, config, t
 
 
 def test_an_interrupted_embedding_goes_on(drawn, config, monkeypatch):
-    from adg_plugin.engines.encoding import SharedPromptEncoder
+    from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
 
     run = SharedPromptEncoder.run
 

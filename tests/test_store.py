@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_rows import assert_same, key_of, pending, result, run_child, staged
 
-from adg_plugin.engines.base import Answer, RowResult
 from adg_plugin.errors import StoreError
 from adg_plugin.store import Counts, Rejection, RunFolder, StagedRow
+from adg_plugin.store.records import Answer, RowResult
 
 IDS = [f"row-{n}" for n in range(10)]
 

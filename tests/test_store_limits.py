@@ -114,9 +114,9 @@ def test_a_path_through_a_file_is_an_error_that_names_it(tmp_path: Path):
 FILL = """
 import sys
 import numpy as np, pyarrow as pa
-from adg_plugin.engines.base import Prompt
 from adg_plugin.store import RunFolder, StagedRow
 from adg_plugin.store.parts import SCHEMA, write_part
+from adg_plugin.store.records import Prompt
 from store_rows import key_of
 path, rows, width = sys.argv[1], int(sys.argv[2]), 512
 ids = [f"row-{n * 7919 % rows:07d}" for n in range(rows)]  # 7919 is prime: every row once, in no order

@@ -19,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from adg_plugin import cli_sweep
-from adg_plugin.bins import assign_bins, default_bins
-from adg_plugin.cli_sweep import parse_vary, print_sweep
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Answer, Prompt, RowResult
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, ModelError, StoreError
-from adg_plugin.scoring import choose_rows
-from adg_plugin.selection import choose
+from adg_plugin.scoring.bins import assign_bins, default_bins
+from adg_plugin.scoring.quota import choose
+from adg_plugin.scoring.score import choose_rows
 from adg_plugin.store import RunFolder, StagedRow
-from adg_plugin.sweep import sweep
-from adg_plugin.sweep_choices import Made, common_by_chance, rank_correlation
+from adg_plugin.store.records import Answer, Prompt, RowResult
+from adg_plugin.tools.sweep import cli as cli_sweep
+from adg_plugin.tools.sweep.choices import Made, common_by_chance, rank_correlation
+from adg_plugin.tools.sweep.cli import parse_vary, print_sweep
+from adg_plugin.tools.sweep.sweep import sweep
 
 ROWS, K, BUDGET = 200, 6, 40
 CONFIG = ADGConfig(budget=BUDGET, bins=7, num_samples=K, seed=3)
@@ -510,8 +510,8 @@ def by_hand(reader, layers, pooling):
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("pooling", ["answer", "last_token", "skip_first", "surprisal"])
 def test_embedding_again_gives_the_vectors_of_the_definition(run, layers, pooling):
-    from adg_plugin.explain import finished
-    from adg_plugin.sweep_vectors import embed_again
+    from adg_plugin.store.finished import finished
+    from adg_plugin.tools.sweep.vectors import embed_again
 
     reader = RunFolder.read(run.run_dir)
     ids, grams, prompts = by_hand(reader, layers, pooling)
@@ -531,8 +531,8 @@ def test_embedding_again_gives_the_vectors_of_the_definition(run, layers, poolin
 @pytest.mark.tiny
 @pytest.mark.parametrize("changes", [{"layers": 1}, {"pooling": "last_token"}])
 def test_the_choice_under_other_vectors_is_that_of_a_selection_with_them(run, changes):
-    from adg_plugin.explain import finished
     from adg_plugin.store import GramGroup
+    from adg_plugin.store.finished import finished
 
     reader = RunFolder.read(run.run_dir)
     stored, config = reader.geometry(), finished(reader).updated(**changes)
@@ -605,7 +605,7 @@ def test_layers_that_the_model_has_not(run):
 
 @pytest.mark.tiny
 def test_rows_that_cannot_be_embedded_again_are_counted_and_left_out(run, monkeypatch):
-    from adg_plugin.engines import encoding
+    from adg_plugin.engines.encode import shared_prompt as encoding
 
     (lost, *_) = sorted(RunFolder.read(run.run_dir).scores()["id"].to_pylist())
     made = encoding._row_result

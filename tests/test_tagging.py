@@ -12,16 +12,15 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from tiny_runs import choose, pool_rows, save
 
-from adg_plugin import keys
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines import greedy
-from adg_plugin.engines.greedy import GreedyAnswers, Question
-from adg_plugin.engines.loading import Source
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.judges import greedy
+from adg_plugin.engines.judges.greedy import GreedyAnswers, Question
+from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, OutOfMemoryError
-from adg_plugin.pipeline import prepare
-from adg_plugin.pool import Pool
-from adg_plugin.store import RunFolder
-from adg_plugin.tagging import Tagger, Words, tag, tags_of
+from adg_plugin.pipeline.run import prepare
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.selectors.mig.tagger import Tagger, Words, tag, tags_of
+from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
 EOS = 2
@@ -36,7 +35,7 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _questions_in_bytes(monkeypatch):
     """The tiny models' tokens are bytes: the question alone takes about a thousand."""
-    monkeypatch.setattr("adg_plugin.tagging.MAX_PROMPT_TOKENS", 1400)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", 1400)
 
 
 @pytest.fixture
@@ -186,9 +185,9 @@ def test_another_model_another_template_and_another_limit_are_asked_anew(model, 
     template = other / "chat_template.jinja"
     template.write_text(template.read_text().replace("\n", " "))
     assert Tagging(tmp_path / "run", model, pool_rows(3), other).tag()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.tagging.MAX_NEW_TOKENS", 5)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_NEW_TOKENS", 5)
     assert tagging.tag()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.tagging.MAX_NEW_TOKENS", 64)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_NEW_TOKENS", 64)
     assert tagging.tag()["rows"] == 0
 
 
@@ -308,7 +307,7 @@ def test_a_tagger_whose_answers_say_nothing_is_an_error(model, tmp_path):
 def test_compare_asks_the_tagger_once_and_tells_its_cost(model, tmp_path, by_instruction, asked):
     from tiny_runs import SETTINGS, write_jsonl
 
-    from adg_plugin.compare import compare
+    from adg_plugin.tools.compare.compare import compare
 
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12, topics=["a"]))
     config = ADGConfig.parse(

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_runs import choose, pool_rows, save, write_jsonl
 
-from adg_plugin import training_rows
-from adg_plugin.training_rows import TRAINING_FILE
+from adg_plugin.pipeline import training_rows
+from adg_plugin.pipeline.training_rows import TRAINING_FILE
 
 pytestmark = pytest.mark.tiny
 

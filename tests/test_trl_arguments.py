@@ -8,15 +8,17 @@ from tiny_runs import choose, pool_rows, write_jsonl
 from trl_runs import pool, sft_config, tiny
 from typer.testing import CliRunner
 
-from adg_plugin import ADGSFTTrainer, recipes
-from adg_plugin.adapters import recipe_run, trl_contract
-from adg_plugin.adapters.trl_arguments import check, launcher_arguments, read_command, read_recipe
-from adg_plugin.adapters.trl_plan import selection_config
-from adg_plugin.adapters.trl_script import _of_run_folder, resume_value
-from adg_plugin.adapters.trl_summary import trained_tokens
+from adg_plugin import ADGSFTTrainer
+from adg_plugin.adapters import recipes
+from adg_plugin.adapters.trl import contract as trl_contract
+from adg_plugin.adapters.trl import run as recipe_run
+from adg_plugin.adapters.trl.arguments import check, launcher_arguments, read_command, read_recipe
+from adg_plugin.adapters.trl.plan import selection_config
+from adg_plugin.adapters.trl.script import _of_run_folder, resume_value
+from adg_plugin.adapters.trl.summary import trained_tokens
 from adg_plugin.cli import app
-from adg_plugin.config import ADGConfig
-from adg_plugin.config_file import load_yaml
+from adg_plugin.config.files import load_yaml
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 
 __all__ = ["tiny"]
@@ -194,12 +196,12 @@ def test_every_recipe_is_valid_and_says_how_it_is_launched_and_what_it_costs(nam
     if "adg" in load_yaml(path):
         (tmp_path / "pool.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("adg_plugin.adapters.trl_plan.iter_records", no_hub)
+        monkeypatch.setattr("adg_plugin.adapters.trl.plan.iter_records", no_hub)
         recipe_run.make_plan(path, NO_GPU)
 
 
 def no_hub(specs):
-    from adg_plugin.sources import Record
+    from adg_plugin.data.sources import Record
 
     yield Record({"instruction": "a", "output": "b"}, "pool:1", specs[0])
 
@@ -247,7 +249,7 @@ def test_an_output_folder_of_another_recipe_is_refused_naming_what_differs(tmp_p
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path, monkeypatch):
-    from adg_plugin.adapters import stages
+    from adg_plugin.adapters import processes as stages
 
     monkeypatch.setattr(stages, "_WAIT_S", 0.1)
     with stages.lifeline(tmp_path), pytest.raises(StoreError, match="in use by another"), stages.lifeline(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from trl_runs import ADG, finish
 
-from adg_plugin import recipes
+from adg_plugin.adapters import recipes
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

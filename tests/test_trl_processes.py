@@ -165,7 +165,7 @@ def test_adg_sft_resumes_with_the_rows_of_the_checkpoint(one_process, folder, ti
 
 def test_two_processes_share_the_sampling_and_choose_the_rows_of_one(one_process, folder, tiny):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port()]
-    done = sft(folder, tiny, "two", launcher=[*launcher, "-m", "adg_plugin.adapters.trl_script"])
+    done = sft(folder, tiny, "two", launcher=[*launcher, "-m", "adg_plugin.adapters.trl.script"])
     assert done.returncode == 0, done.stderr
     assert ids(folder / "two") == ids(one_process)
     manifest = json.loads((folder / "two" / "selection" / "manifest.json").read_text())
@@ -191,7 +191,7 @@ def port():
 def test_an_error_in_one_process_ends_both_with_its_text(folder, one_process, tiny):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port()]
     adg = {**SELECTION, "max_prompt_tokens": 3}
-    done = sft(folder, tiny, "none", launcher=[*launcher, "-m", "adg_plugin.adapters.trl_script"], adg=adg)
+    done = sft(folder, tiny, "none", launcher=[*launcher, "-m", "adg_plugin.adapters.trl.script"], adg=adg)
     assert done.returncode != 0
     assert "rank 0 failed while preparing the pool: DataError: none of the 160 rows can be sampled" in done.stderr
     assert not (folder / "none" / "adg_summary.json").exists()

@@ -25,8 +25,8 @@ from trl_runs import (
 )
 
 from adg_plugin import ADGSelectionCallback, ADGSFTTrainer, select_dataset
-from adg_plugin.adapters import trl_choice
-from adg_plugin.engines.borrowed import borrowed
+from adg_plugin.adapters.trl import choice as trl_choice
+from adg_plugin.engines.models.borrow import borrowed
 from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 
 __all__ = ["tiny"]
@@ -258,7 +258,7 @@ def test_another_budget_asks_nothing_again(tmp_path, monkeypatch):
     model = tiny_model()
     arguments = {"output_dir": tmp_path, "show_progress": False}
     few = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=2), **arguments)
-    monkeypatch.setattr("adg_plugin.engines.making.make_engine", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("adg_plugin.engines.factory.make_engine", lambda *_: pytest.fail("asked again"))
     many = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=9), **arguments)
     assert set(few["id"]) < set(many["id"])
     assert len(many) == 9
@@ -320,7 +320,7 @@ def test_four_bit_weights_train_a_lora(tmp_path):
 
 
 def test_a_mixture_of_layouts_becomes_prompts_and_completions():
-    from adg_plugin.adapters.trl_rows import as_trl
+    from adg_plugin.adapters.trl.rows import as_trl
 
     first, second = pool("messages")[0], pool("alpaca")[1]
     mixed = Dataset.from_list([{**dict.fromkeys(second), **first}, {**dict.fromkeys(first), **second}])

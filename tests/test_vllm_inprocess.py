@@ -14,10 +14,10 @@ import pytest
 from tiny_runs import read_jsonl, write_jsonl
 from vllm_runs import VLLM_OPTIONS, adg, finish, write_config
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Prompt, Sampled
-from adg_plugin.geometry import anisotropy, dispersion
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.scoring.geometry import anisotropy, dispersion
 from adg_plugin.store import RunFolder
+from adg_plugin.store.records import Prompt, Sampled
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -30,7 +30,7 @@ SEEDS = range(3)
 
 @pytest.fixture(scope="module")
 def source():
-    from adg_plugin.engines.loading import Source
+    from adg_plugin.engines.models.loading import Source
 
     return Source.configured(CONFIG)
 
@@ -47,7 +47,7 @@ def prompts(source):
 
 @pytest.fixture(scope="module")
 def sampler(source):
-    from adg_plugin.engines.vllm import VLLMSampler
+    from adg_plugin.engines.vllm.in_process import VLLMSampler
 
     sampler = VLLMSampler(CONFIG, source.tokenizer, source.eos_ids, dtype="bfloat16", positions=source.positions)
     yield sampler
@@ -67,7 +67,7 @@ def by_vllm(sampler, prompts):
 
 @pytest.fixture(scope="module")
 def by_hf(source, prompts):
-    from adg_plugin.engines.hf import OnePassEngine
+    from adg_plugin.engines.one_pass.engine import OnePassEngine
 
     backbone = source.load()
     found = []
@@ -147,9 +147,9 @@ def test_end_tokens_and_special_tokens_are_not_in_answers(by_vllm, source):
 
 def test_vectors_of_its_answers_are_those_of_a_plain_forward(by_vllm, prompts):
     """In float32, against one forward pass per answer; and D and I of these."""
-    from adg_plugin.engines.embed import embed_answers
-    from adg_plugin.engines.encoding import SharedPromptEncoder
-    from adg_plugin.engines.loading import load_backbone
+    from adg_plugin.engines.encode.embed import embed_answers
+    from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
+    from adg_plugin.engines.models.loading import load_backbone
 
     config = ADGConfig(model="demo", dtype="float32", keep_vectors=True)
     model = load_backbone(config).model
@@ -263,7 +263,7 @@ def test_another_model_in_the_same_folder_samples_again(selected, tmp_path):
 
 def test_four_bits_are_refused_without_the_plugin_of_vllm(source):
     """Never sampled in bfloat16 in silence."""
-    from adg_plugin.engines.vllm import VLLMSampler
+    from adg_plugin.engines.vllm.in_process import VLLMSampler
     from adg_plugin.errors import MissingExtraError
 
     config = CONFIG.updated(load_in_4bit=True)
@@ -272,7 +272,7 @@ def test_four_bits_are_refused_without_the_plugin_of_vllm(source):
 
 
 def test_only_the_form_of_four_bits_that_vllm_has_is_taken(monkeypatch):
-    from adg_plugin.engines import vllm
+    from adg_plugin.engines.vllm import in_process as vllm
     from adg_plugin.errors import ConfigError
 
     monkeypatch.setattr(vllm, "version", lambda name: "0.0.3")

@@ -12,7 +12,7 @@ from tiny_runs import read_jsonl
 from vllm_runs import API_KEY, Proxy, VLLMServer, adg, chaos, finish, without_token_ids, write_config
 
 from adg_plugin import select
-from adg_plugin.config import load_config
+from adg_plugin.config.schema import load_config
 from adg_plugin.errors import ADGError
 from adg_plugin.store import RunFolder
 
@@ -185,10 +185,10 @@ def test_a_server_that_is_not_there_is_named(tmp_path):
 
 def test_the_gap_of_rounding_is_far_from_the_tolerance(server, demo_model, monkeypatch):
     """The check is by log-probabilities: those of the same model differ by half of what is allowed at most."""
-    from adg_plugin.config import ADGConfig
-    from adg_plugin.engines import server_check
-    from adg_plugin.engines.loading import load_backbone
-    from adg_plugin.engines.server_client import Server, make_client
+    from adg_plugin.config.schema import ADGConfig
+    from adg_plugin.engines.models.loading import load_backbone
+    from adg_plugin.engines.vllm import verify as server_check
+    from adg_plugin.engines.vllm.client import Server, make_client
 
     monkeypatch.setattr(server_check, "_TOLERANCE", 0.7 * server_check._TOLERANCE)
     for dtype in ("bfloat16", "float32"):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from adg_plugin.engines.base import Prompt
+from adg_plugin.store.records import Prompt
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>")
 VOCABULARY = len(SPECIALS) + 256  # ids 0 to 3 are special, the others bytes

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from tiny_models import save_tiny_model, tiny_tokenizer
 from trl import SFTConfig
 
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
 
 WORDS = ("cats", "dogs", "trees", "houses", "rivers", "birds", "cars", "books", "songs", "maps", "stones", "clouds")
 SELECTION = ADGConfig(budget=6, num_samples=3, max_new_tokens=6, bins=1)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from adg_plugin.errors import ADGError
-from adg_plugin.sharing import Alone, Team
+from adg_plugin.pipeline.ranks import Alone, Team
 
 logger = logging.getLogger(__name__)
 

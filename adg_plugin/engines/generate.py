@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.base import Answer, Prompt, RowResult
-from adg_plugin.engines.encoding import encoded_one_by_one
-from adg_plugin.engines.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection
-from adg_plugin.engines.sampling import stream_keys
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.encode.shared_prompt import encoded_one_by_one
+from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.forward.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection
+from adg_plugin.engines.forward.sampler import stream_keys
+from adg_plugin.store.records import Answer, Prompt, RowResult
 
 
 class GenerateEngine:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from adg_plugin.engines.base import Encoder, Prompt, RowResult, Sampled, Sampler
+from adg_plugin.engines.base import Encoder, Sampler
+from adg_plugin.store.records import Prompt, RowResult, Sampled
 
 _ROWS = 64  # embedded together: enough to sort by length, few enough to lose in a crash
 

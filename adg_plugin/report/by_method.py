@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.method_columns import PART_MEANINGS, part_names
 from adg_plugin.report import figures
 from adg_plugin.report.drawn import compositions, lengths
 from adg_plugin.report.facets import Facets
 from adg_plugin.report.figures import Figure, Floats
+from adg_plugin.selectors.columns import PART_MEANINGS, part_names
 
 _STEPS = 2_000  # points of a line
 _LENGTHS = ("reference_tokens",)  # of which the words of the reference tell the same

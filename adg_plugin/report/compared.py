@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from adg_plugin.compare_facts import COMPARE, read_comparison, said_chance
-from adg_plugin.compare_methods import CHOICE_SETTINGS
 from adg_plugin.errors import StoreError
 from adg_plugin.report.figures import CHOSEN, Figure, chart
+from adg_plugin.report.side_files import COMPARE, read_comparison, said_chance
+from adg_plugin.selectors.own_settings import CHOICE_SETTINGS
 from adg_plugin.store import RunReader
 
 _PALE, _DEEP, _INK = "#eaf0fd", "#17408f", "#1d232d"  # the cells are the same on white and on black

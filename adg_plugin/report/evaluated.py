@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.errors import StoreError
-from adg_plugin.evaluation.places import FOLDER
+from adg_plugin.report.side_files import FOLDER
 from adg_plugin.store.files import read_json
 from adg_plugin.store.reader import SELECTED
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.data.languages import known_languages, language_of
 from adg_plugin.errors import MissingExtraError
-from adg_plugin.languages import known_languages, language_of
 from adg_plugin.store import RunReader
 from adg_plugin.store.reader import PROMPTS
 from adg_plugin.store.staging import groups

@@ -12,13 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.compare_costs import seconds_of
-from adg_plugin.compare_facts import COMPARE
-from adg_plugin.config import ADGConfig
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.filters.near_duplicates import NearDuplicates, text_shingles
+from adg_plugin.data.rows import Reason
 from adg_plugin.errors import MissingExtraError
-from adg_plugin.explain import check_answers, finished
-from adg_plugin.filters.near_duplicates import NearDuplicates, text_shingles
-from adg_plugin.jackknife import calibrated
 from adg_plugin.report import rows
 from adg_plugin.report.beside import read_beside
 from adg_plugin.report.by_method import method_figures
@@ -26,10 +23,13 @@ from adg_plugin.report.compared import read_compared
 from adg_plugin.report.drawn import all_figures
 from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure
-from adg_plugin.rows import Reason
-from adg_plugin.scoring import eligible
-from adg_plugin.stability import Stability, stability_of
+from adg_plugin.report.side_files import COMPARE
+from adg_plugin.scoring.jackknife import calibrated
+from adg_plugin.scoring.score import eligible
+from adg_plugin.scoring.stability import Stability, stability_of
 from adg_plugin.store import Geometry, Rejection, RunFolder, RunReader
+from adg_plugin.store.finished import check_answers, finished
+from adg_plugin.store.took import seconds_of
 
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.method_columns import Number, numbers, part_names
 from adg_plugin.report.facets import Facets
+from adg_plugin.selectors.columns import Number, numbers, part_names
 from adg_plugin.store import RunReader
 
 MOST_ROWS = 50_000

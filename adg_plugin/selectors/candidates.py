@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.decision import Decision, Floats, percentiles
-from adg_plugin.layouts import Reason
-from adg_plugin.rows import answer_turn
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.rows import answer_turn
+from adg_plugin.scoring.percentiles import percentiles
+from adg_plugin.selectors.decision import Decision, Floats
 from adg_plugin.store import Rejection, RunReader
 
 Ints = npt.NDArray[np.integer]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.decision import Decision
-from adg_plugin.selection import resolve_budget
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.scoring.quota import resolve_budget
 from adg_plugin.selectors.candidates import Candidates, Pick, decided, read_candidates
-from adg_plugin.selectors.labelled import labelled
+from adg_plugin.selectors.decision import Decision
 from adg_plugin.selectors.measured import by_likelihood, by_style
+from adg_plugin.selectors.mig.select import labelled
 from adg_plugin.selectors.simple import pick_longest, pick_random, pick_zip
 from adg_plugin.store import Rejection, RunReader
 from adg_plugin.store.reader import MEASURES
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.loading import Source
+    from adg_plugin.engines.models.loading import Source
 
 # What each method reads of a row; the others read nothing of it, or read it themselves.
 _TEXTS: Mapping[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ def choose(
     """Return the choice of the selector that the settings name.
 
     Args:
-        run: the run folder, with a staged pool and what `adg_plugin.choosing.fill_measures` finds of it.
+        run: the run folder, with a staged pool and what `adg_plugin.selectors.dispatch.fill_measures` finds of it.
         config: `method` is any but `adg`.
         source: of the backbone.
         pool_rows: rows of the pool after exact duplicates, for a budget that is a fraction.

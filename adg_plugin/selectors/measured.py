@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config import ADGConfig
-from adg_plugin.engines.likelihood import ANSWER_TOO_SHORT
-from adg_plugin.engines.results import NON_FINITE, OUT_OF_MEMORY
-from adg_plugin.layouts import Reason
-from adg_plugin.likelihoods import ADVICE, LikelihoodMethod, LikelihoodTable, likelihoods_of
-from adg_plugin.measuring import NOT_MEASURED, Advice
-from adg_plugin.selectors import ifd, scar, superfiltering
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.layouts import Reason
+from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
+from adg_plugin.engines.judges.likelihood import ANSWER_TOO_SHORT
+from adg_plugin.selectors import scar
 from adg_plugin.selectors.candidates import NO_ANSWER, Candidates, Pick, Picked, highest, without
+from adg_plugin.selectors.likelihood import ifd, superfiltering
+from adg_plugin.selectors.likelihood.measure import ADVICE, LikelihoodMethod, LikelihoodTable, likelihoods_of
+from adg_plugin.selectors.measure import NOT_MEASURED, Advice
 from adg_plugin.store import Rejection, RunReader
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.loading import Source
+    from adg_plugin.engines.models.loading import Source
 
 Rows = npt.NDArray[np.int64]
 Told = tuple[str, str]  # reason and detail

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin import keys
-from adg_plugin.config import ADGConfig
-from adg_plugin.measuring import NOT_MEASURED, Advice, add_measures
-from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.selectors.measure import NOT_MEASURED, Advice, add_measures
+from adg_plugin.store import RunFolder, RunReader, keys
 from adg_plugin.store.measures import STYLES, Measures, read_measures
 from adg_plugin.store.staging import row_digest
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.style_ranker import StyleRanker, StyleRow
+    from adg_plugin.engines.judges.style_ranker import StyleRanker, StyleRow
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +53,12 @@ def fill_styles(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict
         show: report progress on stderr.
 
     Returns:
-        As `adg_plugin.measuring.add_measures`.
+        As `adg_plugin.selectors.measure.add_measures`.
 
     Raises:
         MissingExtraError: `scar-tool` is not installed.
         ModelError: the ranker or its encoder cannot be loaded, is not whole, or brings code of its own.
-        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.measuring.add_measures`.
+        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.add_measures`.
     """
     ranker = _ranker(config)
     with Measures.open(run, _NAME, STYLES) as measures:
@@ -95,14 +94,14 @@ def read_styles(run: RunReader, config: ADGConfig) -> StyleTable:
 
 
 def _ranker(config: ADGConfig) -> StyleRanker:
-    from adg_plugin.engines.style_ranker import StyleRanker
+    from adg_plugin.engines.judges.style_ranker import StyleRanker
 
     return StyleRanker(config.scar_model, config.device)
 
 
 def _rows(run: RunReader, ranker: StyleRanker) -> Iterator[StyleRow]:
     """Yield the staged prompts that have an answer, in the pool's order."""
-    from adg_plugin.engines.style_ranker import MAX_TOKENS, StyleRow
+    from adg_plugin.engines.judges.style_ranker import MAX_TOKENS, StyleRow
 
     recipe = keys.digest({"ranker": ranker.identity, "max_tokens": MAX_TOKENS, "version": _VERSION})
     for table in run.staged_columns(["id", "instruction", "reference"]):

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from adg_plugin.progress import SamplingProgress
+from adg_plugin.console import SamplingProgress
 from adg_plugin.selectors.candidates import Candidates, Picked, highest, of_chosen
-from adg_plugin.selectors.zip_ratio import Steps, zip_order
-from adg_plugin.selectors.zip_steps import kept_steps
+from adg_plugin.selectors.zip.checkpoint import kept_steps
+from adg_plugin.selectors.zip.greedy import Steps, zip_order
 
 _TEXTS_AT_ONCE = 1000
 

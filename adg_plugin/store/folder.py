@@ -13,7 +13,6 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import RowResult
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry
@@ -36,6 +35,7 @@ from adg_plugin.store.reader import (
     RunReader,
     check_is_run_folder,
 )
+from adg_plugin.store.records import RowResult
 from adg_plugin.store.selected import write_chosen
 from adg_plugin.store.staging import Rejection, StagedRow
 

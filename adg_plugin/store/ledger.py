@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from adg_plugin.engines.base import RowResult
 from adg_plugin.store.files import writing
 from adg_plugin.store.parts import Inventory, digests, merge_small, row_groups, take_stock, to_table, write_part
+from adg_plugin.store.records import RowResult
 from adg_plugin.store.staging import row_digest
 
 

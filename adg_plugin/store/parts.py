@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import RowResult
 from adg_plugin.errors import StoreError
 from adg_plugin.store.files import (
     digest_bytes,
@@ -26,6 +25,7 @@ from adg_plugin.store.files import (
     with_columns,
     writing,
 )
+from adg_plugin.store.records import RowResult
 from adg_plugin.store.staging import ANSWERS, answer_records, answers_of, row_digest
 
 DAMAGED = "damaged"

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import Prompt, RowResult, Sampled
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry, assemble
 from adg_plugin.store.files import digest_file, read_json, reading
 from adg_plugin.store.parts import Inventory, PartIndex, digests, results_of, take_stock
+from adg_plugin.store.records import Prompt, RowResult, Sampled
 from adg_plugin.store.staging import Rejection, StagedRow, row_digest
 
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"

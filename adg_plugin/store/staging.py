@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adg_plugin.engines.base import Answer, Prompt
 from adg_plugin.errors import StoreError
 from adg_plugin.store.files import digest_file, read_json, reading, replacing, with_columns, write_json
+from adg_plugin.store.records import Answer, Prompt
 
 ROWS_PER_GROUP = 2048
 _RESTAGE = "delete it and run the same command again"

@@ -1,0 +1,41 @@
+"""ADGPlugin: an `adg:` block in an Axolotl YAML selects the training rows. Axolotl imports it by name."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+
+from adg_plugin.adapters.axolotl.args import adopt_pool, check_supported
+
+
+class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is not installed
+    """Keeps of the training rows those that ADG selects."""
+
+    def register(self, cfg: MutableMapping[str, Any]) -> None:
+        """Move the pool from `adg.datasets` to where Axolotl looks for it, and refuse what cannot be selected from.
+
+        Raises:
+            ConfigError: with every setting that is in the way.
+        """
+        check_supported(cfg)
+        adopt_pool(cfg)
+
+    def get_input_args(self) -> str:
+        """Return the name of the schema of the `adg:` block."""
+        return "adg_plugin.adapters.axolotl.args.ADGArgs"
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
+        """Return Axolotl's data sets with the selected training rows only, and their number of steps.
+
+        Args:
+            cfg: the validated configuration.
+            preprocess: whether `axolotl preprocess` asks, which needs no steps.
+
+        Raises:
+            ADGError: the selection cannot be made; Axolotl stops.
+        """
+        from adg_plugin.adapters.axolotl.select import load_selected
+
+        return load_selected(cfg, preprocess=preprocess)

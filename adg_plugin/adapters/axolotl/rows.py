@@ -1,0 +1,310 @@
+"""Axolotl's tokenised rows -> staged prompts: where the answer begins, the instruction's own tokens, the raw row."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, repeat
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.filters import RowFilters
+from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.data.rows import Rejection, Row, parse_row, row_json
+from adg_plugin.data.sources import Record
+from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.store import Rejection as StoredRejection
+from adg_plugin.store import StagedRow, keys
+from adg_plugin.store.records import Prompt
+
+Tokens = npt.NDArray[np.int32]
+Staged = StagedRow | StoredRejection
+Shown = Rendered | Rejection | None  # None where this package has no template for the row
+
+_MASKED = -100
+_END_WITHIN = 3  # Axolotl unmasks an end token that stands up to so many tokens behind its turn
+_BATCH_ROWS = 256
+_NO_ANSWER = "no_trained_answer"
+_UNKNOWN_TOKEN = "unknown_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the prompts of a pool depend on, beside its rows.
+
+    Attributes:
+        limit: the longest prompt that is sampled.
+        recipe: digest of what else produces the answers.
+        own_answers: tokens of the rows' own answers, where agreement with them is asked for.
+        tokenizer: the one that training uses.
+        end_tokens: ids that end a turn.
+        sequence_len: rows are known by so many tokens, as Axolotl may cut the rest.
+        vocabulary: number of tokens that the backbone knows.
+        template_kwargs: `chat_template_kwargs` of the configuration.
+        other_tokens: renders for a backbone that reads other tokens than those of training; else None.
+    """
+
+    limit: PromptLimit
+    recipe: bytes
+    own_answers: OwnAnswers
+    tokenizer: Any
+    end_tokens: frozenset[int]
+    sequence_len: int
+    vocabulary: int
+    template_kwargs: Mapping[str, Any]
+    other_tokens: PromptRenderer | None = None
+
+
+def row_digests(dataset: Any, sequence_len: int) -> list[bytes]:
+    """Return what tells each row from all others: 16 bytes of its first `sequence_len` tokens."""
+    return [_digest(tokens, sequence_len) for tokens, _ in _columns(dataset)]
+
+
+def answer_start(labels: Tokens, end_tokens: frozenset[int]) -> int | None:
+    """Return where the last answer begins: the start of the last run of trained tokens.
+
+    A run of nothing but end tokens close behind another one belongs to it: templates may set white space between.
+
+    Args:
+        labels: (L,) tokens, -100 where training does not look.
+        end_tokens: ids that end a turn.
+
+    Returns:
+        A position in the row, or None where nothing is trained.
+    """
+    trained = np.flatnonzero(labels != _MASKED)
+    if not len(trained):
+        return None
+    runs = np.split(trained, np.flatnonzero(np.diff(trained) > 1) + 1)
+    while len(runs) > 1:
+        gap = runs[-1][0] - runs[-2][-1] - 1
+        if gap > _END_WITHIN or not end_tokens.issuperset(labels[runs[-1]].tolist()):
+            break
+        runs.pop()
+    return int(runs[-1][0])
+
+
+def frame(prompts: Iterable[Tokens]) -> tuple[int, int]:
+    """Return how many tokens all prompts share at their beginnings and at their ends: the template's own."""
+    head: Tokens | None = None
+    tail = np.empty(0, np.int32)
+    for prompt in prompts:
+        if head is None:
+            head, tail = prompt, prompt
+            continue
+        head = head[: _agreeing(head, prompt)]
+        tail = tail[len(tail) - _agreeing(tail[::-1], prompt[::-1]) :]
+    return (0 if head is None else len(head)), len(tail)
+
+
+def stage(
+    sources: Iterable[Any],
+    wanted: Container[bytes],
+    training: Training,
+    ids: dict[bytes, str],
+    filters: RowFilters | None = None,
+) -> Iterator[Staged]:
+    """Yield each wanted row once, as a prompt or with the reason why it is none, in the order of the sources.
+
+    Args:
+        sources: `axolotl_internals.Source`, each with its rows tokenised.
+        wanted: digests of the rows to stage.
+        training: what else the prompts depend on.
+        ids: gets the id of each row by its digest. A row whose own id is taken by another one is known by a hash.
+        filters: new ones, or None where none is on; with any that is on, a row of unknown text is a ConfigError.
+    """
+    taken: set[str] = set()
+    for source in sources:
+        reader = _Reader(source, training, filters)
+        rows = (row for row in reader.rows() if row.digest in wanted)
+        while batch := list(islice(rows, _BATCH_ROWS)):
+            new = {row.digest: row for row in batch if row.digest not in ids}
+            for row in new.values():
+                own = row.id if row.id not in taken else f"t{row.digest.hex()}"
+                taken.add(own)
+                ids[row.digest] = own
+            yield from reader.staged([(row, ids[row.digest]) for row in new.values()])
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenRow:
+    digest: bytes
+    prompt: Tokens | None  # None where no token is trained on
+    answer: Tokens  # the trained tokens behind it
+    row: Row | Rejection | None  # the raw row, None where it is of a layout of its own
+    where: str
+
+    @property
+    def id(self) -> str:
+        return f"t{self.digest.hex()}" if self.row is None else self.row.id
+
+
+class _Reader:
+    """Reads one source."""
+
+    def __init__(self, source: Any, training: Training, filters: RowFilters | None) -> None:
+        self._source = source
+        self._training = training
+        is_on = filters is not None and (filters.settings or training.own_answers.tokens)
+        self._filters = filters if is_on else None
+        self._spec = _spec(source)
+
+    def rows(self) -> Iterator[_TokenRow]:
+        """Yield the rows in order."""
+        source, training = self._source, self._training
+        # A strategy that drops rows leaves no way to tell which raw row a tokenised one was.
+        raw = source.raw if len(source.raw) == len(source.tokenised) else repeat(None)
+        for number, (data, (tokens, labels)) in enumerate(zip(raw, _columns(source.tokenised), strict=False), 1):
+            where = f"{source.path}:{number}"
+            start = answer_start(labels[: training.sequence_len], training.end_tokens)
+            prompt = None if start is None else tokens[:start]
+            answer = tokens[start:][labels[start:] != _MASKED]
+            row = None if data is None else _row(data, where, self._spec, training.template_kwargs)
+            yield _TokenRow(_digest(tokens, training.sequence_len), prompt, answer, row, where)
+
+    def staged(self, rows: Sequence[tuple[_TokenRow, str]]) -> Iterator[Staged]:
+        """Yield the rows, given with their ids, as prompts or with the reason why they are none."""
+        parsed = [row.row for row, _ in rows if isinstance(row.row, Row)]
+        prompt_of = self._as_trained if self._training.other_tokens is None else self._in_other_tokens
+        shown = self._renderer.render_many(parsed) if self._renderer else iter(repeat(None))
+        for row, id in rows:
+            rendered = next(shown) if isinstance(row.row, Row) else None
+            if isinstance(row.row, Rejection):
+                yield StoredRejection(id, row.row.reason.value, row.row.detail, row.where)
+            else:
+                yield self._filtered(row, id, prompt_of(row, id, rendered))
+
+    def _filtered(self, row: _TokenRow, id: str, staged: Staged) -> Staged:
+        if self._filters is None or isinstance(staged, StoredRejection):
+            return staged
+        if not isinstance(row.row, Row):  # its tokens hold the template, too, and earlier turns
+            raise ConfigError([self._filters.refusal(row.where)])
+        found = self._filters.rejection(replace(row.row, id=id))
+        return staged if found is None else StoredRejection(id, found.reason.value, found.detail, row.where)
+
+    def _in_other_tokens(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
+        if rendered is None:
+            detail = "the backbone reads other tokens than training writes, and the row is of no known layout"
+            return StoredRejection(id, Reason.TEMPLATE.value, detail, row.where)
+        if isinstance(rendered, Rejection):
+            return StoredRejection(id, rendered.reason.value, rendered.detail, row.where)
+        return self._prompt(row, id, rendered.token_ids, rendered.span, rendered.text)
+
+    def _as_trained(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
+        prompt, limit = row.prompt, self._training.limit
+        if prompt is None or not len(prompt):
+            detail = "nothing of the row is trained on" if prompt is None else "all of the row is trained on"
+            return StoredRejection(id, _NO_ANSWER, detail, row.where)
+        if len(prompt) > limit.tokens:
+            return StoredRejection(id, Reason.TOO_LONG.value, limit.refusal(len(prompt)), row.where)
+        if prompt.max() >= self._training.vocabulary:
+            detail = f"token {prompt.max()} is not in the backbone's vocabulary of {self._training.vocabulary}"
+            return StoredRejection(id, _UNKNOWN_TOKEN, detail, row.where)
+        if isinstance(rendered, Rendered) and _agreeing(rendered.token_ids, prompt) >= rendered.span[1]:
+            span = rendered.span
+        else:
+            head, tail = self._frame
+            span = max(head, 1), len(prompt) - tail
+        if span[0] >= span[1]:
+            detail = "no token of the instruction's own after the first position"
+            return StoredRejection(id, Reason.NO_SPAN.value, detail, row.where)
+        return self._prompt(row, id, prompt, span, self._training.tokenizer.decode(prompt))
+
+    def _prompt(self, row: _TokenRow, id: str, tokens: Tokens, span: tuple[int, int], text: str) -> StagedRow:
+        raw = row.row
+        instruction = self._training.tokenizer.decode(tokens[span[0] : span[1]])
+        if isinstance(raw, Row):
+            instruction = f"{raw.instruction}\n\n{raw.input}" if raw.input else raw.instruction
+            reference, data = raw.reference, raw.data
+        else:
+            reference, data = self._training.tokenizer.decode(row.answer, skip_special_tokens=True), {"prompt": text}
+        own = self._training.own_answers.ids(reference)
+        key = keys.row_key(self._training.recipe, tokens, span, own)
+        prompt = Prompt(id, tokens, span, key, instruction, own)
+        return StagedRow(prompt, text, reference, row_json(data), row.where)
+
+    @cached_property
+    def _renderer(self) -> PromptRenderer | None:
+        """The renderer that should give what training does; where it does not, the frame of the prompts is used."""
+        if self._training.other_tokens is not None:
+            return self._training.other_tokens
+        if self._source.chat_template is not None:
+            tokenizer = copy.copy(self._training.tokenizer)
+            tokenizer.chat_template = self._source.chat_template
+            return PromptRenderer(tokenizer, "chat", None)
+        if self._source.formats is not None:
+            return PromptRenderer(self._training.tokenizer, self._source.formats, None)
+        if self._source.kind.startswith("alpaca"):
+            return PromptRenderer(self._training.tokenizer, "alpaca", None)
+        return None
+
+    @cached_property
+    def _frame(self) -> tuple[int, int]:
+        return frame(row.prompt for row in self.rows() if row.prompt is not None)
+
+
+def _spec(source: Any) -> DatasetSpec:
+    columns = {key: value for key, value in source.columns.items() if key in DatasetSpec.model_fields and value}
+    mappings = columns.pop("message_property_mappings", None) or {}
+    columns["message_property_mappings"] = {k: v for k, v in mappings.items() if k in ("role", "content")}
+    return DatasetSpec(path=source.path, **columns)
+
+
+def _row(
+    data: Mapping[str, Any], where: str, spec: DatasetSpec, template_kwargs: Mapping[str, Any]
+) -> Row | Rejection | None:
+    # A table gives every row the columns of all others; without the empty ones it is the row that was written.
+    present = {key: _present(value) for key, value in data.items() if value is not None}
+    _refuse_flags(present, where)
+    try:
+        row = parse_row(Record(present, where, spec))
+    except DataError:
+        return None
+    if isinstance(row, Row) and template_kwargs:
+        return replace(row, chat_template_kwargs={**template_kwargs, **row.chat_template_kwargs})
+    return row
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return [_present(item) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_flags(data: Mapping[str, Any], where: str) -> None:
+    for turns in data.values():
+        for turn in turns if isinstance(turns, list) else []:
+            parts = turn.get("content") if isinstance(turn, Mapping) else None
+            for part in parts if isinstance(parts, list) else []:
+                flag = next((key for key in ("train", "weight") if isinstance(part, Mapping) and key in part), None)
+                if flag:
+                    raise ConfigError(
+                        [f"{where}: a part of `content` has `{flag}`: it hides where the answer begins; drop it"]
+                    )
+
+
+def _digest(tokens: Tokens, sequence_len: int) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(tokens[:sequence_len], "<i4").tobytes(), digest_size=16).digest()
+
+
+def _columns(dataset: Any) -> Iterator[tuple[Tokens, Tokens]]:
+    for table in dataset.with_format("arrow").iter(batch_size=1000):
+        columns = [table[name].combine_chunks() for name in ("input_ids", "labels")]
+        parts = [(c.offsets.to_numpy(), c.values.to_numpy(zero_copy_only=False).astype(np.int32)) for c in columns]
+        for row in range(table.num_rows):
+            tokens, labels = (values[offsets[row] : offsets[row + 1]] for offsets, values in parts)
+            yield tokens, labels
+
+
+def _agreeing(one: Tokens, other: Tokens) -> int:
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length

@@ -1,0 +1,163 @@
+"""`adg run` on an Axolotl YAML: preprocess, which selects, and train, as a user would run them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adg_plugin.adapters.axolotl.args import ADGArgs, check_supported
+from adg_plugin.adapters.processes import lifeline, run_stage
+from adg_plugin.config.files import load_yaml, override
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ConfigError, need
+
+_CHANGED = "adg-axolotl.yaml"  # in the output folder: the YAML with the overrides in it
+_OF_BOTH = ("datasets", "load_in_4bit", "output_dir", "seed", "trust_remote_code")
+_OUT = "model-out"  # Axolotl's default for output_dir
+
+
+def is_axolotl(path: Path) -> bool:
+    """Return whether a YAML is Axolotl's: it names its model `base_model`, which no other accepted YAML does.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return "base_model" in load_yaml(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an Axolotl YAML will do.
+
+    Attributes:
+        config: the YAML as it was written.
+        data: its content, with the overrides.
+        overrides: as they were written; with any, Axolotl gets a file of its own in the output folder.
+        train_arguments: passed on to `axolotl train`.
+    """
+
+    config: Path
+    data: Mapping[str, Any]
+    overrides: tuple[str, ...]
+    train_arguments: tuple[str, ...]
+
+    @property
+    def out(self) -> Path:
+        """The folder of the trained model."""
+        return Path(self.data.get("output_dir") or _OUT)
+
+    def lines(self) -> list[str]:
+        """Return the plan for people, a line each."""
+        block = self.data["adg"]
+        pool = [e.get("path", e) if isinstance(e, Mapping) else e for e in _pool(self.data)]
+        budget = block.get("budget_per_dataset") or block.get("budget", "10000")
+        return [
+            f"pool       {', '.join(map(str, pool))}",
+            f"selection  {budget} rows, asked of {block.get('model') or self.data['base_model']}",
+            f"training   {self.data['base_model']}, {self.data.get('adapter') or 'all weights'}",
+            "launch     axolotl preprocess, then " + " ".join(["axolotl train", *self.train_arguments]),
+            f"output     {self.out}",
+        ]
+
+
+def make_plan(
+    config: Path, overrides: Sequence[str] = (), out: Path | None = None, train_arguments: Sequence[str] = ()
+) -> Plan:
+    """Return what an Axolotl YAML will do; Axolotl itself checks the rest of its keys.
+
+    Args:
+        config: the YAML, with the plugin and an `adg:` block.
+        overrides: `key=value` strings, `adg.budget=500` for the block.
+        out: in the place of `output_dir`.
+        train_arguments: passed on to `axolotl train`, such as `--launcher torchrun`.
+
+    Raises:
+        ConfigError: with every mistake in the overrides and the block, and every setting that ADG refuses.
+    """
+    data, problems = load_yaml(config), []
+    for text in overrides:
+        try:
+            data = _with_override(data, text)
+        except ValueError as err:
+            problems.append(f"--set {text}: {err}")
+    if out is not None:
+        data = {**data, "output_dir": str(out)}
+    if not any("ADGPlugin" in str(name) for name in data.get("plugins") or []):
+        problems.append("plugins does not name adg_plugin.ADGPlugin: add plugins: [adg_plugin.ADGPlugin]")
+    for check in (check_supported, _check_block):
+        try:
+            check(data)
+        except ConfigError as err:
+            problems += err.problems
+    if problems:
+        raise ConfigError(problems, source=str(config))
+    written = [*overrides, *([] if out is None else [f"output_dir={out}"])]
+    return Plan(config, data, tuple(written), tuple(train_arguments or _default_launcher()))
+
+
+def run(plan: Plan) -> Path:
+    """Run `axolotl preprocess` and `axolotl train`, and return the folder of the trained model.
+
+    Raises:
+        MissingExtraError: Axolotl is not installed here.
+        StoreError: the output folder is in use by another `adg run`.
+        StageError: one of them failed; it has printed why.
+    """
+    need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
+    config = plan.config
+    with lifeline(plan.out):
+        if plan.overrides:
+            _refuse_unknown(plan.overrides)
+            config = plan.out / _CHANGED
+            config.write_text(yaml.safe_dump(dict(plan.data), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        command = ["-m", "adg_plugin.adapters.axolotl.stage"]
+        run_stage("axolotl preprocess", [*command, "preprocess", str(config)])
+        run_stage("axolotl train", [*command, "train", str(config), *plan.train_arguments])
+    return plan.out
+
+
+def _with_override(data: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Return the YAML with one `key=value`; a bare key is Axolotl's where both know it."""
+    head = text.partition("=")[0].split(".")[0]
+    if head == "adg" or (head in ADGConfig.model_fields and head not in _OF_BOTH):
+        return {**data, "adg": override(data.get("adg") or {}, text)}
+    return override(data, text)
+
+
+def _refuse_unknown(overrides: Sequence[str]) -> None:
+    """Raise for a key that Axolotl does not have: it would leave it out without a word."""
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = [*AxolotlInputConfig.model_fields, *ADGConfig.model_fields, "adg", "plugins"]
+    problems = []
+    for text in overrides:
+        head = text.partition("=")[0].split(".")[0]
+        if head not in known:
+            close = difflib.get_close_matches(head, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "settings of the selection begin with `adg.`"
+            problems.append(f"--set {text}: Axolotl has no setting {head}: {hint}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_block(data: Mapping[str, Any]) -> None:
+    block = data.get("adg")
+    if block is not None:
+        ADGArgs.parse_block(block)
+
+
+def _pool(data: Mapping[str, Any]) -> list[Any]:
+    pool = data.get("datasets") or data["adg"].get("datasets") or []
+    return list(pool) if isinstance(pool, list | tuple) else [pool]
+
+
+def _default_launcher() -> list[str]:
+    """Return `--launcher python` where there is no accelerator: accelerate's own launcher expects one."""
+    import torch
+
+    return [] if torch.accelerator.is_available() else ["--launcher", "python"]

@@ -1,0 +1,165 @@
+"""What cannot be selected from or trained on in TRL, said before a model loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
+from adg_plugin.data.layouts import find_layout, unknown_layout
+from adg_plugin.data.templates import ALPACA
+from adg_plugin.errors import ConfigError, DataError
+
+_VISION = ("image", "images", "pixel_values", "video", "videos")
+_PREFERENCE = (("chosen", "rejected"), ("completions", "labels"), ("prompt", "completion", "label"))
+
+
+def check_pool(pool: Any, name: str = "train_dataset") -> None:
+    """Do nothing where the rows can be selected from and trained on.
+
+    Raises:
+        DataError: streaming, pre-tokenised, vision, plain text, preference or reward data, unknown columns, no rows;
+            names the column and the way out.
+    """
+    from datasets import Dataset, IterableDataset
+
+    if isinstance(pool, IterableDataset):
+        raise DataError(
+            f"{name} is an IterableDataset: a stream has no pool to choose from; load it whole (streaming: false, "
+            "dataset_streaming: false), or run `adg select` on it and train on the run folder"
+        )
+    if isinstance(pool, Mapping):
+        raise DataError(f"{name} is a {type(pool).__name__} with {', '.join(map(str, pool))}: pass one split of it")
+    if not isinstance(pool, Dataset):
+        raise DataError(f"{name} is a {type(pool).__name__}: pass a datasets.Dataset")
+    if not len(pool):
+        raise DataError(f"{name} has no rows: give a data set with rows")
+    if pool.format["type"] == "custom":
+        raise DataError(f"{name} has a transform (with_transform): apply it with Dataset.map first")
+    check_columns(pool.with_format(None)[0], name)
+
+
+def check_columns(row: Mapping[str, Any], name: str, spec: DatasetSpec = IN_MEMORY) -> None:
+    """Do nothing where a row's columns are of a kind that TRL trains on after a selection.
+
+    Raises:
+        DataError: names the column and the way out.
+    """
+    if "input_ids" in row:
+        raise DataError(
+            f"{name} has a column `input_ids`: its rows are tokenised already, and the prompt cannot be told from the "
+            "answer; give the rows as text or turns (messages, or prompt and completion)"
+        )
+    vision = next((column for column in _VISION if column in row), None) or _vision_part(row)
+    if vision:
+        raise DataError(f"{name} has `{vision}`: vision data is not supported; drop it, or select without it")
+    for columns in _PREFERENCE:
+        if all(column in row for column in columns):
+            named = ", ".join(f"`{column}`" for column in columns)
+            raise DataError(
+                f"{name} has the columns {named}: preference or reward data; "
+                "keep the good answers, as `prompt` and `completion`"
+            )
+    layout = find_layout(row, spec)
+    if layout is None and "text" in row:
+        raise DataError(
+            f"{name} has a column `text` only: where a prompt ends in it cannot be known; split it into `prompt` and "
+            "`completion`, or into `messages`, with Dataset.map"
+        )
+    if layout is None:
+        raise DataError(f"{name}: {unknown_layout(row, spec)}")
+    if layout == "prompt_completion" and spec.field_completion not in row:
+        raise DataError(
+            f"{name} has a column `{spec.field_prompt}` and no `{spec.field_completion}`: there is no answer to train "
+            "on; add the answers"
+        )
+
+
+def _vision_part(row: Mapping[str, Any]) -> str | None:
+    for column in ("messages", "prompt", "conversations"):
+        turns = row.get(column)
+        for turn in turns if isinstance(turns, list) else []:
+            parts = turn.get("content") if isinstance(turn, Mapping) else None
+            for part in parts if isinstance(parts, list) else []:
+                if isinstance(part, Mapping) and part.get("type") not in (None, "text"):
+                    return f"{column} with content of type {part['type']}"
+    return None
+
+
+def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) -> None:
+    """Do nothing where the trainer's settings let rows be selected.
+
+    Args:
+        config: of the selection.
+        args: an `SFTConfig`, or None for TRL's own.
+        formatting_func: as given to the trainer.
+
+    Raises:
+        ConfigError: with every setting that does not, and the way out.
+    """
+    problems = [*template_problems(config), *budget_problems(config)]
+    if config.datasets:
+        problems.append(
+            "datasets is set, but the pool is the trainer's data set: leave it out, and rename columns with "
+            "Dataset.rename_column"
+        )
+    if (getattr(args, "dataset_kwargs", None) or {}).get("skip_prepare_dataset"):
+        problems.append(
+            "dataset_kwargs.skip_prepare_dataset is true: rows would reach the model as they are, with no prompt to "
+            "sample from; leave it out and give rows as messages, or prompt and completion"
+        )
+    if formatting_func is not None:
+        problems.append(
+            "formatting_func is set: it turns rows into plain text, in which the prompt cannot be found; write the "
+            "rows as `prompt` and `completion` with Dataset.map instead"
+        )
+    if sharded := _sharding(args):
+        problems.append(
+            f"{sharded} is on: the trainer's model is in pieces and cannot be asked; select first, in a process of its "
+            "own, with `adg run`"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def template_problems(config: ADGConfig) -> list[str]:
+    """Return what is wrong with the selection's template where TRL renders the rows."""
+    if config.template in ("auto", "chat", *ALPACA):
+        return []
+    return [
+        f"template is {config.template!r}: the trainer renders rows with the tokenizer's chat template, and the prompt "
+        "must be the same; set chat_template_path for the trainer and leave template out"
+    ]
+
+
+def budget_problems(config: ADGConfig) -> list[str]:
+    """Return what is wrong with the budget where TRL trains: its data sets are one pool."""
+    if config.budget_per_dataset is None:
+        return []
+    return ["budget_per_dataset is set: that is for Axolotl; set budget, for all rows together"]
+
+
+def _sharding(args: Any) -> str | None:
+    if getattr(args, "deepspeed", None) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "DeepSpeed"
+    if getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "FSDP"
+    return None
+
+
+def check_processing_class(processing_class: Any) -> None:
+    """Do nothing for a tokenizer.
+
+    Raises:
+        ConfigError: a processor of a vision model.
+    """
+    from transformers import ProcessorMixin
+
+    if isinstance(processing_class, ProcessorMixin):
+        raise ConfigError(
+            [
+                f"processing_class is a {type(processing_class).__name__}: vision models are asked by their tokenizer "
+                "only; pass processing_class=AutoTokenizer.from_pretrained(...)"
+            ]
+        )

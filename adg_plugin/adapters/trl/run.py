@@ -1,0 +1,161 @@
+"""`adg run`: a recipe -> the selection in one process, then the training in others, each going on where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adg_plugin.adapters.processes import lifeline, run_stage
+from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, check, launcher_arguments, read_recipe
+from adg_plugin.adapters.trl.choice import last_whole_checkpoint
+from adg_plugin.adapters.trl.plan import selection_config
+from adg_plugin.adapters.trl.summary import read_summary
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import StoreError
+from adg_plugin.store.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+_THREADS = "--num_cpu_threads_per_process"
+_RECIPE, _SELECTION, _TRAINING = "adg_recipe.json", "adg_selection_config.json", "adg_training.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recipe will do."""
+
+    request: Request
+    config: ADGConfig
+    out: Path
+    run_dir: Path
+
+    def lines(self) -> list[str]:
+        """Return the plan for people, a line each."""
+        config, request = self.config, self.request
+        model = request.model
+        how = "LoRA" if model.use_peft else "all weights"
+        of_model = " in 4-bit" if model.load_in_4bit else " in 8-bit" if model.load_in_8bit else ""
+        checkpoint = last_whole_checkpoint(self.out)
+        return [
+            f"pool       {', '.join(spec.path for spec in config.datasets)}",
+            f"selection  {config.budget} rows, {_how_chosen(config)}",
+            f"training   {model.model_name_or_path}{of_model}, {how}",
+            f"launch     accelerate launch {' '.join(request.launch) or '(its defaults)'}",
+            f"output     {self.out}",
+            f"run folder {self.run_dir}",
+            f"goes on    {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
+        ]
+
+
+def _how_chosen(config: ADGConfig) -> str:
+    backbone = f"{config.model}{' in 4-bit' if config.load_in_4bit else ''}"
+    if config.answers is not None:
+        return f"by the answers in {config.answers}, embedded by {backbone}"
+    if config.method == "adg":
+        return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
+    judges = {"ifd": backbone, "superfiltering": config.small_model, "scar": config.scar_model}
+    judges |= {"mig": " and ".join(filter(None, (config.tagger, config.quality_scorer)))}
+    judge = judges.get(config.method)
+    return f"chosen by {config.method}" + (f", judged by {judge}" if judge else "")
+
+
+def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Plan:
+    """Return what the recipe will do, checked; no model is loaded.
+
+    Raises:
+        ConfigError: with every mistake in the recipe.
+        DataError: a pool that cannot be selected from.
+    """
+    request = check(read_recipe(recipe, overrides))
+    folder = out or Path(request.given.trainer.get("output_dir") or Path("runs") / recipe.stem)
+    run_dir = Path(request.adg.get("output_dir") or folder / "selection")
+    return Plan(request, selection_config(request, run_dir), folder, run_dir)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Select, train, and return the summary. What was done before by the same recipe is not done again.
+
+    Raises:
+        StoreError: the output folder is in use, or belongs to another recipe.
+        StageError: a stage failed.
+    """
+    with lifeline(plan.out):
+        _own(plan)
+        done = read_summary(plan.out)
+        if done is not None:
+            logger.warning("%s is finished already: give another --out to do it again", plan.out)
+            return done
+        _select(plan)
+        _train(plan)
+        summary = read_summary(plan.out)
+    assert summary is not None  # the stage writes it, or fails
+    return summary
+
+
+def _own(plan: Plan) -> None:
+    """Refuse an output folder that another recipe has begun.
+
+    Raises:
+        StoreError: names each key that differs.
+    """
+    mine = {f"adg.{key}": value for key, value in plan.config.model_dump(mode="json", exclude_unset=True).items()}
+    mine |= {key: value for key, value in plan.request.given.trainer.items() if key != "output_dir"}
+    mine["adg.output_dir"] = str(plan.run_dir.resolve())
+    mine = json.loads(json.dumps(mine, default=str))
+    path = plan.out / _RECIPE
+    before = read_json(path, fix="give another --out")
+    if before is None:
+        write_json(path, mine)
+        return
+    differing = [key for key in sorted({*before, *mine}) if before.get(key) != mine.get(key)]
+    if differing:
+        told = ", ".join(f"{key} {before.get(key)!r} (now {mine.get(key)!r})" for key in differing)
+        raise StoreError(f"{plan.out} was begun with {told}: go back to that, give another --out, or delete it")
+
+
+def _select(plan: Plan) -> None:
+    path = plan.out / _SELECTION
+    write_json(path, plan.config.model_dump(mode="json", exclude_unset=True))
+    stage = ["-m", "adg_plugin.adapters.selection_process", str(path), str(plan.run_dir)]
+    model = plan.request.model
+    if plan.config.model != model.model_name_or_path:  # the rows are written as the trained model reads them
+        stage += [str(model.model_name_or_path), str(model.model_revision)]
+    run_stage("the selection", stage)
+
+
+def _train(plan: Plan) -> None:
+    given = plan.request.given
+    keys = {**given.trainer, "output_dir": str(plan.out), RUN_FOLDER: str(plan.run_dir)}
+    checkpoint = last_whole_checkpoint(plan.out)
+    keys["resume_from_checkpoint"] = None if checkpoint is None else str(checkpoint)
+    if given.env:
+        keys["env"] = given.env
+    path = plan.out / _TRAINING
+    path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    run_stage("the training", launch_command(plan.request.launch, ["--config", str(path)]))
+
+
+def launch_command(launch: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of Python that start the training script by `accelerate launch`."""
+    script = ["--module", "adg_plugin.adapters.trl.script", *arguments]
+    flags = launcher_arguments(launch)
+    return ["-m", "accelerate.commands.launch", *flags, *_threads(flags), *script]
+
+
+def _threads(flags: Sequence[str]) -> list[str]:
+    """Return the flags that let a CPU use all its cores: accelerate would give a process one."""
+    import torch
+
+    given = dict(pairwise([*flags, ""])) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
+    if torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ:
+        return []
+    processes = given.get("--num_processes", "1")
+    return [_THREADS, str(max(1, (os.cpu_count() or 1) // max(1, int(processes) if processes.isdecimal() else 1)))]

@@ -1,0 +1,1 @@
+"""Any data set -> rows -> prompts: sources, readers, layouts, rows, templates, prompts."""

@@ -1,0 +1,215 @@
+"""Row -> prompt: token ids, and which of them are the instruction's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.layouts import Reason, UnusableRowError
+from adg_plugin.data.rows import Rejection, Row
+from adg_plugin.data.templates import PromptText, Template, make_template
+from adg_plugin.errors import ConfigError
+
+_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row's prompt. `text` is what was tokenised: leading tokens that the tokenizer adds (BOS) are not in it."""
+
+    id: str
+    token_ids: npt.NDArray[np.int32]  # (L,)
+    span: tuple[int, int]  # [start, end) of the instruction's own tokens; start >= 1
+    text: str
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLimit:
+    """The longest prompt that is sampled, in tokens, template included; `told` says why, `fix` what to do."""
+
+    tokens: int
+    told: str
+    fix: str
+
+    @classmethod
+    def of(cls, config: ADGConfig, positions: int | None = None) -> PromptLimit:
+        """Return the lower of what the configuration allows and what the model can take beside the longest answer.
+
+        Args:
+            positions: tokens that the model can tell apart by position, or None where it sets no limit.
+
+        Raises:
+            ConfigError: answers alone may exceed the model's positions.
+        """
+        asked, answer = config.max_prompt_tokens, config.max_new_tokens
+        if positions is None or asked + answer <= positions:
+            return cls(asked, f"max_prompt_tokens is {asked}", "raise it")
+        if answer >= positions:
+            raise ConfigError([f"max_new_tokens is {answer}: the model has {positions} positions, use fewer than that"])
+        told = f"the model has {positions} positions, of which an answer may take {answer}"
+        return cls(positions - answer, told, "lower max_new_tokens")
+
+    def refusal(self, length: int) -> str:
+        """Return the sentence for a prompt of `length` tokens."""
+        return f"{length} tokens, {self.told}: {self.fix}"
+
+
+class PromptRenderer:
+    """Renders and tokenises rows the way training does."""
+
+    def __init__(
+        self, tokenizer: Any, template: str | Template, limit: PromptLimit | None, truncate: bool = False
+    ) -> None:
+        """Choose the template.
+
+        Args:
+            tokenizer: a transformers tokenizer, fast or slow.
+            template: as the setting of that name, or a template itself.
+            limit: the longest prompt, or None for no limit.
+            truncate: cut the end of the instruction of longer prompts; else they are rejected.
+
+        Raises:
+            ConfigError: no such template.
+            ModelError: `chat`, and the tokenizer has no chat template.
+        """
+        self._tokenizer = tokenizer
+        self._template = make_template(template, tokenizer) if isinstance(template, str) else template
+        self._limit = limit
+        self._truncate = truncate
+        self._leading = _leading_tokens(tokenizer)
+
+    def render(self, row: Row) -> Rendered | Rejection:
+        """Return the prompt of one row, or why it has none."""
+        return next(self.render_many([row]))
+
+    def render_many(self, rows: Iterable[Row]) -> Iterator[Rendered | Rejection]:
+        """Yield the prompt of each row, or why it has none, in order; the tokenizer gets many rows at a time."""
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _BATCH_ROWS)):
+            yield from self._render_batch(batch)
+
+    def _render_batch(self, rows: Sequence[Row]) -> Iterator[Rendered | Rejection]:
+        shown = [self._text(row) for row in rows]
+        texts = [prompt.text for prompt in shown if isinstance(prompt, PromptText)]
+        tokens = iter(_Tokens.of(self._tokenizer, texts) if texts else ())
+        for row, prompt in zip(rows, shown, strict=True):
+            if isinstance(prompt, Rejection):
+                yield prompt
+                continue
+            try:
+                yield self._rendered(row.id, prompt, next(tokens))
+            except UnusableRowError as err:
+                yield _rejection(row, err)
+
+    def _text(self, row: Row) -> PromptText | Rejection:
+        try:
+            prompt = self._template.render(row)
+            prompt.text.encode()
+        except UnusableRowError as err:
+            return _rejection(row, err)
+        except UnicodeEncodeError as err:
+            detail = (
+                f"{err.object[err.start]!r} at character {err.start} of the prompt is half a character: repair the text"
+            )
+            return _rejection(row, UnusableRowError(Reason.BAD_TEXT, detail))
+        return prompt
+
+    def _rendered(self, row_id: str, prompt: PromptText, tokens: _Tokens) -> Rendered:
+        leading = self._leading if prompt.special_tokens else []
+        truncated = self._limit is not None and len(leading) + len(tokens.ids) > self._limit.tokens
+        if truncated and self._limit is not None:
+            prompt, tokens = self._cut(prompt, tokens, len(leading), self._limit)
+        start, end = tokens.span(prompt.start, prompt.end)
+        start, end = max(start + len(leading), 1), end + len(leading)
+        if start >= end:
+            detail = "no token of the instruction's own after the first position"
+            raise UnusableRowError(Reason.NO_SPAN, detail)
+        ids = np.array([*leading, *tokens.ids], dtype=np.int32)
+        return Rendered(row_id, ids, (start, end), prompt.text, truncated)
+
+    def _cut(self, prompt: PromptText, tokens: _Tokens, leading: int, limit: PromptLimit) -> tuple[PromptText, _Tokens]:
+        """Return the prompt with as much of its instruction as fits: the end goes, what comes after it stays."""
+        length, room = leading + len(tokens.ids), limit.tokens - leading
+        if not self._truncate:
+            raise UnusableRowError(Reason.TOO_LONG, f"{limit.refusal(length)}, or set truncate: true")
+        while (excess := len(tokens.ids) - room) > 0:
+            cut = prompt.start + len(prompt.text[prompt.start : tokens.cut_before(prompt, excess)].rstrip())
+            if cut <= prompt.cut_limit:
+                detail = f"{length} tokens, {limit.told}, and the template alone leaves no room: {limit.fix}"
+                raise UnusableRowError(Reason.TOO_LONG, detail)
+            prompt = replace(prompt, text=prompt.text[:cut] + prompt.text[prompt.end :], end=cut)
+            tokens = _Tokens.of(self._tokenizer, [prompt.text])[0]
+        return prompt, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The tokens of one text, and how its characters map to them."""
+
+    ids: list[int]
+    text: str
+    tokenizer: Any
+    encoding: Any  # of a fast tokenizer; None for a slow one, which gives no offsets
+
+    @classmethod
+    def of(cls, tokenizer: Any, texts: list[str]) -> list[_Tokens]:
+        batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        encodings = batch.encodings or [None] * len(texts)
+        return [
+            cls(ids, text, tokenizer, encoding)
+            for ids, text, encoding in zip(batch["input_ids"], texts, encodings, strict=True)
+        ]
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Return the tokens `[first, last)` that hold any of the characters `[start, end)`."""
+        if self.encoding is None:
+            before, reaches = self._stable(start), self._stable(end)
+            exact = len(self._ids_of(self.text[:end])) == reaches
+            return before, reaches if exact else min(reaches + 1, len(self.ids))
+        to_token = self.encoding.char_to_token
+        first = next((t for c in range(start, end) if (t := to_token(c)) is not None), None)
+        last = next((t for c in range(end - 1, start - 1, -1) if (t := to_token(c)) is not None), None)
+        if first is None or last is None:
+            return 0, 0
+        while last + 1 < len(self.ids) and (chars := self.encoding.token_to_chars(last + 1)) and chars[0] < end:
+            last += 1  # a character of several tokens: char_to_token gives the first
+        return first, last + 1
+
+    def cut_before(self, prompt: PromptText, excess: int) -> int:
+        """Return the character before which to cut so that about `excess` of the instruction's tokens go."""
+        first, last = self.span(prompt.start, prompt.end)
+        kept = last - first - excess
+        if kept <= 0:
+            return prompt.start
+        if self.encoding is None:
+            return prompt.start + (prompt.end - prompt.start) * kept // (kept + excess)
+        chars = self.encoding.token_to_chars(first + kept)
+        return min(int(chars[0]), prompt.end - 1)
+
+    def _stable(self, character: int) -> int:
+        """Return how many tokens stay the same when the text ends before `character`."""
+        ids = self._ids_of(self.text[:character])
+        pairs = enumerate(zip(ids, self.ids, strict=False))
+        return next((number for number, (one, other) in pairs if one != other), min(len(ids), len(self.ids)))
+
+    def _ids_of(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _leading_tokens(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before a plain text (BOS); what it puts after (EOS) ends an answer."""
+    plain = list(tokenizer("text", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("text")["input_ids"])
+    starts = [n for n in range(len(full) - len(plain) + 1) if full[n : n + len(plain)] == plain]
+    return full[: starts[0]]
+
+
+def _rejection(row: Row, err: UnusableRowError) -> Rejection:
+    return Rejection(row.id, err.reason, err.detail, row.where, row.data)

@@ -1,0 +1,192 @@
+"""Readers of local files. Each holds a chunk of the file and a row in memory, never the whole pool."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from adg_plugin.data.json_stream import CHUNK, NumberedRow, excerpt, read_document
+from adg_plugin.errors import DataError
+
+Format = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
+
+ACCEPTED_FILES = (
+    "JSON lines (.jsonl, .ndjson), JSON (.json), CSV (.csv, .tsv), Parquet (.parquet), Arrow (.arrow); "
+    "the text formats also compressed (.gz, .bz2, .zst)"
+)
+_FORMATS: dict[str, Format] = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_BATCH_ROWS = 256
+_LONGEST_FIRST_LINE = 4 << 20  # bytes; a longer one is taken for a whole document
+
+
+def file_format(path: Path, ds_type: str | None = None) -> tuple[Format, str | None] | None:
+    """Return the format and the compression (None: none) that a file's name and `ds_type` tell, or None.
+
+    Args:
+        path: the file.
+        ds_type: `json`, `csv`, `parquet` or `arrow`, where the name does not tell.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    compression = _COMPRESSIONS.get(suffixes.pop()) if suffixes and suffixes[-1] in _COMPRESSIONS else None
+    by_name = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if ds_type is None or (ds_type, by_name) in {("json", "lines"), ("csv", "tsv")}:
+        found = by_name
+    else:
+        found = _FORMATS["." + ds_type]
+    if found is None or (compression and found in ("parquet", "arrow")):
+        return None
+    return found, compression
+
+
+def read_file(path: Path, ds_type: str | None = None) -> Iterator[NumberedRow]:
+    """Yield each row of a file with its number: the line in text formats of lines, else the row, from 1.
+
+    Raises:
+        DataError: unknown format, unreadable, or not what its name says; names the file, the line and what was seen.
+    """
+    known = file_format(path, ds_type)
+    if known is None:
+        raise DataError(
+            f"{path}: unknown file format: use {ACCEPTED_FILES}; or set ds_type to json, csv, parquet or arrow"
+        )
+    form, compression = known
+    try:
+        if form == "parquet":
+            yield from _parquet(path)
+        elif form == "arrow":
+            yield from _arrow(path)
+        else:
+            with _open(path, compression) as file:
+                if form == "lines" or (form == "json" and _holds_json_lines(path, compression)):
+                    yield from _lines(path, file)
+                elif form == "json":
+                    yield from read_document(path, file)
+                else:
+                    yield from _csv(path, file, "\t" if form == "tsv" else ",")
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read: {err}") from None
+    except UnicodeDecodeError as err:
+        raise DataError(
+            f"{path}: not UTF-8 ({err.reason}, byte {err.object[err.start]:#x}): save it as UTF-8"
+        ) from None
+
+
+def _open(path: Path, compression: str | None) -> BinaryIO:
+    if compression is None:
+        return path.open("rb")
+    import pyarrow as pa  # brings gzip, bz2 and zstd, so that no further package is needed
+
+    return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression=compression), CHUNK))
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
+    for number, raw in enumerate(file, 1):
+        if raw.isspace():
+            continue
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
+        except UnicodeDecodeError as err:
+            raise DataError(
+                f"{path}:{number}: not UTF-8 ({err.reason}, byte {raw[err.start]:#x}): save it as UTF-8"
+            ) from None
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise DataError(
+                f"{path}:{number}: not JSON ({err.msg}, column {err.colno}): saw {excerpt(text, err.pos)}; "
+                "a .jsonl file has one JSON object per line, a .json file may have one list of objects"
+            ) from None
+        except (ValueError, RecursionError) as err:
+            raise DataError(f"{path}:{number}: not JSON that can be read ({err})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: saw {excerpt(text, 0)}, expected a JSON object: one row per line")
+        yield number, row
+
+
+def _holds_json_lines(path: Path, compression: str | None) -> bool:
+    """Return whether a .json file is JSON lines, as many on the hub are: its first line is an object, more follow."""
+    with _open(path, compression) as file:
+        if not file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            return False
+    with _open(path, compression) as file:
+        first = file.readline(_LONGEST_FIRST_LINE)
+        if len(first) == _LONGEST_FIRST_LINE:
+            return False
+        try:
+            row = json.loads(first.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return False
+        if any(not line.isspace() for line in file):
+            return True
+    return not any(_is_rows(value) for value in row.values())
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[NumberedRow]:
+    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
+    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            line = reader.line_num - sum(str(value).count("\n") for value in row.values())
+            if None in row:
+                raise DataError(
+                    f"{path}:{line}: {len(row[None])} more values than the {len(row) - 1} columns: "
+                    "put quotes around values that hold the delimiter"
+                )
+            yield line, row
+    except csv.Error as err:
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({err})") from None
+
+
+def _parquet(path: Path) -> Iterator[NumberedRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except pa.ArrowInvalid as err:
+        raise DataError(f"{path}: not Parquet after row {number} ({err})") from None
+
+
+def _arrow(path: Path) -> Iterator[NumberedRow]:
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with pa.memory_map(str(path)) as file:
+            in_file_form = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if in_file_form:
+                reader = pa.ipc.open_file(file)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(file))
+            for batch in batches:
+                for start in range(0, batch.num_rows, _BATCH_ROWS):
+                    for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+                        number += 1
+                        yield number, row
+    except pa.ArrowInvalid as err:
+        raise DataError(f"{path}: not Arrow after row {number} ({err})") from None

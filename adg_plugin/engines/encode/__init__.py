@@ -1,0 +1,1 @@
+"""Answers -> vectors: the prompt computed once, or the pooling of the released code."""

@@ -1,0 +1,157 @@
+"""A configuration and a model -> what samples, what embeds, or both in one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.base import Encoder, Engine, Sampler
+from adg_plugin.engines.encode.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
+from adg_plugin.engines.encode.given import GivenAnswers
+from adg_plugin.engines.encode.reference import ReferenceEncoder, ReferencePooling
+from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.engines.forward.hidden_states import last_layers
+from adg_plugin.engines.forward.memory import is_out_of_memory
+from adg_plugin.engines.generate import GenerateEngine
+from adg_plugin.engines.models.loading import Backbone, Source, max_positions
+from adg_plugin.engines.one_pass.engine import OnePassEngine
+from adg_plugin.engines.one_pass.probe import one_pass_problem
+from adg_plugin.engines.split import SplitEngine
+from adg_plugin.errors import ModelError, OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
+    """Yield what draws answers and embeds them, as the config says, and give back what it holds.
+
+    Raises:
+        ADGError: the model, vLLM, or a server cannot be used as configured; nothing has been sampled then.
+    """
+    if config.answers is not None:
+        yield SplitEngine(GivenAnswers(), make_encoder(source.load(), config, longest=source.positions))
+        return
+    if config.engine == "hf":
+        yield make_engine(source.load(), config)
+        return
+    backbone = None
+    if config.engine == "vllm-server":
+        backbone = source.load()  # first: the servers are compared with it
+    sampler = make_sampler(source, config, backbone)
+    try:
+        yield SplitEngine(sampler, make_encoder(backbone or source.load(), config))
+    finally:
+        sampler.close()
+
+
+@contextmanager
+def sampler_for(source: Source, config: ADGConfig) -> Iterator[Sampler]:
+    """Yield what draws answers only, for an engine other than `hf`, and give back what it holds; raises likewise."""
+    sampler = make_sampler(source, config, None)
+    try:
+        yield sampler
+    finally:
+        sampler.close()
+
+
+def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None) -> Sampler:
+    """Return vLLM in this process, or behind the config's URLs.
+
+    Args:
+        backbone: the config's model where it is loaded anyway, to compare servers with it.
+
+    Raises:
+        ADGError: it is not installed, cannot be reached, or has another model.
+    """
+    if config.engine == "vllm":
+        from adg_plugin.engines.vllm.in_process import VLLMSampler
+
+        return VLLMSampler(
+            config, source.tokenizer, source.eos_ids, dtype=source.dtype(config), positions=source.positions
+        )
+    from adg_plugin.engines.vllm.server import ServerSampler, need_clients
+    from adg_plugin.engines.vllm.verify import Probe
+
+    need_clients()
+    probe = Probe.of((backbone or source.load()).model, source.tokenizer)
+    longest = config.max_prompt_tokens + config.max_new_tokens
+    longest = longest if source.positions is None else min(longest, source.positions)
+    return ServerSampler(config, source.tokenizer, source.eos_ids, probe=probe, longest=longest)
+
+
+def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
+    """Return the engine for a loaded model: in one pass where the model allows it, else by generating and re-encoding.
+
+    Raises:
+        ModelError: `layers` asks for more hidden states than the model has.
+        OutOfMemoryError: nothing fits beside the model.
+    """
+    engine: Engine
+    if _takes_our_attention(backbone.model, config, instead="generating and re-encoding"):
+        engine = OnePassEngine(backbone.model, backbone.tokenizer, config, backbone.eos_ids)
+    else:
+        engine = GenerateEngine(backbone.model, backbone.tokenizer, config, backbone.eos_ids)
+    return ReferencePooling(engine, backbone.model, backbone.tokenizer) if config.pooling == "reference" else engine
+
+
+def make_encoder(backbone: Backbone, config: ADGConfig, *, longest: int | None = None) -> Encoder:
+    """Return what embeds answers drawn elsewhere: prompts are encoded once for their answers where the model allows it.
+
+    Args:
+        longest: tokens that a prompt and its answer may have; default what the settings allow.
+
+    Raises:
+        ModelError: `layers` asks for more hidden states than the model has.
+        OutOfMemoryError: nothing fits beside the model.
+    """
+    if config.pooling == "reference":
+        check_model(backbone.model, config)
+        return ReferenceEncoder(backbone.model, backbone.tokenizer, config)
+    instead = "encoding each answer with its own copy of the prompt"
+    if _takes_our_attention(backbone.model, config, instead=instead, longest=longest):
+        return SharedPromptEncoder(backbone.model, config)
+    return RepeatingEncoder(backbone.model, config)
+
+
+def _takes_our_attention(
+    model: PreTrainedModel, config: ADGConfig, *, instead: str, longest: int | None = None
+) -> bool:
+    check_model(model, config)
+    longest = longest or config.max_prompt_tokens + config.max_new_tokens
+    try:
+        problem = one_pass_problem(model, last_layers(config.layers), longest)
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+        raise OutOfMemoryError(f"{model.device} has no memory left for a few tokens beside the model: free it") from err
+    if problem is not None:
+        logger.warning(
+            "%s cannot be run in one pass (%s): %s instead, which is slower", type(model).__name__, problem, instead
+        )
+    return problem is None
+
+
+def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
+    """Do nothing where the model has the hidden states and positions that the vectors are made of.
+
+    Raises:
+        ModelError: it has fewer.
+    """
+    layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
+    if config.layers > layers:
+        raise ModelError(f"layers is {config.layers}: the model has {layers} layers, use at most that")
+    if config.pooling == "reference" and layers < needed:
+        raise ModelError(
+            f"pooling is reference: the model has {layers} layers, {needed} are needed; use pooling: answer"
+        )
+    positions = max_positions(model.config)
+    if config.pooling == "reference" and positions is not None and positions < REFERENCE_TOKENS:
+        raise ModelError(
+            f"pooling is reference: the model has {positions} positions, {REFERENCE_TOKENS} are needed; "
+            "use pooling: answer"
+        )

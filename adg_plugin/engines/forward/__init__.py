@@ -1,0 +1,1 @@
+"""One pass through a model's layers: attention over shared prompts, sampling, hidden states, memory."""

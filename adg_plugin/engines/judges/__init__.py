@@ -1,0 +1,1 @@
+"""Models that are asked about rows: likelihoods, tags, grades, style."""

@@ -1,0 +1,80 @@
+"""Models beside the backbone, which a setting names: under which settings they are asked, and what errors call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    from adg_plugin.engines.models.loading import Backbone, Source
+
+# What errors advise for the backbone, by settings that another model does not share, and what helps with that one.
+_ADVICE = {
+    "use load_in_4bit: true, dtype: bfloat16 or a smaller model, or free the device": "name a smaller model, or free "
+    "the device",
+    "upgrade it, or set trust_remote_code: true": "upgrade it, or name another model",
+    "set eos_token, such as `</s>`": "name another model",
+}
+
+
+def other_model_settings(config: ADGConfig, key: str) -> ADGConfig:
+    """Return the settings for the model that `key` names, such as `small_model`.
+
+    A revision, a type and a token of the backbone mean nothing to another model, and whoever set `trust_remote_code`
+    has read the backbone's code, not this one's.
+    """
+    changes: dict[str, Any] = {"model": getattr(config, key), "revision": None, "eos_token": None, "dtype": "auto"}
+    return config.updated(**changes, load_in_4bit=False, trust_remote_code=False)
+
+
+def other_model(config: ADGConfig, key: str) -> Source:
+    """Return where the model that `key` names comes from, not loaded yet.
+
+    Raises:
+        ModelError: it cannot be found or read, or brings code of its own; also when it is loaded.
+    """
+    from adg_plugin.engines.models.loading import Source
+
+    with told_under(config, key):
+        source = Source.configured(other_model_settings(config, key))
+
+    def load() -> Backbone:
+        with told_under(config, key):
+            return source.load()
+
+    return replace(source, load=load)
+
+
+@contextmanager
+def told_under(config: ADGConfig, key: str) -> Iterator[None]:
+    """Let errors about the model that `key` names say so: as they are raised, they are about the key `model`.
+
+    Raises:
+        ModelError, MissingExtraError: as within, with the right key and advice that goes with it.
+    """
+    try:
+        yield
+    except (ModelError, MissingExtraError) as err:
+        raise type(err)(_told(err, key, getattr(config, key))) from err
+
+
+def _told(err: ModelError | MissingExtraError, key: str, name: str) -> str:
+    if "trust_remote_code" in str(err.__cause__):
+        return (
+            f"{key} is {name!r}: it brings its own code, and trust_remote_code is about the backbone; name a model "
+            "without"
+        )
+    text = str(err)
+    for advice, instead in _ADVICE.items():
+        text = text.replace(advice, instead)
+    for start in ("model is ", "model: demo "):
+        if text.startswith(start):  # others are about the device, which all models share
+            return key + text.removeprefix("model").replace("or set model: ", f"or set {key}: ")
+    if text.startswith(f"{name} names no "):
+        return f"{key} is {name!r}: it{text.removeprefix(name)}"
+    return text

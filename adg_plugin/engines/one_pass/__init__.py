@@ -1,0 +1,1 @@
+"""The engine that samples and embeds in one pass."""

@@ -1,8 +1,0 @@
-"""How good a trained model is: lm-evaluation-harness, with the protocol of the ADG paper as a preset."""
-
-from adg_plugin.evaluation.protocol import Average as Average
-from adg_plugin.evaluation.results import Evaluation as Evaluation
-from adg_plugin.evaluation.results import TaskResult as TaskResult
-from adg_plugin.evaluation.run import evaluate as evaluate
-
-__all__ = ["Average", "Evaluation", "TaskResult", "evaluate"]

@@ -1,0 +1,1 @@
+"""The order of a selection: stage the pool, sample, choose, write."""

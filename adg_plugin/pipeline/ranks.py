@@ -1,0 +1,128 @@
+"""Several processes share the sampling of one run folder, by the hash of the row; the first of them owns the folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ConfigError, StoreError
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.parts import results_of
+from adg_plugin.store.records import Prompt
+from adg_plugin.store.staging import row_digest
+
+RANKS = "ranks"  # within the run folder: what the other processes found, until the first one takes it over
+
+_ABSORBED = ".absorbed-"
+
+
+class Team(Protocol):
+    """The processes of one training run."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process; 0 owns the run folder."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that all processes leave together; an error in one of them is raised in all."""
+
+    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the JSON object of process 0; the others pass None."""
+
+    def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the JSON objects of all processes, by rank."""
+
+
+class Alone:
+    """A team of one."""
+
+    rank = 0
+    size = 1
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the value."""
+        assert value is not None
+        return value
+
+    def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Return the value alone."""
+        return [value]
+
+
+def refuse_for_teams(config: ADGConfig, team: Team) -> None:
+    """Raise where what is asked for cannot be done by these processes.
+
+    Raises:
+        ConfigError: with every setting that is in the way.
+    """
+    problems = []
+    if config.executor == "ray":
+        config.refuse_other_methods("only ADG samples on Ray's workers")
+    measures = config.method in ("ifd", "superfiltering", "scar")
+    measures |= config.method == "mig" and bool(config.tagger or config.quality_scorer)
+    if team.size > 1 and measures:
+        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
+    if team.size > 1 and config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
+    if team.size > 1 and ":" in config.device:
+        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
+    if problems:
+        raise ConfigError(problems)
+
+
+def is_mine(prompt: Prompt, team: Team) -> bool:
+    """Return whether this process is to sample the prompt; exactly one of the team is."""
+    return int.from_bytes(row_digest(prompt.id, prompt.key)[:8], "big") % team.size == team.rank
+
+
+def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
+    """Yield this process's share of the prompts without answers, about 2,000 of the pool at a time."""
+    for window in run.iter_windows(unsampled_only=True):
+        mine = [prompt for prompt in window if is_mine(prompt, team)]
+        if mine:
+            yield mine
+
+
+def absorb(run: RunFolder) -> None:
+    """Move what other processes found, in this run or in one that was cut off, into the run folder.
+
+    Raises:
+        StoreError: one of them is still at work, or a folder cannot be read or written.
+    """
+    for leftover in run.path.glob(f"{_ABSORBED}*"):  # of a process that was killed while it removed one
+        shutil.rmtree(leftover)
+    for folder in sorted((run.path / RANKS).glob("*")):
+        with RunFolder.open(folder, create=False) as helper:
+            for result in results_of(helper.stock.parts, helper.stock.completed):
+                run.append(result)
+            for result in results_of(helper.samples_stock.parts, helper.samples_stock.completed):
+                run.append_sample(result)
+            run.flush()
+        # Out of the way first: half a folder could neither be read nor be taken for something else.
+        shutil.rmtree(folder.rename(run.path / f"{_ABSORBED}{folder.name}"))
+
+
+def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:
+    """Return the run folder for reading, and this process's own folder in it, locked.
+
+    Raises:
+        StoreError: process 0 has a run folder that this one cannot see, or the own folder cannot be written.
+    """
+    if not run_dir.is_dir():
+        raise StoreError(
+            f"rank {team.rank} sees no run folder {run_dir}: put it on a file system that all machines share, "
+            "or select first with `adg run`"
+        )
+    return RunFolder.read(run_dir), RunFolder.open(run_dir / RANKS / str(team.rank))

@@ -1,0 +1,309 @@
+"""The order of things: pool -> prompts -> answers and vectors -> scores and bins -> chosen rows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ConfigError, DataError, StoreError
+from adg_plugin.pipeline.ranks import Alone, Team, absorb, refuse_for_teams
+from adg_plugin.pipeline.stage import Pool, pool_counts, stage_pool
+from adg_plugin.pipeline.training_rows import write_training_rows
+from adg_plugin.selectors.dispatch import decide, fill_measures
+from adg_plugin.store import RunFolder, keys
+from adg_plugin.store.reader import SELECTED, Counts
+from adg_plugin.store.versions import versions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from adg_plugin.engines.models.loading import Source
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A finished selection.
+
+    Attributes:
+        run_dir: the run folder, which holds everything.
+        path: selected.jsonl in it: the chosen rows as they were, best score first.
+        ids: the chosen ids in the same order.
+        manifest: counts, settings and warnings, as in manifest.json.
+    """
+
+    run_dir: Path
+    path: Path
+    ids: tuple[str, ...]
+    manifest: dict[str, Any]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the chosen rows, best score first."""
+        with self.path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def dataset(self) -> Dataset:
+        """Return the chosen rows as a `datasets.Dataset` in memory, best score first; what a row lacks is None.
+
+        Raises:
+            DataError: a column holds values of different types, such as text and numbers.
+        """
+        from datasets import Dataset
+
+        rows = list(self.rows())
+        names = dict.fromkeys(name for row in rows for name in row)
+        try:
+            return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+        except (ValueError, TypeError) as err:  # pyarrow's
+            raise DataError(f"{self.path} cannot become one table ({err}): read its lines, or use `rows()`") from err
+
+
+def select(
+    dataset: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    model: str | Path | None = None,
+    config: ADGConfig | Mapping[str, Any] | None = None,
+    answers: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    show_progress: bool = True,
+) -> Selection:
+    """Return the selection from a pool, sampling what the run folder does not hold yet.
+
+    Args:
+        dataset: path, hub name, `datasets.Dataset` or mappings; default the config's `datasets`. Columns of rows in
+            memory may be named by an entry of `datasets` with `path: memory`.
+        model: folder or hub name of the backbone; default the config's `model`.
+        config: settings; default those of `ADGConfig`.
+        answers: file of answers, to be scored in the place of sampled ones; default the config's `answers`.
+        output_dir: run folder; default the config's `output_dir`, else `runs/selection`.
+        show_progress: whether to report progress on stderr.
+
+    Raises:
+        ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
+    """
+    settings = config if isinstance(config, ADGConfig) else ADGConfig.parse(config or {})
+    named = {"model": model, "answers": answers}
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    rows: Iterable[Mapping[str, Any]] | None = None
+    if isinstance(dataset, str | Path):
+        changes["datasets"] = [{"path": str(dataset)}]
+    elif dataset is not None:
+        rows = dataset
+    settings = settings.updated(**changes) if changes else settings
+    if rows is None and not settings.datasets:
+        raise ConfigError([NO_POOL])
+    where = str(output_dir or settings.output_dir or "runs/selection")
+    if "://" in where:
+        raise ConfigError([f"output_dir is {where!r}: only `adg select --out` takes URLs; give a folder"])
+    run_dir = Path(where)
+    return run_selection(Pool.of(settings, rows), settings, run_dir, show_progress=show_progress)
+
+
+def run_selection(
+    pool: Pool,
+    config: ADGConfig,
+    run_dir: Path,
+    *,
+    source: Source | None = None,
+    own: bool = False,
+    team: Team | None = None,
+    show_progress: bool = True,
+) -> Selection:
+    """Return the selection from `pool`; everything goes into `run_dir`, where an interrupted run goes on.
+
+    The backbone is loaded only if there are rows to sample.
+
+    Args:
+        source: where the model comes from; default is what the config names.
+        own: refuse a run folder whose answers came of another model or other settings, instead of adding to it.
+        team: the processes that share the sampling; each calls this and gets the same selection.
+    """
+    from adg_plugin.engines.models.loading import Source
+    from adg_plugin.pipeline.sample import fill
+
+    if config.budget_per_dataset is not None:
+        raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
+    began = time.monotonic()
+    team = team or Alone()
+    refuse_for_teams(config, team)
+    source = source or Source.configured(config)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    with ExitStack() as stack:
+        with team.step("preparing the pool"):
+            run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
+            if run is not None:
+                prepare(run, pool, config, source, recipe, own=own)
+        if config.method == "adg":
+            took = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
+        with team.step("choosing"):
+            if run is not None:
+                if config.method != "adg":
+                    took = fill_measures(run, config, source, show=show_progress)
+                about = {"took": took, "began": began}
+                selection = choose(run, config, recipe, about, source, show_progress=show_progress)
+        found = team.share({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
+    return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
+
+
+def run_stage(
+    stage: Literal["sample", "embed"],
+    config: ADGConfig,
+    run_dir: Path,
+    *,
+    team: Team | None = None,
+    show_progress: bool = True,
+) -> Counts:
+    """Draw answers, or embed those that are drawn, in a run folder where `run_selection` or the other stage goes on.
+
+    `sample` leaves the vectors to `embed`, but for `engine: hf`, which makes them in the same pass. `embed` samples
+    nothing, and needs neither the pool nor what drew the answers.
+
+    Returns:
+        How far the run folder is.
+
+    Raises:
+        StoreError: `embed` finds no run folder, or one of other settings.
+        ADGError: as `run_selection`.
+    """
+    from adg_plugin.engines.models.loading import Source
+    from adg_plugin.pipeline.sample import fill
+
+    team = team or Alone()
+    config.refuse_other_methods(f"`adg {stage}` is about the answers that ADG draws")
+    config.refuse_given_answers(f"`adg {stage}` is about sampled answers, and `adg select` scores those of a file")
+    refuse_for_teams(config, team)
+    source = Source.configured(config)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    with ExitStack() as stack:
+        with team.step("preparing the pool"):
+            run = stack.enter_context(RunFolder.open(run_dir, create=stage == "sample")) if team.rank == 0 else None
+            if run is not None and stage == "sample":
+                prepare(run, Pool.of(config), config, source, recipe, own=False)
+            elif run is not None:
+                _refuse_other_answers(run, config, recipe)
+        fill((stage,), run, run_dir, config, source, team, show=show_progress)
+        counts = team.share(asdict(run.counts()) if run is not None else None)
+    return Counts(**counts)
+
+
+def prepare(
+    run: RunFolder, pool: Pool, config: ADGConfig, source: Source, recipe: Mapping[str, Any], *, own: bool
+) -> None:
+    """Stage the pool into a run folder that this process holds, unless it is there.
+
+    Args:
+        own: refuse a run folder whose answers came of another model or other settings.
+
+    Raises:
+        ADGError: as `run_selection`; in particular a DataError where no row can be sampled.
+    """
+    if own:
+        _refuse_other_answers(run, config, recipe)
+    elif other := _other_answers(run, config, recipe):
+        differing = ", ".join(other.values())
+        logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
+    run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
+    absorb(run)
+    stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
+    for sentence in [*run.damage, *run.staged_notes()]:
+        logger.warning("%s", sentence)
+    counts = run.counts()
+    if not counts.prompts:
+        reasons = run.write_rejected(run.staged_rejections())
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        where = run.path / "rejected.jsonl"
+        if config.answers is not None:
+            raise DataError(
+                f"none of the {counts.rejected} rows can be scored with the answers in {config.answers} ({told}): see "
+                f"{where}"
+            )
+        raise DataError(f"none of the {counts.rejected} rows can be sampled ({told}): see {where}")
+
+
+def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
+    if told := _other_answers(run, config, recipe):
+        back = "" if "version" in told else "go back to that, "
+        raise StoreError(
+            f"run folder {run.path} was made with {', '.join(told.values())}: {back}give another folder, or delete "
+            "this one"
+        )
+
+
+def _other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the answers in a run folder came of other settings or another model, by setting."""
+    stored = run.read_config()
+    told = keys.differences(stored.get("recipe", recipe), recipe)
+    if "model" in told:
+        model = f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)"
+        told = {"model": model, **{name: text for name, text in told.items() if name != "model"}}
+    return told
+
+
+def choose(
+    run: RunFolder,
+    config: ADGConfig,
+    recipe: Mapping[str, Any],
+    about: Mapping[str, Any],
+    source: Source | None = None,
+    *,
+    show_progress: bool = False,
+) -> Selection:
+    """Choose from what the run folder holds, and write the result, the manifest last.
+
+    Args:
+        about: `took`, what sampling took, and `began`, when the run did.
+        source: of the backbone; with it, the chosen rows are also written as a table that TRL trains on.
+        show_progress: whether to report progress on stderr.
+
+    Raises:
+        DataError: no row can be chosen.
+    """
+    pool = pool_counts(run)
+    decision = decide(run, config, source, pool.unique, about["took"].pop("left", None), show=show_progress)
+    reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
+    if not decision.ids:
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        where = run.path / "rejected.jsonl"
+        if config.method == "adg":
+            raise DataError(f"none of the {pool.candidates} sampled rows can be scored ({told}): see {where}")
+        raise DataError(f"none of the {pool.candidates} rows can be chosen by {config.method} ({told}): see {where}")
+    run.write_scores(decision.table)
+    path = run.write_selected(decision.ids)
+    if source is not None:
+        write_training_rows(run, decision.ids, source.tokenizer, config)
+    rows = {
+        "pool": pool.unique + pool.duplicates,
+        "duplicates": pool.duplicates,
+        "rejected": reasons,
+        "scored": len(decision.table),
+        "bins": decision.bins,
+        "selected": len(decision.ids),
+    }
+    manifest = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+        "sampling": about["took"],
+        "answer_tokens": decision.answer_tokens,
+        "seconds": time.monotonic() - about["began"],
+        "score": decision.score,
+        "warnings": [*run.staged_notes(), *decision.warnings],
+        "config": config.model_dump(mode="json"),
+        "recipe": dict(recipe),
+        "versions": versions(),
+    }
+    for sentence in decision.warnings:
+        logger.warning("%s", sentence)
+    run.write_manifest(manifest)
+    return Selection(run.path, path, decision.ids, manifest)

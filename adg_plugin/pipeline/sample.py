@@ -1,0 +1,290 @@
+"""Fills a run folder: rows without answers are sampled, and answers without vectors embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import SamplingProgress
+from adg_plugin.engines import factory
+from adg_plugin.engines.base import Engine
+from adg_plugin.engines.forward.results import OUT_OF_MEMORY, PASSING
+from adg_plugin.engines.models.loading import Source
+from adg_plugin.engines.ray import RayEngine
+from adg_plugin.engines.split import SplitEngine
+from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError, StoreError
+from adg_plugin.pipeline.non_finite import FiniteWatch
+from adg_plugin.pipeline.ranks import Team, absorb, is_mine, my_windows, open_share
+from adg_plugin.store import RunFolder, RunReader, keys
+from adg_plugin.store.records import Prompt, RowResult, Sampled
+
+_UNFIT_ROWS = 3  # without memory, or refused, one after the other: then it is not the rows
+
+
+Stage = Literal["sample", "embed"]
+
+
+def fill(
+    stages: Sequence[Stage],
+    run: RunFolder | None,
+    run_dir: Path,
+    config: ADGConfig,
+    source: Source,
+    team: Team,
+    *,
+    show: bool,
+) -> dict[str, Any]:
+    """Give the rows of a run folder answers, vectors or both, shared by a team, and return what it took.
+
+    Args:
+        stages: what to do; all processes of the team give the same.
+        run: the run folder, of process 0; the others give None.
+        run_dir: where it is.
+        config: sampling settings.
+        source: where the model comes from; loaded only if there is something to do.
+        team: the processes that share the work.
+        show: report progress on stderr.
+
+    Raises:
+        ADGError: the engine cannot be used, or rows fail one after the other; what is done is kept.
+    """
+    took: dict[str, Any] = {}
+    show = show and team.rank == 0
+    if "sample" in stages:
+        with team.step("sampling"), _share(run, run_dir, team) as (pool, to):
+            took = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
+        took = _together(took, team)
+        _gather(run, team)
+    if "embed" in stages and config.engine != "hf":
+        with team.step("embedding"), _share(run, run_dir, team) as (pool, to):
+            vectors = _fill_vectors(pool, to, config, source, team, show=show)
+        vectors = _together(vectors, team)
+        _gather(run, team)
+        if run is not None:
+            run.drop_embedded_samples()
+        if left := {**took.pop("left", {}), **vectors.pop("left", {})}:
+            took["left"] = left
+        took["embedding"] = vectors
+    return took
+
+
+@contextmanager
+def _share(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[RunReader, RunFolder]]:
+    """Yield what to read the pool from and where results go: the run folder, or this process's own part of it."""
+    if run is not None:
+        run.flush()  # answers still in memory can be neither read nor embedded
+        yield run, run
+        return
+    shared, mine = open_share(run_dir, team)
+    with mine:
+        yield shared, mine
+
+
+def _together(took: dict[str, Any], team: Team) -> dict[str, Any]:
+    """Return what a stage took the whole team: seconds of the slowest, tokens and rows left out of all."""
+    each = team.gather(took)
+    whole = dict(each[0])
+    if any("tokens" in one for one in each):
+        whole["seconds"] = max(one.get("seconds", 0.0) for one in each)
+        tokens = [one.get("tokens", 0) for one in each]
+        whole |= {"tokens": sum(tokens), **({"tokens_per_rank": tokens} if team.size > 1 else {})}
+    if left := {id: reason for one in each for id, reason in one.get("left", {}).items()}:
+        whole["left"] = left
+    return whole
+
+
+def _gather(run: RunFolder | None, team: Team) -> None:
+    with team.step("gathering results"):
+        if run is not None:
+            absorb(run)
+
+
+def _fill_answers(
+    pool: RunReader,
+    to: RunFolder,
+    config: ADGConfig,
+    source: Source,
+    team: Team,
+    *,
+    embed: bool,
+    show: bool,
+) -> dict[str, Any]:
+    """Sample this process's share of the rows of `pool` that have no answers into `to`, and return what it took.
+
+    Args:
+        pool: the run folder whose prompts are sampled.
+        to: where results go: the same, or this process's own.
+        config: sampling settings.
+        source: where the model comes from; loaded only if there is something to sample.
+        team: the processes that share the work.
+        embed: False leaves the vectors to `_fill_vectors`, where the engine can do without them.
+        show: report progress on stderr.
+
+    Raises:
+        NumericalError: most rows of a batch give NaN or infinity.
+        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+    """
+    counts = pool.counts()
+    pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
+    took: dict[str, Any] = {"rows": counts.unsampled, **({"ranks": team.size} if team.size > 1 else {})}
+    if not pending:
+        return took
+    known = counts.completed + counts.sampled
+    total = counts.prompts if team.size == 1 else known + pending
+    windows = my_windows(pool, team)
+    if draws_first(config) or (config.engine != "hf" and not embed):
+        with _sampler(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
+            for result in _watched(sampler.run(chain.from_iterable(windows)), progress, took):
+                to.append_sample(result)
+    else:
+        verb = "sampling" if config.answers is None else "embedding"
+        with _engine(source, config) as engine, SamplingProgress(total, known, verb=verb, show=show) as progress:
+            sample(to, engine, progress, windows, took)
+    took |= {"seconds": progress.seconds, "tokens": progress.tokens}
+    # The engine, and the model with it, goes with this frame: the bins want the memory.
+    return took
+
+
+def _engine(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
+    if config.executor == "ray":
+        return nullcontext(RayEngine(config, source.identity))
+    return factory.engine_for(source, config)
+
+
+def _sampler(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
+    if config.executor == "ray":
+        return nullcontext(RayEngine(config, source.identity, embed=False))
+    return factory.sampler_for(source, config)
+
+
+def draws_first(config: ADGConfig) -> bool:
+    """Return whether all rows are drawn before any is embedded: vLLM in this process leaves no room for the encoder."""
+    return config.engine == "vllm" and config.executor == "inline"
+
+
+def sample(
+    run: RunFolder,
+    engine: Engine,
+    progress: SamplingProgress,
+    windows: Iterable[list[Prompt]],
+    took: dict[str, Any] | None = None,
+) -> None:
+    """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
+
+    A row that is rejected for a passing reason is not stored: it has no result, and the next run tries it again.
+
+    Args:
+        took: gets `left`, the reason of each row that is not stored, by id.
+
+    Raises:
+        NumericalError: most rows of a batch give NaN or infinity.
+        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+    """
+    watch, in_turn = FiniteWatch(), not isinstance(engine, SplitEngine | RayEngine)
+    found = engine.run(watch.taking(_by_length(windows)))
+    for result in _watched(found, progress, {} if took is None else took, watch, in_turn=in_turn):
+        run.append(result)
+    watch.finish()
+
+
+def _fill_vectors(
+    pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, show: bool
+) -> dict[str, Any]:
+    """Embed this process's share of the stored answers of `pool` that have no vectors into `to`.
+
+    Arguments, result and errors are those of `_fill_answers`.
+    """
+    counts = pool.counts()
+    took: dict[str, Any] = {"rows": counts.sampled}
+    if not counts.sampled:
+        return took
+    encoder = factory.make_encoder(source.load(), config)
+    recipe = keys.digest(keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids))
+    rows = chain.from_iterable(pool.sampled_windows())
+    mine = (_checked(row, recipe, pool) for row in rows if team.size == 1 or is_mine(row.prompt, team))
+    watch = FiniteWatch()
+    with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
+        for result in _watched(encoder.run(watch.taking(mine)), progress, took, watch):
+            to.append(result)
+        watch.finish()
+    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+
+
+def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
+    """Return the row, if its answers came of these settings.
+
+    Raises:
+        StoreError: they did not: a run with other settings was stopped before it had staged the pool.
+    """
+    if keys.row_key(recipe, row.prompt.token_ids, row.prompt.span, row.prompt.reference_ids) != row.prompt.key:
+        raise StoreError(
+            f"run folder {pool.path}: row {row.id!r} was drawn under other settings: run `adg select` or `adg sample` "
+            "with the settings that are to be used"
+        )
+    return row
+
+
+def _watched(
+    results: Iterable[RowResult],
+    progress: SamplingProgress,
+    took: dict[str, Any],
+    watch: FiniteWatch | None = None,
+    *,
+    in_turn: bool = False,
+) -> Iterator[RowResult]:
+    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong.
+
+    Args:
+        in_turn: the results come in the order in which the engine ended the rows.
+    """
+    unfit = stored = 0
+    for result in results:
+        if result.reason in PASSING:
+            unfit += 1
+            took.setdefault("left", {})[result.id] = result.reason
+            # Most engines hand rows over in chunks, those that failed together: there, only many mean something.
+            if unfit >= _UNFIT_ROWS and (in_turn or unfit > stored):
+                _give_up(result.reason)
+        else:
+            stored += 1
+            unfit = 0 if in_turn else unfit
+            yield result
+        progress.add(result.num_tokens, rejected=result.reason is not None)
+        if watch is not None:
+            watch.add(result)
+
+
+def _give_up(reason: str) -> None:
+    if reason == OUT_OF_MEMORY:
+        raise OutOfMemoryError(
+            f"{_UNFIT_ROWS} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
+            "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
+        )
+    raise ServerError("most rows were refused; the warnings say why. What is sampled is kept")
+
+
+def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
+    """Yield the prompts of each window by length, up and down in turn: neighbours are of similar length."""
+    for number, window in enumerate(windows):
+        yield from sorted(window, key=len, reverse=number % 2 == 1)
+
+
+def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
+    """Do nothing where the model in memory is what samples.
+
+    Raises:
+        ConfigError: the settings name another engine or executor.
+    """
+    problems = []
+    if config.engine != "hf":
+        problems.append(f"engine is {config.engine!r}: {why}; leave it out, or select first with `adg run`")
+    if config.answers is not None:
+        problems.append(f"answers is {config.answers!r}: {why}; leave it out, or select first with `adg run`")
+    if config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: {why}; leave it out, or select first with `adg run`")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,123 @@
+"""What a finished run chose and why, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adg_plugin.selectors.columns import by_rank, part_names, plain, printable, shown
+from adg_plugin.store import RunFolder, RunReader
+
+_EXAMPLES = 5
+
+
+def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) -> None:
+    """Print counts, the parts of the score, and the rows at both ends of the choice.
+
+    Raises:
+        StoreError: not a run folder, or one without a result.
+    """
+    run = RunFolder.read(run_dir)
+    manifest = run.manifest()
+    if manifest is None:
+        console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False, markup=False)
+        return
+    rows, method = manifest["rows"], manifest["config"].get("method", "adg")
+    rejected = sum(rows["rejected"].values())
+    reasons = ", ".join(f"{name} {count}" for name, count in rows["rejected"].items())
+    console.print(
+        f"[bold]{rows['selected']}[/] of {rows['scored']} scored rows chosen "
+        + (f"from {rows['bins']} bins" if method == "adg" else f"by {method}")
+        + f"; pool {rows['pool']}, rejected {rejected}"
+        + (f" ({reasons})" if reasons else ""),
+        highlight=False,
+    )
+    if method == "adg":
+        console.print(_parts(manifest["score"]))
+        _print_examples(run, console, examples)
+    else:
+        console.print(_percentiles(manifest["score"]))
+        console.print(_ends(run, examples))
+
+
+def _parts(score: dict[str, Any]) -> Table:
+    """Return how dispersion and anisotropy are distributed, and how much of ADG's score each is."""
+    parts = Table("part", "5 %", "median", "95 %", "corr. with score", "share of variance", box=None, pad_edge=False)
+    for name in ("dispersion", "anisotropy"):
+        at = score[name]
+        parts.add_row(
+            name,
+            *(f"{at[p]:.3f}" for p in ("p5", "p50", "p95")),
+            f"{score['pearson'][name]:+.2f}",
+            f"{score['share_of_variance'][name]:.0%}",
+        )
+    return parts
+
+
+def _percentiles(score: dict[str, Any]) -> Table:
+    """Return how the score of another method and its parts are distributed."""
+    parts = Table("part", "5 %", "median", "95 %", box=None, pad_edge=False)
+    for name, at in score.items():
+        if name != "form" and at:
+            parts.add_row(name, *(shown(plain(at[p])) for p in ("p5", "p50", "p95")))
+    return parts
+
+
+def _ends(run: RunReader, examples: int) -> Table:
+    """Return the best of the rows that another method chose, and the last of those that it left."""
+    scores = run.scores()
+    names = ("score", *part_names(scores))
+    headings = (name.replace("_", " ") for name in names)  # which fold at spaces
+    table = Table("chosen", "rank", *headings, "instruction", box=None, pad_edge=False)
+    order = by_rank(scores)
+    chosen = scores["chosen"].to_numpy()[order]
+    left = order[~chosen]
+    for heading, picked in (("yes", order[chosen][:examples]), ("no", left[max(0, len(left) - examples) :])):
+        rows = scores.take(picked).to_pylist()
+        texts = _instructions(run, rows)
+        for row in rows:
+            cells = ["" if row["rank"] is None else str(row["rank"]), *(shown(plain(row[name])) for name in names)]
+            table.add_row(heading, *cells, texts[row["id"]])
+    return table
+
+
+def _print_examples(run: RunReader, console: Console, examples: int) -> None:
+    scores = run.scores()
+    order = np.argsort(-scores["score"].to_numpy(), kind="stable")
+    chosen = scores["chosen"].to_numpy()[order]
+    best, left = order[chosen][:examples], order[~chosen][::-1][:examples][::-1]
+    table = Table("chosen", "score", "D", "I", "bin", "rank/quota", "why", "instruction", box=None, pad_edge=False)
+    for heading, picked in (("yes", best), ("no", left)):
+        rows = scores.take(picked).to_pylist()
+        texts = _instructions(run, rows)
+        for row in rows:
+            table.add_row(heading, *_cells(row), texts[row["id"]])
+    console.print(table)
+
+
+def _instructions(run: RunReader, rows: Sequence[dict[str, Any]]) -> dict[str, Text]:
+    """Return the beginning of each row's instruction, by id."""
+    staged = run.staged_rows([row["id"] for row in rows])
+    return {row.prompt.id: Text(_shortened(row.prompt.instruction)) for row in staged}
+
+
+def _cells(row: dict[str, Any]) -> Sequence[str]:
+    return (
+        f"{row['score']:.3f}",
+        f"{row['dispersion']:.3f}",
+        f"{row['anisotropy']:.3f}",
+        str(row["bin"]),
+        f"{row['rank_in_bin']}/{row['bin_quota']}",
+        row["reason"],
+    )
+
+
+def _shortened(text: str, width: int = 60) -> str:
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= width else text[: width - 1] + "…"

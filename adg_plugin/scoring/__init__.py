@@ -1,0 +1,1 @@
+"""Gram matrices -> D, I, score, bins, quota, stability; numpy only."""

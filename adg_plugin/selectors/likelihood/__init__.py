@@ -1,0 +1,1 @@
+"""Selectors that rank rows by how likely a model finds their answers."""

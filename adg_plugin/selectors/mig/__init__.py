@@ -1,0 +1,1 @@
+"""MIG: labels and grades of rows, and the greedy choice of the most information."""

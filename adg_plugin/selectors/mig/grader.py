@@ -1,0 +1,224 @@
+"""Fills a run folder with the grades that a model gives to rows without a quality of their own, for MIG."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.data.rows import Row
+from adg_plugin.engines.models.side_models import other_model
+from adg_plugin.errors import ModelError
+from adg_plugin.selectors.measure import NOT_MEASURED, Advice, add_measures
+from adg_plugin.selectors.mig.columns import column_of, has_quality, lacks_quality
+from adg_plugin.selectors.mig.grade_prompt import GRADES, QUESTION_VERSION, QualityTemplate
+from adg_plugin.store import RunFolder, RunReader, keys
+from adg_plugin.store.measures import GRADES as GRADE_COLUMNS
+from adg_plugin.store.measures import Measures, read_measures
+from adg_plugin.store.staging import row_digest
+
+if TYPE_CHECKING:
+    from adg_plugin.engines.judges.grades import Grade, GradeQuestion
+    from adg_plugin.engines.models.loading import Source
+
+logger = logging.getLogger(__name__)
+
+MAX_PROMPT_TOKENS = 2048  # of the question with the row's instruction and answer: the positions of DEITA's scorer
+ADVICE = Advice(
+    memory="free the device, or name a smaller quality_scorer",
+    numbers="check the weights of quality_scorer, or name another one",
+)
+
+_MEASURE = "quality"
+_LEAST_TOKENS = 64  # that a question must leave for a row's own words
+_VERSION = 1  # raise it when the same model and question come to give other grades
+_BATCH_ROWS = 256  # rendered together
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row's id, its own words, and its own answer."""
+
+    id: str
+    instruction: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """What became of a row: a score from 1 to 6, or a reason."""
+
+    score: float | None
+    share: float | None  # of what the model expects next that is a grade at all
+    reason: str | None
+
+
+def rate(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, Any]:
+    """Ask the quality scorer about the prompts of a run folder without quality and grade, and return what it took.
+
+    Rows without an answer in words are not asked about. Each part is on the disk before the next begins.
+
+    Args:
+        run: the run folder, with a staged pool.
+        config: names the `quality_scorer`, the column of quality, the device.
+        show: report progress on stderr.
+
+    Returns:
+        As `adg_plugin.selectors.measure.add_measures`.
+
+    Raises:
+        ModelError: the scorer cannot be used.
+        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.add_measures`; what is
+            graded is kept.
+    """
+    if not lacks_quality(run, config.field_quality):
+        return {"rows": 0}
+    asked = Rater.configured(config)
+    with Measures.open(run, _MEASURE, GRADE_COLUMNS) as measures:
+        for sentence in measures.damage:
+            logger.warning("%s", sentence)
+        total = pending = 0
+        for row in _bare(run, config.field_quality):
+            total += 1
+            pending += asked.digest(row) not in measures.completed
+        rows = (row for row in _bare(run, config.field_quality) if asked.digest(row) not in measures.completed)
+        return add_measures(
+            measures, asked.grades(rows), ADVICE, total=total, pending=pending, verb="grading", show=show
+        )
+
+
+def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> list[Rated]:
+    """Return the stored grades of the quality scorer that the config names, for each of the rows; see `rate`.
+
+    Those of another model or of other texts do not count: such a row's reason is `not_measured`.
+
+    Raises:
+        ModelError: the scorer cannot be found, and there is a row that it is to grade.
+        StoreError: a file is damaged.
+    """
+    found = dict.fromkeys(range(len(rows)), Rated(None, None, Reason.NO_ANSWER.value))
+    if in_words := [number for number, row in enumerate(rows) if row.answer.strip()]:
+        asked = Rater.configured(config)
+        table = read_measures(run, _MEASURE, [asked.digest(rows[number]) for number in in_words], GRADE_COLUMNS)
+        columns = (table[name].to_pylist() for name in ("id", "score", "share", "reason"))
+        for number, id, score, share, reason in zip(in_words, *columns, strict=True):
+            found[number] = Rated(score, share, NOT_MEASURED if id is None else reason)
+    return list(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Rater:
+    """A model that can be asked for grades, loaded when it is."""
+
+    source: Source
+    renderer: PromptRenderer
+    grade_ids: tuple[int, ...]
+    recipe: bytes  # of all that a grade depends on beside the row's own words
+
+    @classmethod
+    def configured(cls, config: ADGConfig) -> Rater:
+        """Return the quality scorer that the config names, not loaded yet.
+
+        Raises:
+            ModelError: it cannot be found, has too few positions, or does not write each grade as one token.
+        """
+        named = f"quality_scorer is {config.quality_scorer!r}"
+        source = other_model(config, "quality_scorer")
+        template = QualityTemplate(source.tokenizer)
+        empty = PromptRenderer(source.tokenizer, template, None).render(_row(Answered("", "?", "?")))
+        if not isinstance(empty, Rendered):
+            raise ModelError(f"{named}: it cannot be asked ({empty.detail}); name another model")
+        room = min(MAX_PROMPT_TOKENS, source.positions or MAX_PROMPT_TOKENS)
+        if room < len(empty.token_ids) + _LEAST_TOKENS:
+            raise ModelError(
+                f"{named}: a question may take {room} tokens, and has {len(empty.token_ids)} without the row's own "
+                "words; name a model with more positions or a larger vocabulary"
+            )
+        grade_ids = tuple(_next_token(source.tokenizer, empty.text, grade, named) for grade in GRADES)
+        if len(set(grade_ids)) < len(GRADES) or source.tokenizer.unk_token_id in grade_ids:
+            raise ModelError(
+                f"{named}: its vocabulary does not tell the grades {', '.join(GRADES)} apart; name another"
+            )
+        limit = PromptLimit(room, named, "give the row a quality of its own (field_quality), or shorten it")
+        recipe = {
+            "model": source.identity,
+            "question": empty.token_ids.tolist(),  # and with it the template and the vocabulary
+            "grades": grade_ids,
+            "tokens": room,
+            "version": [QUESTION_VERSION, _VERSION],
+        }
+        renderer = PromptRenderer(source.tokenizer, template, limit, truncate=True)
+        return cls(source, renderer, grade_ids, keys.digest(recipe))
+
+    def key(self, row: Answered) -> bytes:
+        """Return 16 bytes that stand for all that produces a row's grade."""
+        hashed = hashlib.blake2b(self.recipe, digest_size=16)
+        for text in (row.instruction, row.answer):
+            data = text.encode(errors="surrogatepass")
+            hashed.update(len(data).to_bytes(8, "little"))  # where one ends and the next begins
+            hashed.update(data)
+        return hashed.digest()
+
+    def digest(self, row: Answered) -> bytes:
+        """Return the `row_digest` of a row's grade."""
+        return row_digest(row.id, self.key(row))
+
+    def grades(self, rows: Iterable[Answered]) -> Iterator[Grade]:
+        """Yield the grade of each row, or why it has none; the model is loaded for them."""
+        from adg_plugin.engines.judges.grades import Grade, Grades
+
+        engine = Grades(self.source.load().model, self.grade_ids)
+        cut = 0
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _BATCH_ROWS)):
+            questions: list[GradeQuestion] = []
+            for row, shown in zip(batch, self.renderer.render_many(map(_row, batch)), strict=True):
+                if isinstance(shown, Rendered):
+                    questions.append(self._question(row, shown))
+                    cut += shown.truncated
+                else:
+                    yield Grade(row.id, self.key(row), None, None, 0, shown.reason.value)
+            yield from engine.run(questions)
+        if cut:
+            logger.warning("the end of %d answers was not shown to the quality scorer: they are too long for it", cut)
+
+    def _question(self, row: Answered, shown: Rendered) -> GradeQuestion:
+        from adg_plugin.engines.judges.grades import GradeQuestion
+
+        return GradeQuestion(row.id, self.key(row), shown.token_ids)
+
+
+def _next_token(tokenizer: Any, prompt: str, grade: str, named: str) -> int:
+    """Return the token that a grade is, right after the prompt.
+
+    Raises:
+        ModelError: it is several, or merges with the prompt's end.
+    """
+    before, after = (
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (prompt, prompt + grade)
+    )
+    if len(after) != len(before) + 1 or list(after[:-1]) != list(before):
+        raise ModelError(f"{named}: after its prompt, {grade!r} is no token of its own; name another model")
+    return int(after[-1])
+
+
+def _bare(run: RunReader, column: str) -> Iterator[Answered]:
+    """Yield the staged prompts that have an answer and no quality of their own, in the pool's order."""
+    for table in run.staged_columns(["id", "instruction", "reference", "data"]):
+        for row in table.to_pylist():
+            if (row["reference"] or "").strip() and not has_quality(column_of(row["data"], column)):
+                yield Answered(row["id"], row["instruction"], row["reference"])
+
+
+def _row(of: Answered) -> Row:
+    # Models that can think first are asked not to: the grade has to be the next token.
+    settings = {"enable_thinking": False}
+    return Row(
+        of.id, ({"role": "user", "content": ""},), None, of.instruction, "", None, settings, of.answer, {}, "", 0
+    )

@@ -1,0 +1,1 @@
+"""ZIP: the greedy choice of rows that compress least."""

@@ -1,0 +1,12 @@
+"""How long a run took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def seconds_of(took: Mapping[str, Any]) -> float:
+    """Return the seconds of drawing or measuring, and of embedding or grading after it."""
+    parts = (took, took.get("embedding", {}), took.get("rating", {}))
+    return sum(float(part.get("seconds", 0.0)) for part in parts)

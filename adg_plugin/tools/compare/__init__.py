@@ -1,0 +1,1 @@
+"""`adg compare`: several methods choose from one run folder."""

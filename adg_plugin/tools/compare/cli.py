@@ -1,0 +1,215 @@
+"""`adg compare`: what several methods choose from one pool, under one budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adg_plugin.config.messages import NO_POOL
+from adg_plugin.console import result_console
+from adg_plugin.tools.compare.plans import DEFAULT_METHODS, split_methods
+
+if TYPE_CHECKING:
+    from adg_plugin.tools.compare.compare import Comparison
+    from adg_plugin.tools.compare.work import Compared
+
+_MEASURES = (
+    "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
+    "of the rows' own answers; alone: rows that no other method chose",
+    "asking: seconds that a model took before, for all that ask the same, earlier runs included (+: some left no "
+    "record, ?: none did, -: no model is asked); choosing: seconds after that",
+)
+_IN_NO_BIN = "no bin: rows of the choice without answers, which are in no bin"
+_MOST_VALUES = 8  # of a kind
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="METHOD,...",
+            help="adg, random, longest, ifd, superfiltering, zip, mig, scar; with settings of its own "
+            "METHOD:KEY=VALUE, such as adg:weight=0; adg:rank is short for adg:score=rank.",
+        ),
+    ] = ",".join(DEFAULT_METHODS),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print compare.json.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables, warnings only.")] = False,
+) -> None:
+    """Let several methods choose from one run folder, and compare. The last line on stdout is the path of compare.json.
+
+    Answers are drawn if an adg method asks, likelihoods measured if ifd or superfiltering do, and only those that are
+    not there. The files of an earlier selection stay as they are.
+    """
+    from adg_plugin.config.schema import load_config
+    from adg_plugin.errors import ConfigError
+    from adg_plugin.store.mirror import local_run_folder
+
+    settings = load_config(config, set_)
+    if not settings.datasets:
+        raise ConfigError([NO_POOL], source=str(config))
+    where = (out or settings.output_dir or str(Path("runs") / config.stem)).rstrip("/") or "/"
+    from adg_plugin.adapters.torch_team import launched_team
+    from adg_plugin.tools.compare.compare import compare as compared
+
+    with launched_team() as team:
+        if team.size > 1:
+            raise ConfigError(
+                [f"{team.size} ranks were started: adg compare runs in one process; sample with `adg sample` in these"]
+            )
+        with local_run_folder(where) as folder:
+            found = compared(settings, split_methods(methods), folder, show_progress=not quiet)
+            path = f"{where}/{found.path.name}"
+    if as_json:
+        print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+    else:
+        if not quiet:
+            print_comparison(found, result_console())
+            if "://" not in where:
+                print(f"as a page: adg report {where}")
+        print(path)  # a URL holds it only now
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def print_comparison(about: Comparison, console: Console) -> None:
+    """Print what the choices share, a line for each method, what the columns mean, and the errors."""
+    if about.facts.names:
+        _print_overlaps(about, console)
+        console.print()
+        for kind in about.facts.coverage:
+            _print_coverage(about, kind, console)
+            console.print()
+    _print_methods(about, console)
+    for sentence in (*_MEASURES, *([_IN_NO_BIN] if _some_without_a_bin(about) else [])):
+        console.print(Text(sentence))
+    for one in about.methods:
+        if one.error is None and one.rejected:
+            console.print(Text(_rejected(one)))
+    for one in about.failed:
+        console.print(Text(f"{one.name} failed: {one.error}"))
+
+
+def _rejected(one: Compared) -> str:
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in one.rejected.items())
+    return f"{one.name} could choose from {one.scored:,} rows; rejected: {reasons}"
+
+
+def _print_overlaps(about: Comparison, console: Console) -> None:
+    from adg_plugin.report.side_files import said_chance
+
+    facts = about.facts
+    head = (
+        f"Jaccard overlap of the choices of {about.budget:,} of {about.rows['candidates']:,} rows; by chance "
+        f"{said_chance(facts.by_chance['jaccard'])}"
+    )
+    console.print(Text(head))  # a table's own title is folded to its width
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    table.add_column("method", overflow="fold")
+    for number in range(1, len(facts.names) + 1):
+        table.add_column(str(number), justify="right", overflow="fold")
+    for number, (name, row) in enumerate(zip(facts.names, facts.jaccard, strict=True), 1):
+        table.add_row(str(number), Text(name), *(f"{value:.0%}" for value in row))
+    console.print(table)
+
+
+def _print_coverage(about: Comparison, kind: dict[str, Any], console: Console) -> None:
+    """Print the shares of the values in the pool and in each choice, those beyond the most frequent together."""
+    console.print(Text(f"Rows by {kind['kind']}, as shares of the pool and of each choice"))
+    named = [value for value in kind["values"] if value["value"] is not None]
+    lines = [(value["value"], value) for value in named[:_MOST_VALUES]]
+    if rest := named[_MOST_VALUES:]:
+        chosen = [sum(column) for column in zip(*(value["chosen"] for value in rest), strict=True)]
+        together = {"pool": sum(value["pool"] for value in rest), "chosen": chosen}
+        lines.append(("1 other" if len(rest) == 1 else f"{len(rest):,} others", together))
+    lines += [("no value", value) for value in kind["values"] if value["value"] is None]
+    sizes = [len(one.ids) for one in about.methods if one.error is None]
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(kind["kind"], overflow="fold")
+    for name in ("pool", *(str(number) for number in range(1, len(sizes) + 1))):
+        table.add_column(name, justify="right", overflow="fold")
+    for name, value in lines:
+        shares = (f"{n / of:.0%}" for n, of in zip(value["chosen"], sizes, strict=True))
+        table.add_row(Text(name), f"{value['pool'] / about.rows['candidates']:.0%}", *shares)
+    console.print(table)
+
+
+def _some_without_a_bin(about: Comparison) -> bool:
+    bins = about.facts.bins
+    return bins is not None and any(bins["without_a_bin"])
+
+
+def _print_methods(about: Comparison, console: Console) -> None:
+    bins = about.facts.bins
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")
+    reached = f"bins of {bins['total']:,}" if bins else "bins"
+    lost = ("no bin",) if _some_without_a_bin(about) else ()
+    heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "asking", "choosing")
+    for name in heads:
+        table.add_column(name, justify="right", overflow="fold")
+    place = {name: i for i, name in enumerate(about.facts.names)}
+    for one in about.methods:
+        cells = ("failed", *[""] * (len(heads) - 1)) if one.error is not None else _cells(about, one, place[one.name])
+        table.add_row(Text(one.name), *cells)
+    whole = about.facts.lengths_of_pool
+    candidates = f"{about.rows['candidates']:,}"
+    table.add_row(
+        "the pool",
+        candidates,
+        "",
+        "",
+        *lost and ("",),
+        _median(whole, "prompt_tokens"),
+        _median(whole, "reference_words"),
+    )
+    console.print(table)
+    none, everyone = about.facts.chosen_by["none"], about.facts.chosen_by["all"]
+    console.print(Text(f"{everyone:,} rows are chosen by all methods, {none:,} by none"))
+
+
+def _cells(about: Comparison, one: Compared, at: int) -> tuple[str, ...]:
+    facts = about.facts
+    bins, lengths = facts.bins, facts.lengths[at]
+    return (
+        f"{len(one.ids):,}",
+        f"{bins['reached'][at]:,}" if bins else "-",
+        f"{bins['largest_share'][at]:.0%}" if bins else "-",
+        *([f"{bins['without_a_bin'][at]:,}"] if bins and _some_without_a_bin(about) else []),
+        _median(lengths, "prompt_tokens"),
+        _median(lengths, "reference_words"),
+        f"{facts.alone[at]:,}",
+        _asking(about, one),
+        f"{one.seconds:.1f}",
+    )
+
+
+def _asking(about: Comparison, one: Compared) -> str:
+    costs = about.costs_of(one)
+    if not costs:
+        return "-"
+    if not all(cost.rows for cost in costs):
+        return "?"
+    whole = all(cost.is_whole(about.rows["candidates"]) for cost in costs)
+    return f"{sum(cost.seconds for cost in costs):.1f}" + ("" if whole else "+")
+
+
+def _median(lengths: dict[str, dict[str, float]], name: str) -> str:
+    return f"{lengths[name]['p50']:.0f}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(compare)

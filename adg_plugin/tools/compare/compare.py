@@ -1,0 +1,206 @@
+"""Several methods choose from one run folder, under one budget, and are compared. An earlier selection stays."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models.side_models import other_model
+from adg_plugin.errors import ConfigError
+from adg_plugin.pipeline.run import prepare
+from adg_plugin.pipeline.stage import Pool
+from adg_plugin.report.facets import read_facets
+from adg_plugin.report.side_files import COMPARE
+from adg_plugin.selectors.mig.columns import lacks_quality, listed_labels
+from adg_plugin.selectors.mig.grader import Rater
+from adg_plugin.selectors.mig.tagger import Tagger
+from adg_plugin.selectors.mig.vectors import read_label_vectors
+from adg_plugin.store import RunFolder, keys
+from adg_plugin.store.files import write_json
+from adg_plugin.store.versions import versions
+from adg_plugin.tools.compare.costs import Cost, costs_before
+from adg_plugin.tools.compare.facts import Facts, add_files, facts_of
+from adg_plugin.tools.compare.folder import BesideASelection
+from adg_plugin.tools.compare.plans import DEFAULT_METHODS, Plan, planned
+from adg_plugin.tools.compare.work import Compared, Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Methods that chose from one run folder.
+
+    Attributes:
+        path: of compare.json.
+        budget: rows that each was to choose.
+        rows: `pool` after exact duplicates, and `candidates` that could be sampled.
+        methods: in the order in which they were asked for.
+        costs: of what was asked of models, by what was asked.
+        facts: of those that did not fail.
+        about: `created`, `pool_digest`, `recipe`, `config`, `versions`.
+    """
+
+    path: Path
+    budget: int
+    rows: dict[str, int]
+    methods: tuple[Compared, ...]
+    costs: dict[str, Cost]
+    facts: Facts
+    about: dict[str, Any]
+
+    @property
+    def failed(self) -> tuple[Compared, ...]:
+        """The methods that did not choose."""
+        return tuple(one for one in self.methods if one.error is not None)
+
+    def costs_of(self, one: Compared) -> list[Cost]:
+        """Return what asking took for a method, of each model; none where it asks none."""
+        return [self.costs.get(name, Cost()) for name in one.asked]
+
+    def summary(self) -> dict[str, Any]:
+        """Return all of it, for JSON."""
+        return {
+            **self.about,
+            "budget": self.budget,
+            "rows": self.rows,
+            "methods": [asdict(one) for one in self.methods],
+            "costs": {name: cost.summary(self.rows["candidates"]) for name, cost in self.costs.items()},
+            **self.facts.summary(),
+        }
+
+
+def compare(
+    config: ADGConfig | Mapping[str, Any],
+    methods: Sequence[str] = DEFAULT_METHODS,
+    run_dir: str | Path | None = None,
+    *,
+    show_progress: bool = True,
+) -> Comparison:
+    """Return how the choices of several methods compare, and write it to compare.json in the run folder.
+
+    What the run folder holds of answers and likelihoods is not asked for again. The files of an earlier selection in it
+    do not change. A method that fails is named with its error; the others go on.
+
+    Args:
+        config: the settings that all methods share.
+        methods: `METHOD`, `METHOD:KEY=VALUE,KEY=VALUE`, or `adg:FORM`, a form of `score`.
+        run_dir: run folder; default the config's `output_dir`, else `runs/selection`.
+        show_progress: whether to report progress on stderr.
+
+    Raises:
+        ConfigError: a method cannot be what is asked for.
+        ADGError: as `adg_plugin.pipeline.run.run_selection`, before anything is sampled; later only a StoreError.
+    """
+    from adg_plugin.engines.models.loading import Source
+
+    config = config if isinstance(config, ADGConfig) else ADGConfig.parse(config)
+    config.refuse_given_answers("`adg compare` samples, so that every method has the same pool")
+    plans = planned(config, methods)
+    _refuse_unfit(config)
+    folder = Path(run_dir or config.output_dir or "runs/selection")
+    source = Source.configured(config)
+    _refuse_what_cannot_run(plans)
+    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    with BesideASelection.open(folder) as run:
+        prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
+        _refuse_models_of_mig(run, plans)
+        work = Work(run, config, source, costs_before(run, recipe), show_progress)
+        done = tuple(work.chosen(plan) for plan in plans)
+        done, found = _facts(run, config, work, done)
+        about = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "pool_digest": run.staged_digest(),
+            "recipe": json.loads(json.dumps(recipe)),
+            "config": config.model_dump(mode="json"),
+            "versions": versions(),
+        }
+        comparison = Comparison(run.path / COMPARE, work.budget, work.rows, done, work.costs, found, about)
+        write_json(comparison.path, comparison.summary())
+    return comparison
+
+
+def _refuse_unfit(config: ADGConfig) -> None:
+    problems = []
+    if not config.datasets:
+        problems.append(NO_POOL)
+    if config.budget_per_dataset is not None:
+        problems.append("budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
+    """Raise where a method lacks what it needs, as far as that can be known before anything is sampled."""
+    for plan in plans:
+        if plan.method == "scar":
+            from adg_plugin.engines.judges.style_ranker import StyleRanker
+
+            StyleRanker(plan.config.scar_model)
+        if plan.method == "superfiltering":
+            other_model(plan.config, "small_model")
+        if plan.method == "mig" and plan.config.label_vectors:
+            read_label_vectors(plan.config.label_vectors)
+
+
+def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
+    """Raise where a tagger or quality scorer that will be asked cannot be, before anything is sampled."""
+    for plan in plans:
+        config = plan.config
+        if plan.method == "mig" and config.tagger and listed_labels(run, config.field_labels)[1]:
+            Tagger.configured(config)
+        if plan.method == "mig" and config.quality_scorer and lacks_quality(run, config.field_quality):
+            Rater.configured(config)
+
+
+def _facts(
+    run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]
+) -> tuple[tuple[Compared, ...], Facts]:
+    """Return the methods with what only the comparison can say of each, and what their choices have in common."""
+    staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
+    ids: list[str] = staged["id"].to_pylist()
+    facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
+    add_files(facets, staged["where"].to_pylist())
+    choices = {one.name: one.ids for one in done if one.error is None}
+    eligible = {name: work.eligible[name].to_pylist() for name in choices}
+    silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
+    told = tuple(_told_of_silent(one, silent) for one in done)
+    return told, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, work))
+
+
+def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
+    """Return what ADG chose with a warning where rows of it have no answer: it asks the model, and needs none."""
+    rows = len(silent & set(one.ids)) if one.method == "adg" else 0
+    if not rows:
+        return one
+    have = "has" if rows == 1 else "have"
+    sentence = (
+        f"{rows:,} of its {len(one.ids):,} rows {have} no answer of their own in words, which other methods leave out: "
+        "name the answers' column (field_output, field_completion), or take these rows out of the pool"
+    )
+    logger.warning("%s: %s", one.name, sentence)
+    return replace(one, warnings=(*one.warnings, sentence))
+
+
+def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], work: Work) -> npt.NDArray[np.int64] | None:
+    """Return the (N,) bins of the rows under the shared settings, -1 where a row has none; None without any answers."""
+    known = work.binned
+    if known is None:
+        geometry = run.geometry()
+        if not len(geometry):
+            return None
+        bins = work.assign(geometry.prompt_vectors, config.bins, config.seed)
+        known = pa.table({"id": pa.array(geometry.ids, pa.string()), "bin": bins})
+    of = dict(zip(known["id"].to_pylist(), known["bin"].to_pylist(), strict=True))
+    return np.array([of.get(id, -1) for id in ids], dtype=np.int64)

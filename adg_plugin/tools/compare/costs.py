@@ -1,0 +1,108 @@
+"""What it took to ask models for what methods choose by, also where an earlier run asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adg_plugin.errors import StoreError
+from adg_plugin.report.side_files import COMPARE, read_comparison
+from adg_plugin.store import RunReader
+from adg_plugin.store.took import seconds_of
+
+ANSWERS = "answers"  # to draw and to embed them
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rows that a model was asked about, and what that took.
+
+    Attributes:
+        rows: of earlier runs, as far as they left a record, and of this one.
+        seconds: for these.
+        tokens: drawn or predicted.
+        seconds_now: those of this run.
+        of: rows that there are to ask about; None: all that could be sampled.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    seconds_now: float = 0.0
+    of: int | None = None
+
+    def with_now(self, took: Mapping[str, Any]) -> Cost:
+        """Return it with what this run took, as sampling or measuring says."""
+        seconds = seconds_of(took)
+        return Cost(
+            self.rows + int(took.get("rows", 0)),
+            self.seconds + seconds,
+            self.tokens + int(took.get("tokens", 0)),
+            seconds,
+            took.get("total", self.of),
+        )
+
+    def is_whole(self, rows: int) -> bool:
+        """Return whether a record is there of all rows to ask about, of so many: an interrupted run leaves none."""
+        return self.rows >= (rows if self.of is None else self.of)
+
+    def summary(self, rows: int) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {
+            "rows": self.rows,
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+            "seconds_now": self.seconds_now,
+            "of": rows if self.of is None else self.of,
+            "is_whole": self.is_whole(rows),
+        }
+
+
+def tagger_cost(tagger: str, column: str) -> str:
+    """Return the name of what it takes to tag the rows that have no labels in a column."""
+    return f"tagger {tagger} for {column}"
+
+
+def scorer_cost(scorer: str, column: str) -> str:
+    """Return the name of what it takes to grade the rows that have no quality in a column."""
+    return f"quality scorer {scorer} for {column}"
+
+
+def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
+    """Return what earlier runs say of the cost of what the run folder holds.
+
+    Args:
+        run: the run folder, with its staged pool.
+        recipe: of its answers; records of others do not count.
+
+    Raises:
+        StoreError: compare.json or manifest.json cannot be read, or is not as it is written.
+    """
+    found: dict[str, Cost] = {}
+    manifest = run.manifest()
+    if manifest is not None and manifest.get("recipe") == dict(recipe):
+        for name, took in _named(manifest["config"], manifest["sampling"]):
+            found[name] = Cost().with_now(took)
+    before = read_comparison(run)
+    if before is not None and before.get("recipe") == dict(recipe):
+        try:
+            for name, cost in before["costs"].items():
+                found[name] = Cost(int(cost["rows"]), float(cost["seconds"]), int(cost["tokens"]), of=cost.get("of"))
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise StoreError(f"{run.path / COMPARE} has no costs that can be read ({err!r}): delete it") from err
+    return {name: replace(cost, seconds_now=0.0) for name, cost in found.items() if cost.rows}
+
+
+def _named(config: Mapping[str, Any], took: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and record of each cost of a selection under these settings."""
+    method = config.get("method", "adg")
+    if method != "mig":
+        asked = {"superfiltering": "small_model", "scar": "scar_model"}.get(method)
+        name = ANSWERS if method == "adg" else method
+        yield f"{method} {config.get(asked, '')}" if asked else name, took
+        return
+    tagger = config.get("tagger")
+    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, {**took, "rating": {}}
+    if scorer := config.get("quality_scorer"):
+        yield scorer_cost(scorer, config.get("field_quality", "")), took.get("rating", {})

@@ -1,0 +1,120 @@
+"""`adg,adg:rank,random` -> the settings of each method that is to choose from one run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.config.values import typed_value
+from adg_plugin.errors import ConfigError
+from adg_plugin.selectors.own_settings import OWN
+
+DEFAULT_METHODS = ("adg", "random", "longest", "zip", "ifd")
+OPTION = "--methods"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A method that is to choose.
+
+    Attributes:
+        name: as it is written in short, `adg:rank`, `adg:weight=0`.
+        changes: of the settings that all methods share.
+        config: those settings with `method` and the changes.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    config: ADGConfig
+
+    @property
+    def method(self) -> str:
+        """The selector's own name."""
+        return self.config.method
+
+
+def split_methods(text: str) -> list[str]:
+    """Return the methods of a list with commas; `KEY=VALUE` after a comma belongs to the method before it."""
+    found: list[str] = []
+    for piece in text.split(","):
+        if found and "=" in piece.partition(":")[0]:
+            found[-1] += f",{piece.strip()}"
+        elif piece.strip():
+            found.append(piece.strip())
+    return found
+
+
+def planned(config: ADGConfig, methods: Sequence[str]) -> tuple[Plan, ...]:
+    """Return what is to choose, in the order given, none twice.
+
+    Args:
+        config: the settings that all methods share.
+        methods: `METHOD`, `METHOD:KEY=VALUE,KEY=VALUE` or `adg:FORM`, a form of `score`.
+
+    Raises:
+        ConfigError: with every problem found, each with the method that has it.
+    """
+    plans: dict[str, Plan] = {}
+    problems = [] if methods else [f"no method is named: use some, such as {','.join(DEFAULT_METHODS)}"]
+    for text in methods:
+        try:
+            plan = _plan(config, text)
+        except ConfigError as err:
+            problems += [f"{text}: {problem}" for problem in err.problems]
+        else:
+            plans.setdefault(plan.name, plan)
+    if problems:
+        raise ConfigError(problems, source=OPTION)
+    return tuple(plans.values())
+
+
+def _plan(config: ADGConfig, text: str) -> Plan:
+    method, colon, rest = text.partition(":")
+    config = config.updated(method=method.strip())
+    changes = _changes(config.method, rest) if colon else {}
+    problems = [refusal for key, value in changes.items() if (refusal := _refusal(config.method, key, value))]
+    if problems:
+        raise ConfigError(problems)
+    config = config.updated(**changes) if changes else config
+    changes = {key: getattr(config, key) for key in changes}  # 0 and 0.0 are one weight
+    said = ",".join(_said(key, value) for key, value in changes.items())
+    return Plan(f"{config.method}:{said}" if said else config.method, changes, config)
+
+
+def _changes(method: str, text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for piece in text.split(","):
+        key, equals, value = (part.strip() for part in piece.partition("="))
+        if method == "adg" and key in get_args(ScoreForm) and not equals:
+            key, value = "score", key
+        elif not (key and value):
+            forms = f", or one of {', '.join(get_args(ScoreForm))}" if method == "adg" else ""
+            raise ConfigError([f"{piece.strip()!r} is no setting: write METHOD:KEY=VALUE, such as adg:weight=0{forms}"])
+        if key in found:
+            raise ConfigError([f"{key} is given twice: keep one"])
+        found[key] = typed_value(value)
+    return found
+
+
+def _refusal(method: str, key: str, value: Any) -> str | None:
+    """Return why a method cannot have a setting of its own; None where it can, or where the schema will say."""
+    own = OWN.get(method, ())
+    if key not in ADGConfig.model_fields or key in own:
+        return None
+    if key == "budget":
+        return f"budget is {value!r}: all methods choose as many rows; use --set budget={value}"
+    others = [name for name, keys in OWN.items() if key in keys]
+    if others and key != "seed":
+        looks = f"it looks at {', '.join(own)}" if own else "it looks at no setting but the budget"
+        return f"{key} is {value!r}: {method} does not look at it, {looks}"
+    return f"{key} is {value!r}: all methods share one pool and its answers; use a run folder of its own (--set, --out)"
+
+
+def _said(key: str, value: Any) -> str:
+    if key == "score":
+        return str(value)
+    if isinstance(value, float):
+        return f"{key}={value:g}"
+    return f"{key}={'none' if value is None else value}"

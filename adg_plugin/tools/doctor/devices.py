@@ -1,0 +1,126 @@
+"""What a selection would run on: accelerators, processor, memory, disk, network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adg_plugin.tools.doctor.checks import Check
+
+_GIB = 1 << 30
+_LITTLE_DISK = 2 * _GIB
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def check_devices() -> Iterator[Check]:
+    """Yield accelerators, the processor and its memory, and whether the hub may be asked."""
+    import torch
+
+    accelerators = [*_cuda(torch), *_xpu(torch), *_mps(torch)]
+    yield from accelerators or [_none_seen(torch)]
+    yield _processor(torch)
+    offline = [f"{name}={os.environ[name]}" for name in _OFFLINE if _is_set(name)]
+    if offline:
+        yield Check("network", "note", f"{', '.join(offline)}: models and data sets only from folders and the cache")
+
+
+def is_offline(*, for_data: bool = False) -> bool:
+    """Return whether the hub may not be asked for models, or for data sets, which have a switch of their own."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE) or (for_data and _is_set("HF_DATASETS_OFFLINE"))
+
+
+def check_disk(folder: Path) -> Iterator[Check]:
+    """Yield how much room there is where a folder is, or will be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    text = f"{gib(free)} free for {folder}"
+    if not os.access(there, os.W_OK):
+        yield Check("disk", "failed", f"{there} cannot be written", "give another folder with --out")
+    elif free < _LITTLE_DISK:
+        yield Check("disk", "warning", text, "free some, or give another folder with --out; docs/scale.md has sizes")
+    else:
+        yield Check("disk", "ok", text)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def gib(size_bytes: int) -> str:
+    """Return a size for people."""
+    return f"{size_bytes / _GIB:.1f} GiB"
+
+
+def _cuda(torch: Any) -> Iterator[Check]:
+    if not torch.cuda.is_available():
+        return
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        # Of all devices alike: torch asks the current one.
+        with torch.cuda.device(number):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        yield _device(f"cuda:{number}", torch.cuda.get_device_name(number), free, total, bf16)
+
+
+def _xpu(torch: Any) -> Iterator[Check]:
+    if not torch.xpu.is_available():
+        return
+    for number in range(torch.xpu.device_count()):
+        free, total = torch.xpu.mem_get_info(number)
+        with torch.xpu.device(number):
+            bf16 = torch.xpu.is_bf16_supported()
+        yield _device(f"xpu:{number}", torch.xpu.get_device_name(number), free, total, bf16)
+
+
+def _mps(torch: Any) -> Iterator[Check]:
+    if torch.backends.mps.is_available():
+        text = f"Apple GPU, {gib(torch.mps.recommended_max_memory())} of the memory for it"
+        yield Check("mps", "ok", text)
+
+
+def _device(name: str, model: str, free: int, total: int, bf16: bool) -> Check:
+    text = f"{model}, {gib(free)} free of {gib(total)}, bf16: {'yes' if bf16 else 'no'}"
+    return Check(name, "ok", text, "" if bf16 else "dtype: float16 or float32")
+
+
+def _none_seen(torch: Any) -> Check:
+    built = torch.version.cuda
+    if built is None:
+        return Check("accelerator", "note", "none: this build of torch is for CPUs, where a selection is slow")
+    text = f"torch is built for CUDA {built} and sees no GPU, so a selection runs on the CPU, slowly"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return Check(
+            "accelerator", "warning", f"{text}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES"
+        )
+    if shutil.which("nvidia-smi") is None:
+        return Check(
+            "accelerator", "warning", f"{text}: there is no nvidia-smi", "if there is a GPU, install its driver"
+        )
+    fix = f"if nvidia-smi shows a CUDA version below {built}: update the driver, or install a torch for an older CUDA"
+    return Check("accelerator", "warning", text, fix)
+
+
+def _processor(torch: Any) -> Check:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    # Of newer torch only, and on x86 only: elsewhere nothing is said.
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    bf16 = [known[name] for name in ("avx512_bf16", "amx_bf16") if name in known]
+    told = f", bf16 instructions: {'yes' if any(bf16) else 'no'}" if bf16 else ""
+    text = f"{_usable_cores()} cores, {gib(memory.available)} free of {gib(memory.total)}{told}"
+    return Check("CPU", "ok", text)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,246 @@
+"""What a configuration asks for, and whether it is here: extras, the device, models, the data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
+from adg_plugin.data.answer_file import texts_of
+from adg_plugin.data.rows import Rejection, unique_rows
+from adg_plugin.data.sources import Record, iter_records, pool_fingerprint
+from adg_plugin.demo import model as demo_model
+from adg_plugin.errors import DataError, ModelError, need
+from adg_plugin.tools.doctor.checks import Check, Status, guarded
+from adg_plugin.tools.doctor.devices import gib, is_offline
+from adg_plugin.tools.doctor.packages import extra_lack, install_command, installed
+
+_ROWS_READ = 1000
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # what transformers reads
+_INDEX = "model.safetensors.index.json"
+
+
+def check_settings(config: ADGConfig) -> Iterator[Check]:
+    """Yield what the settings need beside the model and the data: extras, what the method asks, and a device."""
+    from adg_plugin.engines.models.loading import pick_device
+
+    for extra, why in _extras(config).items():
+        if lacking := extra_lack(extra):
+            status: Status = "failed" if lacking.missing else "warning"
+            yield Check("settings", status, f"{why} needs the extra {extra}: {lacking}", _way_out(extra))
+    if config.load_in_4bit and config.engine == "vllm" and not installed("vllm-bnb-plugin"):
+        text = "load_in_4bit with engine: vllm needs vllm-bnb-plugin: without it vLLM would load whole weights"
+        yield Check("settings", "failed", text, "pip install vllm-bnb-plugin, or engine: hf")
+    yield from _check_method(config)
+    yield Check("device", "ok", f"device: {config.device} is {pick_device(config.device)} here")
+
+
+def check_model(config: ADGConfig) -> Iterator[Check]:
+    """Yield whether the model's config, tokenizer and weights can be read; of the hub, whether the cache has them."""
+    from adg_plugin.engines.models.loading import Source
+    from adg_plugin.engines.models.location import model_location
+
+    if config.model == "demo" and not (folder := demo_model.model_folder()).is_dir():
+        need("gguf", extra="demo", why="model: demo")
+        yield Check("model", "note", f"demo: is converted on first use, into {folder} (0.3 GiB)")
+        return
+    location = model_location(config)
+    if not Path(location).is_dir():
+        yield from _check_hub_model(location, config)
+        return
+    tokenizer = Source.configured(config).tokenizer
+    size = _check_weights(Path(location))
+    chat = "has a chat template" if getattr(tokenizer, "chat_template", None) else "has no chat template"
+    name = f"demo ({location})" if config.model == "demo" else location
+    yield Check("model", "ok", f"{name}: weights of {gib(size)}, whole; its tokenizer {chat}")
+
+
+def check_data(specs: Sequence[DatasetSpec], *, layouts: bool = True) -> Iterator[Check]:
+    """Yield whether the rows of each data set can be read, as far as the first thousand.
+
+    Args:
+        specs: the data sets.
+        layouts: whether the rows must have a layout that `adg select` knows; Axolotl has types of its own.
+    """
+    for spec in specs:
+        yield from guarded("data", partial(_check_data_set, spec, layouts=layouts))
+
+
+def check_answers(path: str) -> Iterator[Check]:
+    """Yield whether the rows of a file of answers can be read, as far as the first thousand.
+
+    Raises:
+        DataError: they cannot.
+    """
+    count = len([texts_of(record) for record in islice(iter_records([DatasetSpec(path=path)]), _ROWS_READ)])
+    read = f"the first {count:,} rows" if count == _ROWS_READ else f"{count:,} rows"
+    yield Check("answers", "ok", f"{path}: {read} read, each with answers")
+
+
+def _extras(config: ADGConfig) -> dict[str, str]:
+    """Return the extras that the settings need, each with the setting."""
+    filters = config.filters
+    wanted = {
+        "filters": ("filters", filters.near_duplicates is not None or bool(filters.languages)),
+        "vllm": ("engine: vllm", config.engine == "vllm"),
+        "server": ("engine: vllm-server", config.engine == "vllm-server"),
+        "ray": ("executor: ray", config.executor == "ray"),
+        "quant": ("load_in_4bit", config.load_in_4bit),
+        "scar": ("method: scar", config.method == "scar"),
+    }
+    return {extra: why for extra, (why, needed) in wanted.items() if needed}
+
+
+def _way_out(extra: str) -> str:
+    if extra == "vllm":
+        return f"{install_command(extra)}; adg sample there, adg select here; or engine: hf"
+    return install_command(extra)
+
+
+def _check_method(config: ADGConfig) -> Iterator[Check]:
+    """Yield whether the models and the file that a method other than ADG asks for are here, and can be asked."""
+    from adg_plugin.engines.models.side_models import other_model
+    from adg_plugin.selectors.mig.grader import Rater
+    from adg_plugin.selectors.mig.tagger import Tagger
+
+    asked: list[tuple[str, str, Callable[[ADGConfig], object]]] = [
+        ("superfiltering", "small_model", partial(other_model, key="small_model")),
+        ("mig", "tagger", Tagger.configured),
+        ("mig", "quality_scorer", Rater.configured),
+    ]
+    for method, key, configured in asked:
+        if method == config.method and getattr(config, key):
+            yield from guarded(key, partial(_check_other_model, config, key, configured))
+    if config.method == "mig" and config.label_vectors:
+        yield from guarded("label_vectors", partial(_check_label_vectors, config.label_vectors))
+    if config.method == "scar" and installed("scar-tool"):
+        yield from guarded("scar_model", partial(_check_ranker, config))
+
+
+def _check_other_model(config: ADGConfig, key: str, configured: Callable[[ADGConfig], object]) -> Iterable[Check]:
+    """Return what `check_model` finds of the model that `key` names.
+
+    Raises:
+        ADGError: it cannot be read, or, where all of it is here, `configured` finds that it cannot be asked.
+    """
+    from adg_plugin.engines.models.side_models import other_model_settings, told_under
+
+    with told_under(config, key):
+        found = [replace(check, name=key) for check in check_model(other_model_settings(config, key))]
+    if all(check.status == "ok" for check in found):
+        configured(config)
+    return found
+
+
+def _check_label_vectors(path: str) -> Iterator[Check]:
+    from adg_plugin.selectors.mig.vectors import read_label_vectors
+
+    yield Check("label_vectors", "ok", f"{path}: vectors of {len(read_label_vectors(path)):,} labels")
+
+
+def _check_ranker(config: ADGConfig) -> Iterator[Check]:
+    """Yield whether the ranker of `scar` is here, without fetching it: `StyleRanker` would."""
+    from adg_plugin.engines.judges.style_ranker import StyleRanker
+    from adg_plugin.engines.models.side_models import told_under
+
+    name = config.scar_model
+    folder = Path(name) if Path(name).is_dir() else _in_cache(name, None)
+    if isinstance(folder, Check):
+        yield replace(folder, name="scar_model")
+        return
+    StyleRanker(name)
+    with told_under(config, "scar_model"):
+        size = _check_weights(folder)
+    yield Check("scar_model", "ok", f"{name}: a ranker, weights of {gib(size)}")
+
+
+def _check_hub_model(location: str, config: ADGConfig) -> Iterator[Check]:
+    from adg_plugin.engines.models.loading import Source
+
+    folder = _in_cache(location, config.revision)
+    if isinstance(folder, Check):
+        yield folder
+        return
+    _ = Source.configured(config)  # raises where the cache lacks a part
+    yield Check("model", "ok", f"{location}: in the hub's cache, weights of {gib(_check_weights(folder))}")
+
+
+def _in_cache(location: str, revision: str | None) -> Path | Check:
+    """Return the folder of a hub model in the cache where only that may be asked, else what is known of the name."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(location, "config.json", revision=revision or "main")
+    except HFValidationError:
+        text = f"{location}: no such folder (in {Path.cwd()}), and no name that the hub could have"
+        return Check("model", "failed", text, "give a folder that save_pretrained wrote, or a hub name")
+    if not is_offline():
+        told = "in the hub's cache" if isinstance(cached, str) else "will be downloaded"
+        return Check("model", "note", f"{location}: no folder here, so a name on the hub: {told}")
+    if isinstance(cached, str):
+        return Path(cached).parent
+    text = f"{location}: no folder here, and the hub's cache does not have it; HF_HUB_OFFLINE is set"
+    return Check("model", "failed", text, "download it once with HF_HUB_OFFLINE=0, or give a folder")
+
+
+def _check_weights(folder: Path) -> int:
+    """Return the bytes of the weight files, which are looked at but not loaded.
+
+    Raises:
+        ModelError: there is none, one that the index names is missing, or one is cut off.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    fix = "download it again, or give a folder that save_pretrained wrote"
+    files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
+    if not files:
+        raise ModelError(f"model is {str(folder)!r}: it holds no weights: {fix}")
+    if (folder / _INDEX).is_file():
+        named = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        if absent := sorted(named - {path.name for path in files}):
+            raise ModelError(f"model is {str(folder)!r}: {len(absent)} weight files are missing ({absent[0]}): {fix}")
+    for path in files:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except (SafetensorError, OSError) as err:
+                raise ModelError(f"model is {str(folder)!r}: {path.name} is not whole ({err}): {fix}") from None
+    return sum(path.stat().st_size for path in files)
+
+
+def _check_data_set(spec: DatasetSpec, *, layouts: bool) -> Iterator[Check]:
+    if spec.path == IN_MEMORY.path:
+        yield Check("data", "note", "memory: rows that a program passes, nothing to read here")
+    elif pool_fingerprint([spec]) is None and ("://" in spec.path or not is_offline(for_data=True)):
+        where = "a URL" if "://" in spec.path else "no file or folder here, so a name on the hub"
+        yield Check("data", "note", f"{spec.path}: {where}: will be downloaded")
+    else:
+        yield _read(spec, layouts=layouts)
+
+
+def _read(spec: DatasetSpec, *, layouts: bool) -> Check:
+    """Return what the first rows of a data set are.
+
+    Raises:
+        DataError: they cannot be read, or not one of them can be used.
+    """
+    records: Iterable[Record] = islice(iter_records([spec]), _ROWS_READ)
+    rejected: list[Rejection] = []
+    count = 0
+    for row in unique_rows(records) if layouts else records:
+        count += 1
+        if isinstance(row, Rejection):
+            rejected.append(row)
+    read = f"the first {count:,} rows" if count == _ROWS_READ else f"{count:,} rows"
+    if not rejected:
+        return Check("data", "ok", f"{spec.path}: {read} read, each can be used")
+    first = f"{rejected[0].where}: {rejected[0].reason} ({rejected[0].detail})"
+    if len(rejected) == count:
+        raise DataError(f"{spec.path}: none of {read} can be used, such as {first}")
+    return Check("data", "note", f"{spec.path}: {read} read, {len(rejected):,} will be rejected, such as {first}")

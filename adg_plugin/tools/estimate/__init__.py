@@ -1,0 +1,1 @@
+"""`adg estimate`: what a selection will take, from a few rows."""

@@ -1,0 +1,144 @@
+"""`adg eval`: how good a model or an adapter is, by lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from adg_plugin.console import result_console
+
+if TYPE_CHECKING:
+    from adg_plugin.tools.evaluation.protocol import Average
+    from adg_plugin.tools.evaluation.results import Evaluation
+
+_ALLOW_HELP = (
+    "Run code that the model writes, on this machine, with your rights: what mbpp and humaneval measure. The harness "
+    "gives it a process and a time limit, which is no sandbox: use a container."
+)
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="ADAPTER_OR_MODEL", help="A folder, a hub name, or `demo`; a model or a LoRA adapter."),
+    ],
+    tasks: Annotated[
+        str, typer.Option(metavar="A,B", help="Tasks of lm-evaluation-harness; `paper`: the six of the ADG paper.")
+    ] = "paper",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Questions of each task, for trying out; default all.")
+    ] = None,
+    include: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Folder of task files, for tasks of your own; repeatable.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN_DIR", help="Run folder for the results; default the one that the model was trained from."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the results' file, eval/NAME.json; default from the model's.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The adapter's base, if it is not where the adapter says.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Of the model on the hub, or of the adapter's base.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the results of that name, in the place of adding to them.")
+    ] = False,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put questions as chat turns. The paper's protocol is plain text.")
+    ] = False,
+    allow_code_execution: Annotated[bool, typer.Option("--allow-code-execution", help=_ALLOW_HELP)] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, bfloat16, float16. Default: bfloat16 for the paper's benchmarks, else auto."),
+    ] = None,
+    four_bit: Annotated[bool, typer.Option("--4bit", help="Load the model in 4-bit.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the draw of worked examples; the default is the harness's own.")
+    ] = 1234,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON, in the place of the table.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")] = False,
+) -> None:
+    """Evaluate a model with lm-evaluation-harness. The last line on stdout is the path of the results.
+
+    They are written after each task. Given again, with the same model and settings, the command goes on with the tasks
+    that are not there yet.
+    """
+    from adg_plugin.tools.evaluation import evaluate as evaluated
+    from adg_plugin.tools.evaluation.places import results_path
+
+    path = results_path(model, run=run, name=name, limit=limit)
+    found = evaluated(
+        model,
+        tasks=tasks,
+        base=base,
+        revision=revision,
+        name=name,
+        include=include or (),
+        limit=limit,
+        chat_template=chat_template,
+        allow_code_execution=allow_code_execution,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        load_in_4bit=four_bit,
+        seed=seed,
+        results=path,
+        overwrite=overwrite,
+        command=shlex.join(["adg", *sys.argv[1:]]),
+        show_progress=not quiet,
+    )
+    if as_json:
+        print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+        return
+    print_evaluation(found, result_console())
+    print(path)
+
+
+def print_evaluation(found: Evaluation, console: Console) -> None:
+    """Print a line for each task, the averages, what was left out, and what the figures do not say."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("task", overflow="fold")
+    for column in ("shots", "rows", "value", "error"):
+        table.add_column(column, justify="right")
+    table.add_column("metric", overflow="fold")
+    for task in found.tasks:
+        rows = f"{task.rows:,}" if task.rows == task.rows_in_task else f"{task.rows:,} of {task.rows_in_task:,}"
+        shots = "-" if task.shots is None else str(task.shots)
+        error = "" if task.stderr is None else f"{task.stderr:.4f}"
+        table.add_row(Text(task.task), shots, rows, f"{task.value:.4f}", error, Text(task.metric.removesuffix(",none")))
+    console.print(table)
+    for average in found.averages:
+        console.print(Text(f"{average.name}: {_said(average)}"))
+    for task_name, reason in found.left_out.items():
+        console.print(Text(f"{task_name} left out: {reason}"))
+    for note in found.notes:
+        console.print(Text(note))
+
+
+def _said(average: Average) -> str:
+    if average.value is not None:
+        return f"{average.value:.4f}"
+    return f"not given, {', '.join(average.missing)} missing"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("eval")(evaluate)

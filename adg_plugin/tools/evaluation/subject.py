@@ -1,0 +1,208 @@
+"""A folder, a hub name or a loaded model -> what is evaluated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ModelError, OutOfMemoryError, need
+from adg_plugin.store.files import digest_bytes
+
+_ADAPTER, _TOKENIZER = "adapter_config.json", "tokenizer_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model that is ready to be evaluated.
+
+    Attributes:
+        model: of transformers, or wrapped by PEFT.
+        tokenizer: of the model.
+        about: name, base, its revision, adapter, digest of the weights, dtype, device; for the results.
+    """
+
+    model: Any
+    tokenizer: Any
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a model is.
+
+    Attributes:
+        name: as the user gave it.
+        base: folder or hub name of the model itself.
+        adapter: folder or hub name of a LoRA adapter on it, or None.
+        revision: of the base on the hub; None: the newest.
+        config: the adapter's adapter_config.json, or None.
+    """
+
+    name: str
+    base: str
+    adapter: str | None
+    revision: str | None = None
+    config: Path | None = None
+
+    @classmethod
+    def of(cls, name: str, base: str | None = None, revision: str | None = None) -> Place:
+        """Return where the model of that name is, without loading it.
+
+        Args:
+            name: a folder, a hub name, or `demo`; of a model or of an adapter.
+            base: the adapter's base, in the place of the one that it names.
+            revision: of the model, or of the adapter's base, in the place of the one that the adapter names.
+
+        Raises:
+            ModelError: the adapter does not name its base, or `base` is given for what is no adapter.
+        """
+        config = _adapter_config(name)
+        if config is None:
+            if base is not None:
+                raise ModelError(f"base is {base!r}, and {name!r} is no adapter (no {_ADAPTER}): leave base out")
+            return cls(name, name, None, revision)
+        about = _read(config)
+        named = about.get("base_model_name_or_path")
+        if not (base or named):
+            raise ModelError(
+                f"adapter {name!r} does not name its base model (base_model_name_or_path): give it with --base"
+            )
+        if base in (None, named):  # else it is the revision of another repository
+            revision = revision or about.get("revision")
+        return cls(name, str(base or named), name, revision, config)
+
+    def load(self, config: ADGConfig) -> Subject:
+        """Return the model on its device, in evaluation mode.
+
+        Args:
+            config: dtype, device, quantisation; its `model` is not looked at.
+
+        Raises:
+            ModelError: the model, its tokenizer or the adapter cannot be loaded.
+            MissingExtraError: 4-bit or an adapter is asked for and its package is not installed.
+        """
+        from adg_plugin.engines.models.fingerprint import fingerprint
+        from adg_plugin.engines.models.loading import load_backbone, load_tokenizer
+
+        config = config.model_copy(update={"model": self.base, "revision": self.revision})
+        of_adapter = config.model_copy(update={"model": self.adapter, "revision": None})
+        tokenizer = load_tokenizer(of_adapter) if self._has_tokenizer() else None
+        backbone = load_backbone(config, tokenizer)
+        model: Any = backbone.model
+        about = {
+            "name": self.name,
+            "base": self.base,
+            "revision": self.revision,
+            "adapter": self.adapter,
+            "weights": fingerprint(config),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "load_in_4bit": config.load_in_4bit,
+        }
+        if self.config is not None:
+            if tokenizer is not None:
+                _make_room(model, len(tokenizer))
+            model = self._with_adapter(model)
+            about["adapter_weights"] = _digest(str(self.adapter), self.config, of_adapter)
+        return Subject(model.eval(), backbone.tokenizer, about)
+
+    def _has_tokenizer(self) -> bool:
+        """Return whether the adapter brings a tokenizer of its own, in its folder or on the hub."""
+        from transformers.utils.hub import cached_file
+
+        if self.adapter is None:
+            return False
+        if Path(self.adapter).is_dir():
+            return (Path(self.adapter) / _TOKENIZER).is_file()
+        quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        return cached_file(self.adapter, _TOKENIZER, **quietly) is not None
+
+    def _with_adapter(self, model: Any) -> Any:
+        peft = need("peft", extra="eval", why="a LoRA adapter")
+        try:
+            return peft.PeftModel.from_pretrained(model, self.adapter)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as err:
+            fix = (
+                "give a folder that save_pretrained wrote, or a hub name"
+                if isinstance(err, OSError)
+                else "name the base that it was trained on with --base"
+            )
+            raise ModelError(f"adapter {self.adapter!r} does not go with {self.base!r} ({_cause(err)}): {fix}") from err
+
+
+def _make_room(model: Any, tokens: int) -> None:
+    """Give the base an embedding for each of the tokens that were added for the training; the adapter fills them."""
+    if tokens > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+
+
+def _cause(err: Exception) -> str:
+    """Return the first line of an error that says what was wrong: of torch's, the one below its heading."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return lines[1]
+    return lines[0] if lines else type(err).__name__
+
+
+def loaded(model: Any, tokenizer: Any, name: str | None) -> Subject:
+    """Return a model that is in memory already.
+
+    Raises:
+        ModelError: its tokenizer is not given.
+    """
+    from adg_plugin.engines.models.fingerprint import weights_digest
+
+    if tokenizer is None:
+        raise ModelError("tokenizer is missing: evaluate() needs it with a model that is loaded already")
+    about = {
+        "name": name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+        "base": None,
+        "adapter": None,
+        "weights": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
+    }
+    return Subject(model, tokenizer, about)
+
+
+def _adapter_config(name: str) -> Path | None:
+    """Return where an adapter's config is, or None for a model."""
+    if name == "demo":
+        return None
+    path: str | None = str(Path(name) / _ADAPTER)
+    if not Path(name).is_dir():
+        from transformers.utils.peft_utils import find_adapter_config_file
+
+        try:
+            path = find_adapter_config_file(name)
+        except (OSError, ValueError):  # no such repository, or no network: the model's own loading says so
+            path = None
+    return Path(path) if path is not None and Path(path).is_file() else None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(config.read_bytes())
+    except ValueError as err:
+        raise ModelError(f"{config} is not JSON ({err}): give an adapter's folder that save_pretrained wrote") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(adapter: str, config: Path, of_adapter: ADGConfig) -> str:
+    """Return what tells an adapter from others: the digest of weights and config, or its commit on the hub."""
+    from adg_plugin.engines.models.fingerprint import fingerprint
+
+    if not Path(adapter).is_dir():
+        return f"{adapter}@{config.parent.name}"
+    return digest_bytes(fingerprint(of_adapter).encode() + config.read_bytes())
+
+
+def no_room(batch_size: int, task: str) -> OutOfMemoryError:
+    """Return the error to raise where a batch of a task does not fit into memory."""
+    fix = "give a smaller --batch-size" if batch_size > 1 else "use --4bit, --dtype bfloat16 or a smaller model"
+    return OutOfMemoryError(f"task {task}: a batch of {batch_size} questions does not fit into memory: {fix}")

@@ -1,0 +1,1 @@
+"""`adg export`: the chosen rows in the format of another tool."""

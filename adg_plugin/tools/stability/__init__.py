@@ -1,0 +1,1 @@
+"""`adg stability`: how much of a choice is sampling noise."""

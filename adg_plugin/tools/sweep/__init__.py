@@ -1,0 +1,1 @@
+"""`adg sweep`: how the choice moves with the settings."""
