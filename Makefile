@@ -46,15 +46,17 @@ TOOLS = { command -v chromium && command -v tmux; } >/dev/null || \
   $(BIN)/playwright install chromium >/dev/null 2>&1 || \
   echo 'install chromium and tmux: the tests of the report and of the terminal need them' >&2
 
-TRL_TESTS := $(wildcard tests/test_trl_*.py)
+TRL_TESTS := $(wildcard tests/adapters/trl/test_*.py)
+AXOLOTL_TESTS := $(wildcard tests/adapters/axolotl/test_*.py)
+VLLM_TESTS := $(wildcard tests/engines/vllm/test_vllm_*.py)
 # The demo's recipe on the real model takes minutes, and is made for .venv. What starts processes depends on TRL only where they
 # meet it: with the older TRL, a run, a resumed one, and the literal command.
-PROCESSES := tests/test_trl_processes.py
-OLD_TRL_TESTS := $(filter-out tests/test_trl_demo.py $(PROCESSES),$(TRL_TESTS)) \
+PROCESSES := tests/adapters/trl/test_trl_processes.py
+OLD_TRL_TESTS := $(filter-out tests/adapters/trl/test_trl_demo.py $(PROCESSES),$(TRL_TESTS)) \
   $(PROCESSES)::test_adg_run_selects_then_trains_and_says_what_it_did \
   $(PROCESSES)::test_adg_sft_resumes_with_the_rows_of_the_checkpoint \
   $(PROCESSES)::test_the_literal_command_trains_on_a_finished_run_folder
-CORE := --ignore-glob='tests/test_trl_*' --ignore-glob='tests/test_axolotl_*' --ignore-glob='tests/test_vllm_*'
+CORE := $(addprefix --ignore=,tests/adapters/trl tests/adapters/axolotl $(VLLM_TESTS))
 
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,13 +71,13 @@ test: lint  ## lint and all tests: first those without a model; TRL with both en
 	@$(MAKE) --no-print-directory test-vllm
 
 test-training: $(DEV)  ## the tests of TRL and Axolotl alone
-	@$(BIN)/python -m pytest -q tests/test_axolotl_args.py tests/test_axolotl_rows.py $(TRL_TESTS)
+	@$(BIN)/python -m pytest -q $(addprefix tests/adapters/axolotl/,test_axolotl_args.py test_axolotl_rows.py) $(TRL_TESTS)
 	@$(MAKE) --no-print-directory $(AXOLOTL)
-	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(wildcard tests/test_axolotl_*.py) tests/test_paper_recipes.py
+	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(AXOLOTL_TESTS) tests/adapters/test_paper_recipes.py
 	@$(AXOLOTL_BIN)/python -m pytest -q $(OLD_TRL_TESTS)
 
 test-vllm: $(DEV) $(VLLM)  ## the tests of vLLM alone
-	@$(VLLM_BIN)/python -m pytest -q -m vllm $(wildcard tests/test_vllm_*.py)
+	@$(VLLM_BIN)/python -m pytest -q -m vllm $(VLLM_TESTS)
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Every piece of Axolotl's inside that the plugin touches; tests/test_axolotl_contract.py says what is expected."""
+"""Every piece of Axolotl's inside that the plugin touches; what it expects of them, test_axolotl_contract.py checks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,54 @@
+"""Run folders that version 0.1 wrote with `tiny_runs.choose`, four rows to a part: they are read and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from paths import FIXTURES
+from tiny_runs import choose, parts, read_jsonl, save, scores
+from typer.testing import CliRunner
+
+from adg_plugin.cli import app
+
+pytestmark = pytest.mark.tiny
+FIXTURE = FIXTURES / "run-0.1"
+
+
+@pytest.fixture
+def older(tmp_path, monkeypatch):
+    """A working folder with the model, the pool and both run folders as they were then."""
+    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    save(Path("model"))
+    return tmp_path
+
+
+def chosen(run: str) -> list[str]:
+    return [row["id"] for row in read_jsonl(Path(run) / "selected.jsonl")]
+
+
+def test_a_finished_run_is_read(older):
+    run = CliRunner()
+    for arguments in (["show", "finished"], ["explain", "finished", "row-3"], ["report", "finished"]):
+        done = run.invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    assert Path("finished/report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_is_chosen_from_again_without_sampling(older):
+    before, were = parts(Path("finished")), scores(Path("finished"))
+    assert len(before) == 4
+    choose("pool.jsonl", Path("model"), Path("finished"), budget=9)
+    assert parts(Path("finished")) == before
+    assert {id: score for id, (score, _) in scores(Path("finished")).items()} == {id: s for id, (s, _) in were.items()}
+    assert len(chosen("finished")) == 9
+
+
+def test_an_interrupted_run_samples_what_is_missing(older):
+    before = parts(Path("interrupted"))
+    assert len(before) == 2
+    choose("pool.jsonl", Path("model"), Path("interrupted"), budget=6)
+    assert before.items() <= parts(Path("interrupted")).items()
+    assert chosen("interrupted") == chosen("finished")
