@@ -211,9 +211,9 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def _after_interruption(arguments: list[str]) -> str:
     command = arguments[0] if arguments else ""
     if command == "eval":
-        return "interrupted: give the same command again, `adg eval` goes on after the last task that is finished"
+        return "interrupted: re-run the same command to resume after the last finished task"
     if command in _GO_ON:
-        return f"interrupted: give the same command again, `adg {command}` goes on from here"
+        return "interrupted: re-run the same command to resume"
     return "interrupted"
 
 

@@ -27,7 +27,7 @@ from adg_plugin.config.schema import Pooling, ScoreForm, Subset
 from adg_plugin.errors import ADGError
 from adg_plugin.store import RunFolder
 from adg_plugin.store.finished import finished
-from adg_plugin.tools.sweep.choices import Likeness, Made, chosen_rates, rank_correlation
+from adg_plugin.tools.sweep.choices import Scored, Similarity, chosen_rates, rank_correlation
 from adg_plugin.tools.sweep.sweep import Sweep, sweep
 
 _HEAD = ("r", "shared", "Jaccard", "chance", "r(s, D)", "r(s, I)", "D", "I", "tokens")
@@ -144,7 +144,7 @@ def _instructions(run_dir: str, ids: set[str]) -> dict[str, str]:
     return found
 
 
-def _made(run_dir: str) -> tuple[Made, npt.NDArray[np.str_]]:
+def _made(run_dir: str) -> tuple[Scored, npt.NDArray[np.str_]]:
     run = RunFolder.read(run_dir)
     finished(run).refuse_other_methods("ablations compare choices of ADG; `adg compare` has the other methods")
     table = run.scores()
@@ -152,7 +152,7 @@ def _made(run_dir: str) -> tuple[Made, npt.NDArray[np.str_]]:
         table[name].to_numpy() for name in ("dispersion", "anisotropy", "score", "bin")
     )
     chosen = table["chosen"].to_numpy(zero_copy_only=False)
-    return Made(dispersion, anisotropy, score, bins, chosen), table["id"].to_numpy().astype(str)
+    return Scored(dispersion, anisotropy, score, bins, chosen), table["id"].to_numpy().astype(str)
 
 
 def _markdown(run_dir: str, about: Sweep, others: list[Other]) -> list[str]:
@@ -179,7 +179,7 @@ def _named(name: str, own: bool) -> str:
     return f"{name} (the run's)" if own else name
 
 
-def _numbers(of: Likeness) -> tuple[str, ...]:
+def _numbers(of: Similarity) -> tuple[str, ...]:
     ranks = of.correlation_dispersion, of.correlation_anisotropy
     return (
         f"{of.rank_correlation:.3f}",

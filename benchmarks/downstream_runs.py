@@ -176,7 +176,7 @@ def answer_states(model: Any, batch: Sequence[Encoded]) -> tuple[torch.Tensor, t
 
 @torch.no_grad()
 def answer_loss(model: Any, rows: Sequence[dict[str, Any]], settings: Training, batch_rows: int = 16) -> Loss:
-    """Return the loss of the rows' own answers, in the order of the rows."""
+    """Return the loss of the reference responses, in the order of the rows."""
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # the adapter is in its layers
     encoded = encode(as_turns(rows, settings.model), settings.model)
     order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].token_ids))

@@ -70,7 +70,7 @@ def sft(context: typer.Context) -> None:
 
     Arguments of `accelerate launch` are passed on. `--resume_from_checkpoint` takes a folder, or `true` for the last.
     """
-    from adg_plugin.adapters.processes import lifeline, run_stage
+    from adg_plugin.adapters.processes import parent_watchdog, run_stage
     from adg_plugin.adapters.trl import arguments as trl_arguments
     from adg_plugin.adapters.trl.run import launch_command
 
@@ -79,7 +79,7 @@ def sft(context: typer.Context) -> None:
         trl_arguments.print_help()
         return
     request = trl_arguments.check(trl_arguments.read_command(arguments))
-    with lifeline(Path(request.training.output_dir)):
+    with parent_watchdog(Path(request.training.output_dir)):
         run_stage("the training", launch_command(request.launch, request.passed))
     print(request.training.output_dir)
 

@@ -26,7 +26,7 @@ _NAME = ".adg-run.lock"
 
 
 @contextmanager
-def lifeline(folder: Path) -> Iterator[None]:
+def parent_watchdog(folder: Path) -> Iterator[None]:
     """Hold `folder` for this command; its stages end when the hold does, whatever ended it.
 
     Raises:
@@ -47,7 +47,7 @@ def lifeline(folder: Path) -> Iterator[None]:
 
 
 def follow() -> None:
-    """End this process by SIGTERM when the command that started it ends. Does nothing outside of `lifeline`.
+    """End this process by SIGTERM when the command that started it ends. Does nothing outside of `parent_watchdog`.
 
     The kernel drops a killed process's lock, so getting it means that the command is gone. It is kept until this
     process ends, so that a new command waits for what is still being written.
@@ -61,7 +61,7 @@ def follow() -> None:
         lock.acquire(poll_interval=_POLL_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=wait, daemon=True, name="adg-lifeline").start()
+    threading.Thread(target=wait, daemon=True, name="adg-parent-watchdog").start()
 
 
 def run_stage(name: str, arguments: Sequence[str]) -> None:
@@ -93,7 +93,7 @@ class StageError(ADGError):
     """A stage ended with an error, which it has printed itself."""
 
     def __init__(self, name: str, code: int) -> None:
-        super().__init__(f"{name} failed (exit code {code}); see above. The same command goes on from here")
+        super().__init__(f"{name} failed (exit code {code}); see above. Re-run the same command to resume")
         self.exit_code = code if code in (1, 2, 3, 4) else 1
 
 

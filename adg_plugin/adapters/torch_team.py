@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from adg_plugin.errors import ADGError
-from adg_plugin.pipeline.ranks import Alone, Team
+from adg_plugin.pipeline.ranks import SingleProcess, Team
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class TorchTeam:
         self._group = dist.new_group(backend="gloo", timeout=_LONG)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def barrier(self, name: str) -> Iterator[None]:
         """Leave together with all processes.
 
         Raises:
@@ -49,7 +49,7 @@ class TorchTeam:
             rank, text = next(iter(failed.items()))
             raise ADGError(f"rank {rank} failed while {name}: {text}")
 
-    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    def broadcast(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Return the JSON object of rank 0."""
         text = self._gather(json.dumps(value) if self.rank == 0 else "")[0]
         shared: Mapping[str, Any] = json.loads(text)
@@ -83,7 +83,7 @@ def this_team() -> Team:
     """Return the team of this process: that of the torch.distributed job, where there is one."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return TorchTeam()
-    return Alone()
+    return SingleProcess()
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def launched_team() -> Iterator[Team]:
     Each process sees its own accelerator only, so that `device: auto` is that one.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield Alone()
+        yield SingleProcess()
         return
     local = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

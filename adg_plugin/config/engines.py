@@ -109,7 +109,7 @@ class ScaleSettings(BaseModel):
     )
 
     def refuse_given_answers(self, what: str) -> None:
-        """Do nothing where answers are sampled.
+        """Validate that answers are sampled.
 
         Args:
             what: that cannot be had otherwise, such as "`adg estimate` times the sampling of answers".

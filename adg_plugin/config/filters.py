@@ -75,22 +75,22 @@ class Filters(BaseModel):
         None,
         ge=-1,
         le=1,
-        description="Least agreement of the row's own answer with the model's: the cosine of its vector and the mean "
-        "of theirs, from the same pass. What is usual differs between models: the report shows it.",
+        description="Least agreement of the reference response with the sampled answers: the cosine of its vector and "
+        "the mean of theirs, from the same pass. What is usual differs between models: the report shows it.",
         json_schema_extra={"fix": "use a number from -1 to 1, or leave it out"},
     )
     drop_least_agreeing: Float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Part of the rows to reject, those whose own answer agrees least with the model's. Both need the "
-        "own answers to be fed while sampling: a run folder sampled without is sampled again.",
+        description="Part of the rows to reject, those whose reference response agrees least with the sampled answers. "
+        "Both need the reference responses to be fed while sampling: a run folder sampled without is sampled again.",
         json_schema_extra={"fix": "use a number between 0 and 1, such as 0.1, or leave it out"},
     )
 
     @property
     def asks_agreement(self) -> bool:
-        """Whether the rows' own answers are to be fed to the model, too."""
+        """Whether the reference responses are to be fed to the model, too."""
         return self.min_agreement is not None or self.drop_least_agreeing is not None
 
     @field_validator("max_words", "max_answer_words")

@@ -71,7 +71,7 @@ class MethodSettings(BaseModel):
         return value
 
     def refuse_other_methods(self, what: str) -> None:
-        """Do nothing where ADG chooses.
+        """Validate that ADG chooses.
 
         Args:
             what: that cannot be had otherwise, such as "`adg stability` asks how much the draws decide".

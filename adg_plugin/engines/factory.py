@@ -137,7 +137,7 @@ def _takes_our_attention(
 
 
 def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
-    """Do nothing where the model has the hidden states and positions that the vectors are made of.
+    """Validate that the model has the hidden states and positions that the vectors are made of.
 
     Raises:
         ModelError: it has fewer.

@@ -12,7 +12,7 @@ from adg_plugin.config.schema import ADGConfig, DatasetSpec
 from adg_plugin.data.rows import Row, canonical_json, unique_rows
 from adg_plugin.data.sources import iter_memory
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.pipeline.ranks import Alone, Team
+from adg_plugin.pipeline.ranks import SingleProcess, Team
 from adg_plugin.pipeline.run import Selection, run_selection
 from adg_plugin.pipeline.stage import Pool, memory_spec
 from adg_plugin.store.keys import FOUR_BIT
@@ -80,14 +80,14 @@ def choose_in_memory(
     """
     import torch
 
-    from adg_plugin.engines.models.borrow import borrowed
+    from adg_plugin.engines.models.inference_state import inference_state
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.engines.models.precision import cast_when_loaded
     from adg_plugin.pipeline.sample import refuse_elsewhere
 
     refuse_elsewhere(config, why="the model that is trained answers here")
     with ExitStack() as stack:
-        backbone = stack.enter_context(borrowed(model))
+        backbone = stack.enter_context(inference_state(model))
         settings = with_model_of(config, backbone, training)
         source = Source.loaded(backbone, tokenizer, settings)
         if settings.dtype not in ("auto", _dtype_of(backbone)):
@@ -98,7 +98,7 @@ def choose_in_memory(
             run_dir,
             source=source,
             own=own,
-            team=team or Alone(),
+            team=team or SingleProcess(),
             show_progress=show_progress,
         )
 

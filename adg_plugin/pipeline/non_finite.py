@@ -15,7 +15,7 @@ T = TypeVar("T", Prompt, Sampled)
 _BATCH_ROWS = 32
 
 
-class FiniteWatch:
+class NonFiniteGuard:
     """Counts rejected rows in batches of the order in which the engine took them.
 
     Not of the order in which they finish: a row of NaN ends sooner than others, and a few of them would look like most.

@@ -17,7 +17,7 @@ from adg_plugin.store.staging import row_digest
 
 RANKS = "ranks"  # within the run folder: what the other processes found, until the first one takes it over
 
-_ABSORBED = ".absorbed-"
+_MERGED = ".absorbed-"
 
 
 class Team(Protocol):
@@ -31,27 +31,27 @@ class Team(Protocol):
     def size(self) -> int:
         """Number of processes."""
 
-    def step(self, name: str) -> AbstractContextManager[None]:
+    def barrier(self, name: str) -> AbstractContextManager[None]:
         """Return a context that all processes leave together; an error in one of them is raised in all."""
 
-    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    def broadcast(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Return the JSON object of process 0; the others pass None."""
 
     def gather(self, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """Return the JSON objects of all processes, by rank."""
 
 
-class Alone:
+class SingleProcess:
     """A team of one."""
 
     rank = 0
     size = 1
 
-    def step(self, name: str) -> AbstractContextManager[None]:
+    def barrier(self, name: str) -> AbstractContextManager[None]:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def share(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    def broadcast(self, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Return the value."""
         assert value is not None
         return value
@@ -95,13 +95,13 @@ def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
             yield mine
 
 
-def absorb(run: RunFolder) -> None:
+def merge_rank_results(run: RunFolder) -> None:
     """Move what other processes found, in this run or in one that was cut off, into the run folder.
 
     Raises:
         StoreError: one of them is still at work, or a folder cannot be read or written.
     """
-    for leftover in run.path.glob(f"{_ABSORBED}*"):  # of a process that was killed while it removed one
+    for leftover in run.path.glob(f"{_MERGED}*"):  # of a process that was killed while it removed one
         shutil.rmtree(leftover)
     for folder in sorted((run.path / RANKS).glob("*")):
         with RunFolder.open(folder, create=False) as helper:
@@ -111,7 +111,7 @@ def absorb(run: RunFolder) -> None:
                 run.append_sample(result)
             run.flush()
         # Out of the way first: half a folder could neither be read nor be taken for something else.
-        shutil.rmtree(folder.rename(run.path / f"{_ABSORBED}{folder.name}"))
+        shutil.rmtree(folder.rename(run.path / f"{_MERGED}{folder.name}"))
 
 
 def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adg_plugin.config.messages import NO_POOL
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, StoreError
-from adg_plugin.pipeline.ranks import Alone, Team, absorb, refuse_for_teams
+from adg_plugin.pipeline.ranks import SingleProcess, Team, merge_rank_results, refuse_for_teams
 from adg_plugin.pipeline.stage import Pool, pool_counts, stage_pool
 from adg_plugin.pipeline.training_rows import write_training_rows
 from adg_plugin.selectors.dispatch import decide, fill_measures
@@ -136,24 +136,24 @@ def run_selection(
     if config.budget_per_dataset is not None:
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
-    team = team or Alone()
+    team = team or SingleProcess()
     refuse_for_teams(config, team)
     source = source or Source.configured(config)
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
-        with team.step("preparing the pool"):
+        with team.barrier("preparing the pool"):
             run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
             if run is not None:
                 prepare(run, pool, config, source, recipe, own=own)
         if config.method == "adg":
-            took = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
-        with team.step("choosing"):
+            stats = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
+        with team.barrier("choosing"):
             if run is not None:
                 if config.method != "adg":
-                    took = fill_measures(run, config, source, show=show_progress)
-                about = {"took": took, "began": began}
+                    stats = fill_measures(run, config, source, show=show_progress)
+                about = {"stats": stats, "began": began}
                 selection = choose(run, config, recipe, about, source, show_progress=show_progress)
-        found = team.share({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
+        found = team.broadcast({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
     return Selection(run_dir, run_dir / SELECTED, tuple(found["ids"]), found["manifest"])
 
 
@@ -180,21 +180,21 @@ def run_stage(
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.pipeline.sample import fill
 
-    team = team or Alone()
+    team = team or SingleProcess()
     config.refuse_other_methods(f"`adg {stage}` is about the answers that ADG draws")
     config.refuse_given_answers(f"`adg {stage}` is about sampled answers, and `adg select` scores those of a file")
     refuse_for_teams(config, team)
     source = Source.configured(config)
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
-        with team.step("preparing the pool"):
+        with team.barrier("preparing the pool"):
             run = stack.enter_context(RunFolder.open(run_dir, create=stage == "sample")) if team.rank == 0 else None
             if run is not None and stage == "sample":
                 prepare(run, Pool.of(config), config, source, recipe, own=False)
             elif run is not None:
                 _refuse_other_answers(run, config, recipe)
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
-        counts = team.share(asdict(run.counts()) if run is not None else None)
+        counts = team.broadcast(asdict(run.counts()) if run is not None else None)
     return Counts(**counts)
 
 
@@ -215,7 +215,7 @@ def prepare(
         differing = ", ".join(other.values())
         logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
-    absorb(run)
+    merge_rank_results(run)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions)
     for sentence in [*run.damage, *run.staged_notes()]:
         logger.warning("%s", sentence)
@@ -263,7 +263,7 @@ def choose(
     """Choose from what the run folder holds, and write the result, the manifest last.
 
     Args:
-        about: `took`, what sampling took, and `began`, when the run did.
+        about: `stats`, what sampling stats, and `began`, when the run did.
         source: of the backbone; with it, the chosen rows are also written as a table that TRL trains on.
         show_progress: whether to report progress on stderr.
 
@@ -271,7 +271,7 @@ def choose(
         DataError: no row can be chosen.
     """
     pool = pool_counts(run)
-    decision = decide(run, config, source, pool.unique, about["took"].pop("left", None), show=show_progress)
+    decision = decide(run, config, source, pool.unique, about["stats"].pop("skipped", None), show=show_progress)
     reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
     if not decision.ids:
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
@@ -294,7 +294,7 @@ def choose(
     manifest = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": rows,
-        "sampling": about["took"],
+        "sampling": about["stats"],
         "answer_tokens": decision.answer_tokens,
         "seconds": time.monotonic() - about["began"],
         "score": decision.score,

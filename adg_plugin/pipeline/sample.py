@@ -12,13 +12,13 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines import factory
 from adg_plugin.engines.base import Engine
-from adg_plugin.engines.forward.results import OUT_OF_MEMORY, PASSING
+from adg_plugin.engines.forward.results import OUT_OF_MEMORY, TRANSIENT
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.ray import RayEngine
 from adg_plugin.engines.split import SplitEngine
 from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError, StoreError
-from adg_plugin.pipeline.non_finite import FiniteWatch
-from adg_plugin.pipeline.ranks import Team, absorb, is_mine, my_windows, open_share
+from adg_plugin.pipeline.non_finite import NonFiniteGuard
+from adg_plugin.pipeline.ranks import Team, is_mine, merge_rank_results, my_windows, open_share
 from adg_plugin.store import RunFolder, RunReader, keys
 from adg_plugin.store.records import Prompt, RowResult, Sampled
 
@@ -52,24 +52,24 @@ def fill(
     Raises:
         ADGError: the engine cannot be used, or rows fail one after the other; what is done is kept.
     """
-    took: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
     show = show and team.rank == 0
     if "sample" in stages:
-        with team.step("sampling"), _share(run, run_dir, team) as (pool, to):
-            took = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
-        took = _together(took, team)
+        with team.barrier("sampling"), _share(run, run_dir, team) as (pool, to):
+            stats = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
+        stats = _together(stats, team)
         _gather(run, team)
     if "embed" in stages and config.engine != "hf":
-        with team.step("embedding"), _share(run, run_dir, team) as (pool, to):
+        with team.barrier("embedding"), _share(run, run_dir, team) as (pool, to):
             vectors = _fill_vectors(pool, to, config, source, team, show=show)
         vectors = _together(vectors, team)
         _gather(run, team)
         if run is not None:
             run.drop_embedded_samples()
-        if left := {**took.pop("left", {}), **vectors.pop("left", {})}:
-            took["left"] = left
-        took["embedding"] = vectors
-    return took
+        if skipped := {**stats.pop("skipped", {}), **vectors.pop("skipped", {})}:
+            stats["skipped"] = skipped
+        stats["embedding"] = vectors
+    return stats
 
 
 @contextmanager
@@ -84,23 +84,23 @@ def _share(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[R
         yield shared, mine
 
 
-def _together(took: dict[str, Any], team: Team) -> dict[str, Any]:
+def _together(stats: dict[str, Any], team: Team) -> dict[str, Any]:
     """Return what a stage took the whole team: seconds of the slowest, tokens and rows left out of all."""
-    each = team.gather(took)
+    each = team.gather(stats)
     whole = dict(each[0])
     if any("tokens" in one for one in each):
         whole["seconds"] = max(one.get("seconds", 0.0) for one in each)
         tokens = [one.get("tokens", 0) for one in each]
         whole |= {"tokens": sum(tokens), **({"tokens_per_rank": tokens} if team.size > 1 else {})}
-    if left := {id: reason for one in each for id, reason in one.get("left", {}).items()}:
-        whole["left"] = left
+    if skipped := {id: reason for one in each for id, reason in one.get("skipped", {}).items()}:
+        whole["skipped"] = skipped
     return whole
 
 
 def _gather(run: RunFolder | None, team: Team) -> None:
-    with team.step("gathering results"):
+    with team.barrier("gathering results"):
         if run is not None:
-            absorb(run)
+            merge_rank_results(run)
 
 
 def _fill_answers(
@@ -126,27 +126,27 @@ def _fill_answers(
 
     Raises:
         NumericalError: most rows of a batch give NaN or infinity.
-        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+        OutOfMemoryError, ServerError: several consecutive rows do not fit even at batch size 1, or are refused.
     """
     counts = pool.counts()
     pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
-    took: dict[str, Any] = {"rows": counts.unsampled, **({"ranks": team.size} if team.size > 1 else {})}
+    stats: dict[str, Any] = {"rows": counts.unsampled, **({"ranks": team.size} if team.size > 1 else {})}
     if not pending:
-        return took
+        return stats
     known = counts.completed + counts.sampled
     total = counts.prompts if team.size == 1 else known + pending
     windows = my_windows(pool, team)
     if draws_first(config) or (config.engine != "hf" and not embed):
         with _sampler(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
-            for result in _watched(sampler.run(chain.from_iterable(windows)), progress, took):
+            for result in _watched(sampler.run(chain.from_iterable(windows)), progress, stats):
                 to.append_sample(result)
     else:
         verb = "sampling" if config.answers is None else "embedding"
         with _engine(source, config) as engine, SamplingProgress(total, known, verb=verb, show=show) as progress:
-            sample(to, engine, progress, windows, took)
-    took |= {"seconds": progress.seconds, "tokens": progress.tokens}
+            sample(to, engine, progress, windows, stats)
+    stats |= {"seconds": progress.seconds, "tokens": progress.tokens}
     # The engine, and the model with it, goes with this frame: the bins want the memory.
-    return took
+    return stats
 
 
 def _engine(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
@@ -171,24 +171,24 @@ def sample(
     engine: Engine,
     progress: SamplingProgress,
     windows: Iterable[list[Prompt]],
-    took: dict[str, Any] | None = None,
+    stats: dict[str, Any] | None = None,
 ) -> None:
     """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
 
     A row that is rejected for a passing reason is not stored: it has no result, and the next run tries it again.
 
     Args:
-        took: gets `left`, the reason of each row that is not stored, by id.
+        stats: gets `skipped`, the reason of each row that is not stored, by id.
 
     Raises:
         NumericalError: most rows of a batch give NaN or infinity.
-        OutOfMemoryError, ServerError: several rows in a row do not fit, each alone, or are refused.
+        OutOfMemoryError, ServerError: several consecutive rows do not fit even at batch size 1, or are refused.
     """
-    watch, in_turn = FiniteWatch(), not isinstance(engine, SplitEngine | RayEngine)
-    found = engine.run(watch.taking(_by_length(windows)))
-    for result in _watched(found, progress, {} if took is None else took, watch, in_turn=in_turn):
+    guard, in_turn = NonFiniteGuard(), not isinstance(engine, SplitEngine | RayEngine)
+    found = engine.run(guard.taking(_by_length(windows)))
+    for result in _watched(found, progress, {} if stats is None else stats, guard, in_turn=in_turn):
         run.append(result)
-    watch.finish()
+    guard.finish()
 
 
 def _fill_vectors(
@@ -199,19 +199,19 @@ def _fill_vectors(
     Arguments, result and errors are those of `_fill_answers`.
     """
     counts = pool.counts()
-    took: dict[str, Any] = {"rows": counts.sampled}
+    stats: dict[str, Any] = {"rows": counts.sampled}
     if not counts.sampled:
-        return took
+        return stats
     encoder = factory.make_encoder(source.load(), config)
-    recipe = keys.digest(keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids))
+    recipe = keys.digest(keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids))
     rows = chain.from_iterable(pool.sampled_windows())
     mine = (_checked(row, recipe, pool) for row in rows if team.size == 1 or is_mine(row.prompt, team))
-    watch = FiniteWatch()
+    guard = NonFiniteGuard()
     with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
-        for result in _watched(encoder.run(watch.taking(mine)), progress, took, watch):
+        for result in _watched(encoder.run(guard.taking(mine)), progress, stats, guard):
             to.append(result)
-        watch.finish()
-    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+        guard.finish()
+    return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
 def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
@@ -231,8 +231,8 @@ def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
 def _watched(
     results: Iterable[RowResult],
     progress: SamplingProgress,
-    took: dict[str, Any],
-    watch: FiniteWatch | None = None,
+    stats: dict[str, Any],
+    guard: NonFiniteGuard | None = None,
     *,
     in_turn: bool = False,
 ) -> Iterator[RowResult]:
@@ -243,9 +243,9 @@ def _watched(
     """
     unfit = stored = 0
     for result in results:
-        if result.reason in PASSING:
+        if result.reason in TRANSIENT:
             unfit += 1
-            took.setdefault("left", {})[result.id] = result.reason
+            stats.setdefault("skipped", {})[result.id] = result.reason
             # Most engines hand rows over in chunks, those that failed together: there, only many mean something.
             if unfit >= _UNFIT_ROWS and (in_turn or unfit > stored):
                 _give_up(result.reason)
@@ -254,15 +254,15 @@ def _watched(
             unfit = 0 if in_turn else unfit
             yield result
         progress.add(result.num_tokens, rejected=result.reason is not None)
-        if watch is not None:
-            watch.add(result)
+        if guard is not None:
+            guard.add(result)
 
 
 def _give_up(reason: str) -> None:
     if reason == OUT_OF_MEMORY:
         raise OutOfMemoryError(
-            f"{_UNFIT_ROWS} rows in a row do not fit into memory, each alone: free the device, lower max_new_tokens or "
-            "max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
+            f"out of memory on {_UNFIT_ROWS} consecutive rows at batch size 1: free the device, lower max_new_tokens "
+            "or max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
         )
     raise ServerError("most rows were refused; the warnings say why. What is sampled is kept")
 
@@ -274,7 +274,7 @@ def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
 
 
 def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
-    """Do nothing where the model in memory is what samples.
+    """Validate that the model in memory is what samples.
 
     Raises:
         ConfigError: the settings name another engine or executor.

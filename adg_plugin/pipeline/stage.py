@@ -16,7 +16,7 @@ from adg_plugin import __version__
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.answer_file import AnswerFile, answers_fingerprint
 from adg_plugin.data.filters import RowFilters, row_settings
-from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.filters.agreement import ReferenceResponses
 from adg_plugin.data.layouts import UnusableRowError
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Reason, Rejection, Row, row_json, unique_rows
@@ -127,7 +127,7 @@ def stage_pool(
         logger.info("the pool is staged already")
         return
     renderer = PromptRenderer(tokenizer, config.template, _limit(config, positions), config.truncate)
-    own, filters = OwnAnswers.of(config, tokenizer), RowFilters(config.filters)
+    own, filters = ReferenceResponses.of(config, tokenizer), RowFilters(config.filters)
     if config.answers is None:
         run.stage_prompts(_staged(pool, renderer, filters, own, keys.digest(recipe)), digest=digest)
         return
@@ -159,7 +159,7 @@ def staging_digest(
         "max_prompt_tokens": _limit(config, positions).tokens,
         "truncate": config.truncate,
         "filters": dict(row_settings(config.filters)),
-        "own_answers": OwnAnswers.of(config, tokenizer).tokens,
+        "reference_responses": ReferenceResponses.of(config, tokenizer).tokens,
     }
     if config.answers is not None:
         settings["answers"] = [answers_fingerprint(config), config.num_samples, positions]
@@ -178,7 +178,7 @@ def _staged(
     pool: Pool,
     renderer: PromptRenderer,
     filters: RowFilters,
-    own: OwnAnswers,
+    own: ReferenceResponses,
     recipe: bytes,
     given: Given | None = None,
 ) -> Iterator[StagedRow | StoredRejection]:
@@ -228,7 +228,7 @@ def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_trai
 
 
 def _staged_row(
-    row: Row, rendered: Rendered, own: OwnAnswers, recipe: bytes, given: tuple[Answer, ...] | None
+    row: Row, rendered: Rendered, own: ReferenceResponses, recipe: bytes, given: tuple[Answer, ...] | None
 ) -> StagedRow:
     reference_ids = own.ids(row.reference)
     key = keys.row_key(recipe, rendered.token_ids, rendered.span, reference_ids, given)

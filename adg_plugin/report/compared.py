@@ -9,7 +9,7 @@ from typing import Any
 
 from adg_plugin.errors import StoreError
 from adg_plugin.report.figures import CHOSEN, Figure, chart
-from adg_plugin.report.side_files import COMPARE, read_comparison, said_chance
+from adg_plugin.report.side_files import COMPARE, format_chance, read_comparison
 from adg_plugin.selectors.own_settings import CHOICE_SETTINGS
 from adg_plugin.store import RunReader
 
@@ -187,7 +187,7 @@ def overlaps(comparison: dict[str, Any]) -> Figure:
     ]
     note = (
         "Rows that both methods chose, in percent of those that at least one of them chose (Jaccard). "
-        f"By chance, two choices share about {said_chance(comparison['by_chance']['jaccard'])}."
+        f"By chance, two choices share about {format_chance(comparison['by_chance']['jaccard'])}."
     )
     spec = chart(max(90, 28 * len(names)), cells, layer=layers)
     return Figure("overlap of methods", "Overlap of the choices", note, spec, wide=True, section="comparison")

@@ -67,14 +67,14 @@ def all_figures(
         known = ~np.isnan(agreement)
         found.append(
             figures.distribution(
-                "agreement", "agreement with the own answer", agreement[known], chosen[known], upper=100
+                "agreement", "agreement with the reference", agreement[known], chosen[known], upper=100
             )
         )
     return [*found, *compositions(composition, sampled)]
 
 
 def lengths(facets: Facets, chosen: npt.NDArray[np.bool_]) -> list[Figure]:
-    """Return the lengths of the prompts, and of the rows' own answers where there are any."""
+    """Return the lengths of the prompts, and of the reference responses where there are any."""
     found = [figures.distribution("prompt_tokens", "prompt tokens", facets.prompt_tokens, chosen)]
     if facets.reference_words.any():
         found.append(figures.distribution("reference_words", "words of the reference", facets.reference_words, chosen))

@@ -26,7 +26,7 @@ class Explanation:
     """Everything that decided over one row where ADG chose.
 
     Attributes:
-        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its own answer.
+        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its reference response.
         where: file and line of the row.
         answers: K drawn answers.
         similarity: (K, K) cosines of their vectors.

@@ -19,7 +19,7 @@ class MethodExplanation:
     """Everything that decided over one row.
 
     Attributes:
-        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its own answer.
+        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its reference response.
         where: file and line of the row.
         parts: by column, what the score was made of; None where the method never came to the row, like `score`.
         rank: among the `rows` that could be chosen, 1 is the best; None where the method never came to the row.
@@ -75,7 +75,7 @@ def _changes(table: pa.Table, at: int, method: Method) -> Iterator[str]:
     if budget == len(table):
         yield "every row that could be chosen was"
     if method == "random" and budget < len(table):
-        yield f"the rows are drawn by lot: another seed may {'leave it out' if chosen else 'choose it'}"
+        yield f"the rows are drawn uniformly at random: another seed may {'leave it out' if chosen else 'choose it'}"
     elif method not in STEPWISE and budget < len(table):
         yield _cut(table, at, budget, chosen=chosen)
     if rank is None:

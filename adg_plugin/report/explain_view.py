@@ -22,7 +22,7 @@ def print_explanation(about: Explanation | MethodExplanation, console: Console) 
         console.print(Text(f"  {change}"))
     console.print(Panel(Text(_cut(about.instruction)), title="instruction", title_align="left"))
     if about.reference:
-        console.print(Panel(Text(_cut(about.reference)), title="the row's own answer", title_align="left"))
+        console.print(Panel(Text(_cut(about.reference)), title="the reference response", title_align="left"))
     if isinstance(about, MethodExplanation):
         console.print(_parts(about))
         return

@@ -61,7 +61,7 @@ class Facets:
 
     Attributes:
         prompt_tokens: (N,) of the rendered prompts.
-        reference_words: (N,) of the rows' own answers.
+        reference_words: (N,) of the reference responses.
         kinds: by name; one that no row has is left out.
         instructions: (N,) the first characters of each instruction.
     """

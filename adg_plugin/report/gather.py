@@ -29,7 +29,7 @@ from adg_plugin.scoring.score import eligible
 from adg_plugin.scoring.stability import Stability, stability_of
 from adg_plugin.store import Geometry, Rejection, RunFolder, RunReader
 from adg_plugin.store.finished import check_answers, finished
-from adg_plugin.store.took import seconds_of
+from adg_plugin.store.stats import seconds_of
 
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason

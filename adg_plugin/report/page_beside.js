@@ -87,7 +87,7 @@ function methodsTable(found) {
     ];
   });
   lines.push(["the pool", "", count(found.rows.candidates), "", ...reached.map(() => ""), ...medians(found.lengths_of_pool)]);
-  return numbersTable(["method", "chosen", "scored", "rejected", ...reached, "prompt", "own answer", "alone", "choosing", "asking"], lines);
+  return numbersTable(["method", "chosen", "scored", "rejected", ...reached, "prompt", "reference", "alone", "choosing", "asking"], lines);
 }
 
 function asking(one, costs) {

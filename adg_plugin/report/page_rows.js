@@ -150,7 +150,7 @@ function detail(row) {
     return tr;
   }
   td.append(...said("instruction", about.instruction));
-  if (about.reference) td.append(...said("the row's own answer", about.reference));
+  if (about.reference) td.append(...said("the reference response", about.reference));
   if (about.answers) td.append(...drawnAnswers(about));
   tr.append(td);
   return tr;

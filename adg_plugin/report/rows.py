@@ -49,7 +49,7 @@ def answered_rows(table: pa.Table, listed: Ints, at_random: Ints, most: int) -> 
 
 
 def _near_the_cut(table: pa.Table) -> Ints:
-    """Return how many ranks each row is from one that met the other fate, of its bin if there are bins, (N,)."""
+    """Return how many ranks each row is from one that got the opposite decision, of its bin if there are bins, (N,)."""
     if "bin" not in table.column_names:
         return _near_the_only_cut(table)
     bins, rank, chosen = (table[name].to_numpy() for name in ("bin", "rank_in_bin", "chosen"))

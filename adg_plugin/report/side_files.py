@@ -11,7 +11,7 @@ from adg_plugin.store.files import read_json
 COMPARE = "compare.json"  # in the run folder
 
 
-def said_chance(jaccard: Sequence[Sequence[float]]) -> str:
+def format_chance(jaccard: Sequence[Sequence[float]]) -> str:
     """Return in words what two different choices would share by chance (M, M): they may choose among other rows."""
     found = [value for at, row in enumerate(jaccard) for value in row[at + 1 :]] or [row[0] for row in jaccard]
     least, most = (f"{value:.0%}" for value in (min(found, default=0.0), max(found, default=0.0)))

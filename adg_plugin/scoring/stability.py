@@ -1,4 +1,4 @@
-"""How much of a selection is the luck of its draws: from the stored Gram matrices, without asking the model again."""
+"""How much of a selection is sampling noise: from the stored Gram matrices, without asking the model again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stability:
         errors: (N,) standard error of each score.
         again: (N,) how likely another run chooses the row.
         chosen: (N,) whether this one has.
-        near: (N,) whether one standard error moves the score past one of the same bin that met the other fate.
+        near: (N,) whether one standard error moves the score past one of the same bin that got the opposite decision.
         tied: whether the scores of each bin are equal: nothing within bins tells rows apart.
         overlap: share of the choice that another run is expected to share, and its 5 and 95 % points.
         chance: the same if scores were nothing but luck: what bins and budget alone make common.
@@ -102,7 +102,7 @@ def stability(run_dir: str) -> Stability:
     """
     run = RunFolder.read(run_dir)
     config = finished(run)
-    config.refuse_other_methods("`adg stability` says how much of a choice is the luck of the answers that ADG draws")
+    config.refuse_other_methods("`adg stability` says how much of a choice is sampling noise")
     table = run.scores()
     chosen = table["chosen"].to_numpy(zero_copy_only=False)
     estimates = calibrated(scored_grams(run))
@@ -283,7 +283,7 @@ def _of_two_runs(
 
 
 def _near(scores: Floats, errors: Floats, bins: Ints, chosen: Bools) -> Bools:
-    """Return which rows have a score within one standard error of one in their bin that met the other fate, (N,)."""
+    """Return which rows, (N,), have a score within one standard error of an opposite decision in their bin."""
     order = np.lexsort((scores, bins))
     ordered, fate, bin_ = scores[order], chosen[order], bins[order]
     gap = np.full(len(scores), np.inf)

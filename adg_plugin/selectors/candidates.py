@@ -33,7 +33,7 @@ class Candidates:
 
     Attributes:
         instructions: each row's own words, with its input; this and what follows only where it was asked for.
-        references: each row's own answer.
+        references: each reference response.
         where: file and line of each row; always there.
         data: each row as it was found, a JSON object as text.
     """

@@ -56,12 +56,12 @@ def choose(
     """
     columns = _TEXTS[config.method]
     candidates, unanswered = read_candidates(run, columns, text=config.method not in _READ_NO_ANSWER)
-    left, rejections, pick = _prepared(run, config, source, candidates, unmeasured or {}, show)
+    usable, rejections, pick = _prepared(run, config, source, candidates, unmeasured or {}, show)
     rejections = [*unanswered, *rejections]
-    if not len(left):
+    if not len(usable):
         return Decision.none(rejections)
-    budget, warning = resolve_budget(config.budget, pool_rows, len(left))
-    return decided(left, pick(left, budget), config.method, [warning] if warning else [], rejections)
+    budget, warning = resolve_budget(config.budget, pool_rows, len(usable))
+    return decided(usable, pick(usable, budget), config.method, [warning] if warning else [], rejections)
 
 
 def _prepared(

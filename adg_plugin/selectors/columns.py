@@ -17,8 +17,8 @@ _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but line breaks
 STEPWISE = ("zip", "mig")  # choose one row after another, and come only to those that they choose
 
 SCORE_MEANINGS = {
-    "random": "drawn by lot",
-    "longest": "tokens of the row's own answer",
+    "random": "drawn uniformly at random",
+    "longest": "tokens of the reference response",
     "ifd": "mean NLL of the answer after the prompt over that of the answer alone",
     "superfiltering": "perplexity of the answer after the prompt over that of the answer alone",
     "zip": "place in the choice, counted from its end",
@@ -26,7 +26,7 @@ SCORE_MEANINGS = {
     "scar": "of the ranker",
 }
 PART_MEANINGS = {
-    "reference_tokens": "tokens of the row's own answer",
+    "reference_tokens": "tokens of the reference response",
     "answer_nll": "mean NLL of the answer after the prompt",
     "answer_nll_alone": "mean NLL of the answer alone",
     "set_compression_ratio": "compression ratio of the choice, up to the row's step",

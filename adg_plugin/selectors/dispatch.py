@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bool) -> dict[str, Any]:
     """Measure what a method other than ADG wants to know of each row and is not stored, and return what it took.
 
-    Where `mig` asks a quality scorer, what that took is `rating` beside what the tagger took; `left` is of both.
+    Where `mig` asks a quality scorer, what that took is `rating` beside what the tagger took; `skipped` is of both.
 
     Raises:
         ADGError: as `adg_plugin.selectors.likelihood.measure.measure`, `adg_plugin.selectors.scar.fill_styles`,
@@ -36,12 +36,12 @@ def fill_measures(run: RunFolder, config: ADGConfig, source: Source, *, show: bo
         check_labels(run, config)
         if config.tagger and config.quality_scorer and lacks_quality(run, config.field_quality):
             Rater.configured(config)  # a wrong one is told before the tagger's hours
-        took = tag(run, config, show=show) if config.tagger else {"rows": 0}
+        stats = tag(run, config, show=show) if config.tagger else {"rows": 0}
         if config.quality_scorer:
             rating = rate(run, config, show=show)
-            left = took.pop("left", {}) | rating.pop("left", {})
-            took |= {"rating": rating} | ({"left": left} if left else {})
-        return took
+            skipped = stats.pop("skipped", {}) | rating.pop("skipped", {})
+            stats |= {"rating": rating} | ({"skipped": skipped} if skipped else {})
+        return stats
     if config.method == "scar":
         from adg_plugin.selectors.scar import fill_styles
 
@@ -56,7 +56,7 @@ def decide(
     config: ADGConfig,
     source: Source | None,
     pool_rows: int,
-    left: Mapping[str, str] | None,
+    skipped: Mapping[str, str] | None,
     assign: Assign = assign_bins,
     *,
     show: bool = False,
@@ -80,10 +80,10 @@ def decide(
 
         if source is None:
             raise ConfigError([f"method is {config.method!r}, and there is no model to ask: use method: adg"])
-        return choose(run, config, source, pool_rows, left, show=show)
+        return choose(run, config, source, pool_rows, skipped, show=show)
     geometry = eligible(run.geometry(), config)
     # Rows without a result are few by now: what they lacked may be there another time.
-    rejections = (*geometry.rejections, *run.unsampled(OUT_OF_MEMORY, left))
+    rejections = (*geometry.rejections, *run.unsampled(OUT_OF_MEMORY, skipped))
     if not len(geometry):
         return Decision.none(rejections)
     scored = choose_rows(geometry, config, pool_rows, assign)

@@ -64,23 +64,23 @@ def add_measures(
 
     Returns:
         `rows` that had no result, of `total`; where there were any `seconds` and `tokens`; where memory was short
-        `left`, the reason of each row that is not stored, by id.
+        `skipped`, the reason of each row that is not stored, by id.
 
     Raises:
         NumericalError: most rows give NaN or infinity.
-        OutOfMemoryError: several rows in a row do not fit, each alone.
+        OutOfMemoryError: several consecutive rows do not fit even at batch size 1.
         StoreError: a part cannot be written; what is measured is kept.
     """
-    took: dict[str, Any] = {"rows": pending, "total": total}
+    stats: dict[str, Any] = {"rows": pending, "total": total}
     if not pending:
-        return took
+        return stats
     with SamplingProgress(total, total - pending, verb=verb, show=show) as progress:
-        for result in _watched(results, progress, took, advice):
+        for result in _watched(results, progress, stats, advice):
             measures.append(result)
-    return took | {"seconds": progress.seconds, "tokens": progress.tokens}
+    return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
-def _watched(results: Iterator[M], progress: SamplingProgress, took: dict[str, Any], advice: Advice) -> Iterator[M]:
+def _watched(results: Iterator[M], progress: SamplingProgress, stats: dict[str, Any], advice: Advice) -> Iterator[M]:
     """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong."""
     from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
 
@@ -88,7 +88,7 @@ def _watched(results: Iterator[M], progress: SamplingProgress, took: dict[str, A
     for result in results:
         progress.add(result.tokens, rejected=result.reason is not None)
         if result.reason == OUT_OF_MEMORY:  # not stored: the next run may have more
-            took.setdefault("left", {})[result.id] = result.reason
+            stats.setdefault("skipped", {})[result.id] = result.reason
             unfit += 1
         else:
             bad += result.reason == NON_FINITE
@@ -96,7 +96,7 @@ def _watched(results: Iterator[M], progress: SamplingProgress, took: dict[str, A
             yield result
         if unfit >= _UNFIT_ROWS and unfit > finite:
             raise OutOfMemoryError(
-                f"{unfit} rows do not fit into memory, each alone: {advice.memory}. What is measured is kept"
+                f"out of memory on {unfit} rows at batch size 1: {advice.memory}. What is measured is kept"
             )
         if finite + bad >= _WATCHED_ROWS:
             _refuse_not_finite(bad, finite + bad, advice)

@@ -42,7 +42,7 @@ def pick_longest(candidates: Candidates, budget: int, tokenizer: Any) -> Picked:
 
 
 def pick_zip(candidates: Candidates, budget: int, folder: Path, *, show: bool = False) -> Picked:
-    """Return the rows whose instructions and own answers together compress worst; see `zip_order`.
+    """Return the rows whose instructions and reference responses together compress worst; see `zip_order`.
 
     Args:
         candidates: with instructions and references.

@@ -33,7 +33,7 @@ class Geometry:
     prompt_vectors: npt.NDArray[np.float16]  # (N, H), unit length; (N, 0) where they were not asked for
     grams: tuple[GramGroup, ...]  # by ascending K; every row is in exactly one
     answer_tokens: npt.NDArray[np.int32]  # (N,), sampled tokens, all answers together
-    agreement: npt.NDArray[np.float32]  # (N,), of the row's own answer with these; NaN where nobody asked
+    agreement: npt.NDArray[np.float32]  # (N,), of the reference response with these; NaN where nobody asked
     rejections: tuple[Rejection, ...]  # by the engine, ascending by id
 
     def __len__(self) -> int:

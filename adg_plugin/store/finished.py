@@ -23,7 +23,7 @@ def finished(run: RunReader) -> ADGConfig:
 
 
 def check_answers(run: RunReader, geometry: Geometry) -> None:
-    """Do nothing where every scored row of a finished run still has its answers.
+    """Validate that every scored row of a finished run still has its answers.
 
     Args:
         run: the run folder.

@@ -34,7 +34,7 @@ _SAID = {"version": "sampling rules of version"}
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
-def answer_recipe(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
+def sampling_fingerprint(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
     """Return all that the answers of a prompt depend on beside the prompt itself.
 
     Args:
@@ -81,10 +81,10 @@ def row_key(
     """Return the 16-byte key of a prompt's answers under a recipe's digest, and of their agreement if it is asked for.
 
     Args:
-        recipe: see `answer_recipe`.
+        recipe: see `sampling_fingerprint`.
         token_ids: of the prompt.
         span: of the instruction's own tokens.
-        reference_ids: of the row's own answer, where agreement is asked for.
+        reference_ids: of the reference response, where agreement is asked for.
         given: answers that somebody else generated, where those are scored.
     """
     hashed = hashlib.blake2b(recipe, digest_size=16)

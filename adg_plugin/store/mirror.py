@@ -76,7 +76,7 @@ class _Mirror:
             first = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise StoreError(
                 f"cannot {verb} {self.url}: {first}. Check the URL, the credentials and that its fsspec driver (s3fs, "
-                "gcsfs, ...) is installed; the same command goes on from here"
+                "gcsfs, ...) is installed; re-run the same command to resume"
             ) from err
 
     # --- one process at a time

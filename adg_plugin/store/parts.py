@@ -49,7 +49,7 @@ SCHEMA = pa.schema(
         ("prompt_vector", _list(pa.float16())),
         ("vectors", _list(pa.float16())),  # K * H
         ("num_tokens", pa.int32()),  # sampled, all answers together
-        ("agreement", pa.float32()),  # of the row's own answer with these, where it was asked for
+        ("agreement", pa.float32()),  # of the reference response with these, where it was asked for
         ("reason", pa.string()),
     ]
 )

@@ -49,7 +49,7 @@ class Counts:
 
 
 def check_is_run_folder(path: Path) -> None:
-    """Do nothing where config.json is a run folder's.
+    """Validate that config.json is a run folder's.
 
     Raises:
         StoreError: it is missing, unreadable, something else's, or of a later version of this package.

@@ -29,7 +29,7 @@ class Prompt:
     span: tuple[int, int]  # [start, end) of the instruction's own tokens
     key: bytes = b""  # 16-byte hash of what produces the row's answers; b"" outside a run folder
     instruction: str = ""  # the row's own words, for `pooling: reference`
-    reference_ids: npt.NDArray[np.int32] | None = None  # (T,) the row's own answer, where agreement is asked for
+    reference_ids: npt.NDArray[np.int32] | None = None  # (T,) the reference response, where agreement is asked for
     given: tuple[Answer, ...] | None = None  # answers that somebody else generated, where those are scored
 
     def __len__(self) -> int:
@@ -37,7 +37,7 @@ class Prompt:
 
     @property
     def reference_tokens(self) -> int:
-        """Tokens of the row's own answer, 0 where agreement is not asked for."""
+        """Tokens of the reference response, 0 where agreement is not asked for."""
         return 0 if self.reference_ids is None else len(self.reference_ids)
 
 
@@ -55,7 +55,7 @@ class RowResult:
     prompt_vector: npt.NDArray[np.float16] | None  # (H,), unit length
     reason: str | None = None
     vectors: npt.NDArray[np.float16] | None = None  # (K, H), only when asked for
-    agreement: float | None = None  # cosine of the row's own answer and the answers' mean, only when asked for
+    agreement: float | None = None  # cosine of the reference response and the answers' mean, only when asked for
 
     @property
     def num_tokens(self) -> int:

@@ -63,7 +63,7 @@ class StagedRow:
 
     prompt: Prompt  # with its 16-byte key
     text: str  # the rendered prompt
-    reference: str  # the data set's own answer
+    reference: str  # the data set's answer
     data: str  # the original row, a JSON object as text
     where: str  # file and line, for messages
     dataset: int = 0  # which entry of the settings' `datasets` it came of

@@ -193,7 +193,7 @@ def test_an_interrupted_command_ends_with_130_and_says_how_to_go_on(config, adg,
     monkeypatch.setattr("adg_plugin.pipeline.run.run_selection", interrupted)
     code, out, err = adg("select", config)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "interrupted: give the same command again, `adg select` goes on from here"
+    assert err.splitlines()[-1] == "interrupted: re-run the same command to resume"
 
 
 def wait_for(true: Callable[[], object], process: object) -> None:
@@ -243,7 +243,7 @@ def test_a_run_is_stopped_by_either_signal_and_goes_on(config, adg, tmp_path):
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=300)
         assert (process.returncode, out) == (130, "")
-        assert err.splitlines()[-1] == "interrupted: give the same command again, `adg select` goes on from here"
+        assert err.splitlines()[-1] == "interrupted: re-run the same command to resume"
         assert "Traceback" not in err
         with RunFolder.open("run") as run:
             assert run.damage == []

@@ -518,7 +518,7 @@ class Tokenizer:
 def test_a_changed_filter_stages_again_and_keeps_answers():
     def digests(**filters: Any) -> tuple[str, dict[str, Any]]:
         config = ADGConfig(filters=Filters(**filters))
-        recipe = keys.answer_recipe(config, model="m", eos_ids=(2,))
+        recipe = keys.sampling_fingerprint(config, model="m", eos_ids=(2,))
         return staging_digest(Pool((), "f"), config, Tokenizer(), recipe), recipe
 
     plain, recipe = digests()

@@ -330,7 +330,7 @@ def test_commands_that_sample_refuse_answers(model, tmp_path):
     from adg_plugin.scoring.stability import stability
     from adg_plugin.tools.compare.compare import compare
     from adg_plugin.tools.estimate.estimate import estimate
-    from adg_plugin.tools.stability.resample import redraw
+    from adg_plugin.tools.stability.resample import resample_rows
 
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     answers = given(tmp_path, [answered(row) for row in pool_rows(12)])
@@ -349,7 +349,7 @@ def test_commands_that_sample_refuse_answers(model, tmp_path):
     with pytest.raises(
         StoreError, match=r"has the answers of .*: nothing here can sample others; leave --resample out$"
     ):
-        redraw(str(selection.run_dir), 10, about)
+        resample_rows(str(selection.run_dir), 10, about)
 
 
 def test_a_folder_of_sampled_answers_takes_given_ones_and_a_trainers_does_not(model, tmp_path):

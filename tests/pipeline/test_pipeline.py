@@ -212,7 +212,7 @@ def test_a_folder_sampled_without_top_k_is_told_apart(run, pool, model, caplog):
     differing = "top_k 0 (now 50), sampling rules of version 1 (now 2)"
     config = ADGConfig.parse({**config.model_dump(), "top_k": 50})
     source = Source.configured(config)
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run) as folder, pytest.raises(StoreError) as caught:
         pipeline.prepare(folder, Pool.of(config), config, source, recipe, own=True)
     assert str(caught.value) == (f"run folder {run} was made with {differing}: give another folder, or delete this one")

@@ -11,7 +11,7 @@ from tiny_runs import choose, pool_rows, read_jsonl, save
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models import loading
 from adg_plugin.errors import OutOfMemoryError
-from adg_plugin.pipeline.ranks import RANKS, absorb
+from adg_plugin.pipeline.ranks import RANKS, merge_rank_results
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.store import RunFolder
 
@@ -60,7 +60,9 @@ def test_a_row_without_memory_is_counted_now_and_sampled_by_the_next_run(model, 
 def test_a_device_that_somebody_else_fills_stops_the_run_and_loses_nothing(model, tmp_path, short_of_memory):
     rows = pool_rows(12)
     short_of_memory[0] = 25  # enough for the probe
-    with pytest.raises(OutOfMemoryError, match=r"^3 rows in a row do not fit into memory, each alone: free the device"):
+    with pytest.raises(
+        OutOfMemoryError, match=r"^out of memory on 3 consecutive rows at batch size 1: free the device"
+    ):
         choose(rows, model, tmp_path / "run")
     short_of_memory[0] = 10**9
     again = choose(rows, model, tmp_path / "run")
@@ -81,8 +83,8 @@ def test_a_kill_while_a_rank_s_folder_is_removed_leaves_a_usable_run_folder(mode
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", killed)
             with pytest.raises(KeyboardInterrupt):
-                absorb(folder)
-        absorb(folder)
+                merge_rank_results(folder)
+        merge_rank_results(folder)
     assert not list(run.glob(".absorbed*"))
     assert choose(rows, model, run).ids == expected
 

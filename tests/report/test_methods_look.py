@@ -30,7 +30,7 @@ from adg_plugin.scoring.stability import stability
 from adg_plugin.selectors.columns import by_rank, plain, shown
 from adg_plugin.store import RunFolder
 from adg_plugin.tools.estimate.estimate import estimate
-from adg_plugin.tools.stability.resample import redraw
+from adg_plugin.tools.stability.resample import resample_rows
 
 pytestmark = pytest.mark.tiny
 
@@ -228,8 +228,8 @@ def test_of_lots_another_seed_is_told(run_of):
     selection = run_of("random")
     left = next(id for id, row in table(selection).items() if not row["chosen"])
     of_left, of_chosen = (explain(str(selection.run_dir), id).changes for id in (left, selection.ids[0]))
-    assert of_left[0] == "the rows are drawn by lot: another seed may choose it"
-    assert of_chosen == ("the rows are drawn by lot: another seed may leave it out",)
+    assert of_left[0] == "the rows are drawn uniformly at random: another seed may choose it"
+    assert of_chosen == ("the rows are drawn uniformly at random: another seed may leave it out",)
 
 
 def test_a_row_that_the_method_drops_says_why(run_of):
@@ -353,7 +353,7 @@ def test_the_page_draws_itself_and_opens_rows_without_answers(chromium, run_of, 
         assert texts(shown_page, "#table tbody td:nth-child(4)")[0] == "1"
         shown_page.fill("#search", selection.ids[0])
         shown_page.locator("td.id button").first.click()
-        assert shown_page.locator(".detail .said").count() == 2  # instruction and the row's own answer
+        assert shown_page.locator(".detail .said").count() == 2  # instruction and the reference response
         assert shown_page.locator(".answers").count() == 0
         assert f"{head} " in texts(shown_page, ".detail .note")[0]
         assert texts(shown_page, ".detail .note")[0].endswith(": among the best")
@@ -378,10 +378,7 @@ def test_an_opened_row_leaves_a_narrow_table_readable(chromium, run_of, tmp_path
 
 def test_what_is_about_draws_refuses_with_a_plain_sentence(run_of, model, tmp_path, capsys):
     folder = str(run_of("longest").run_dir)
-    said = (
-        "method is 'longest': `adg stability` says how much of a choice is the luck of the answers that ADG draws; "
-        "use method: adg"
-    )
+    said = "method is 'longest': `adg stability` says how much of a choice is sampling noise; use method: adg"
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         stability(folder)
     with pytest.raises(SystemExit) as ended:
@@ -389,7 +386,7 @@ def test_what_is_about_draws_refuses_with_a_plain_sentence(run_of, model, tmp_pa
     assert (ended.value.code, capsys.readouterr().err.splitlines()[-1]) == (2, f"error: {said}")
     said = "method is 'longest': fresh answers are drawn only where ADG has drawn some; use method: adg"
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
-        redraw(folder, 10, SimpleNamespace(ids=[]))
+        resample_rows(folder, 10, SimpleNamespace(ids=[]))
     said = "method is 'ifd': `adg estimate` times the drawing of answers, and only ADG draws them; use method: adg"
     config = ADGConfig.parse({"model": str(model), "datasets": ["pool.jsonl"], "method": "ifd"})
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):

@@ -227,7 +227,7 @@ def test_a_large_pool_is_listed_in_part_with_all_it_chose_and_the_ends_and_the_c
     assert len(answered) <= 18
     score, bins, rank, chosen = (table[name].to_numpy() for name in ("score", "bin", "rank_in_bin", "chosen"))
     assert {listed[score[listed].argmax()], listed[score[listed].argmin()], *at_random} <= set(answered.tolist())
-    # Those beside the cut of their bin come first: a neighbour in rank has the other fate.
+    # Those beside the cut of their bin come first: a neighbour in rank got the opposite decision.
     fate = {(b, r): c for b, r, c in zip(bins, rank, chosen, strict=True)}
     at_the_cut = [
         row for row in listed if any(fate.get((bins[row], rank[row] + s), chosen[row]) != chosen[row] for s in (1, -1))

@@ -29,7 +29,7 @@ INJECTION = "</script><script>window.pwned = 1</script><img src=x onerror='windo
 ROWS, BUDGET = 40, 10
 METHODS = ("adg", "random", "longest")
 HEAD = (
-    "method", "chosen", "scored", "rejected", "bins of 4", "fullest bin", "prompt", "own answer", "alone", "choosing",
+    "method", "chosen", "scored", "rejected", "bins of 4", "fullest bin", "prompt", "reference", "alone", "choosing",
     "asking",
 )  # fmt: skip
 NOTHING = "–"
@@ -139,7 +139,7 @@ def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report
             f"{one['seconds']:.1f} s",
             asking,
         ]
-    assert (lines[0][-1] != NOTHING, lines[2][2:4]) == (True, ["39", "1"])  # a row without an own answer
+    assert (lines[0][-1] != NOTHING, lines[2][2:4]) == (True, ["39", "1"])  # a row without a reference response
     assert pool[:3] == ["the pool", "", str(ROWS)]
     for kind, shown_lines in zip(found["coverage"], coverage, strict=True):
         assert shown_lines == [shares(name, values) for name, values in shown_values(kind["values"])]

@@ -408,10 +408,10 @@ def test_fresh_answers_are_those_of_a_run_with_the_next_seed(run, tmp_path):
     from tiny_runs import choose as select
     from tiny_runs import pool_rows, scores
 
-    from adg_plugin.tools.stability.resample import redraw
+    from adg_plugin.tools.stability.resample import resample_rows
 
     before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
-    fresh = redraw(str(run.run_dir), 1000, stability(str(run.run_dir)), show_progress=False)
+    fresh = resample_rows(str(run.run_dir), 1000, stability(str(run.run_dir)), show_progress=False)
     config = run.manifest["config"]
     settings = {"budget": 10, "bins": 3, "num_samples": 4, "score": "rank", "seed": 1}
     other = scores(select(pool_rows(30), config["model"], tmp_path / "other", **settings).run_dir)
@@ -441,10 +441,10 @@ def test_the_command_with_fresh_answers(run, capsys):
 def test_fresh_answers_that_cannot_be_had(run, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
 
-    from adg_plugin.tools.stability.resample import redraw
+    from adg_plugin.tools.stability.resample import resample_rows
 
     with pytest.raises(ConfigError, match="--resample is 5: use 10 or more, fewer tell nothing"):
-        redraw(str(run.run_dir), 5, stability(str(run.run_dir)))
+        resample_rows(str(run.run_dir), 5, stability(str(run.run_dir)))
     (weights,) = (run.run_dir.parent / "model").glob("*.safetensors")
     kept = weights.read_bytes()
     tensors = load_file(weights)

@@ -23,7 +23,7 @@ from adg_plugin import select
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models import loading
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.pipeline.ranks import Alone
+from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.run import run_selection, run_stage
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.report.explain import explain
@@ -463,7 +463,7 @@ def test_agreement_is_refused_because_nothing_is_drawn():
         ADGConfig.parse({"method": "ifd", "filters": {"min_agreement": 0.1}})
 
 
-class Two(Alone):
+class Two(SingleProcess):
     """A team that is not alone."""
 
     size = 2

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.filters.agreement import ReferenceResponses
 from adg_plugin.data.layouts import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Rejection, Row, parse_row, row_json
@@ -43,7 +43,7 @@ class Training:
     Attributes:
         limit: the longest prompt that is sampled.
         recipe: digest of what else produces the answers.
-        own_answers: tokens of the rows' own answers, where agreement with them is asked for.
+        reference_responses: tokens of the reference responses, where agreement with them is asked for.
         tokenizer: the one that training uses.
         end_tokens: ids that end a turn.
         sequence_len: rows are known by so many tokens, as Axolotl may cut the rest.
@@ -54,7 +54,7 @@ class Training:
 
     limit: PromptLimit
     recipe: bytes
-    own_answers: OwnAnswers
+    reference_responses: ReferenceResponses
     tokenizer: Any
     end_tokens: frozenset[int]
     sequence_len: int
@@ -153,7 +153,7 @@ class _Reader:
     def __init__(self, source: Any, training: Training, filters: RowFilters | None) -> None:
         self._source = source
         self._training = training
-        is_on = filters is not None and (filters.settings or training.own_answers.tokens)
+        is_on = filters is not None and (filters.settings or training.reference_responses.tokens)
         self._filters = filters if is_on else None
         self._spec = _spec(source)
 
@@ -226,7 +226,7 @@ class _Reader:
             reference, data = raw.reference, raw.data
         else:
             reference, data = self._training.tokenizer.decode(row.answer, skip_special_tokens=True), {"prompt": text}
-        own = self._training.own_answers.ids(reference)
+        own = self._training.reference_responses.ids(reference)
         key = keys.row_key(self._training.recipe, tokens, span, own)
         prompt = Prompt(id, tokens, span, key, instruction, own)
         return StagedRow(prompt, text, reference, row_json(data), row.where)

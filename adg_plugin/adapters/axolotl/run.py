@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from adg_plugin.adapters.axolotl.args import ADGArgs, check_supported
-from adg_plugin.adapters.processes import lifeline, run_stage
+from adg_plugin.adapters.processes import parent_watchdog, run_stage
 from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, need
@@ -110,7 +110,7 @@ def run(plan: Plan) -> Path:
     """
     need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
     config = plan.config
-    with lifeline(plan.out):
+    with parent_watchdog(plan.out):
         if plan.overrides:
             _refuse_unknown(plan.overrides)
             config = plan.out / _CHANGED

@@ -16,10 +16,10 @@ from transformers import AutoConfig
 from adg_plugin.adapters.axolotl import internals as axolotl
 from adg_plugin.adapters.axolotl.args import selection_config
 from adg_plugin.adapters.axolotl.rows import Training, row_digests, stage
-from adg_plugin.adapters.processes import lifeline, run_stage
+from adg_plugin.adapters.processes import parent_watchdog, run_stage
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.filters.agreement import ReferenceResponses
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.models.location import model_location
@@ -124,7 +124,7 @@ def _pool_digest(cfg: Any, tokenizer: Any, rows: Container[bytes]) -> str:
 
 def _parts(cfg: Any, config: ADGConfig, source: Source, run_dir: Path, *, pool: str) -> list[_Part]:
     budgets, entries = config.budget_per_dataset, len(cfg["datasets"])
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
 
     def part(run_dir: Path, config: ADGConfig, number: int | None) -> _Part:
         # Not by its number alone: entries that change places would else be taken for each other.
@@ -173,7 +173,7 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
     training = Training(
         limit=PromptLimit.of(config, source.positions),
         recipe=keys.digest(part.recipe),
-        own_answers=OwnAnswers.of(config, source.tokenizer),
+        reference_responses=ReferenceResponses.of(config, source.tokenizer),
         tokenizer=tokenizer,
         end_tokens=axolotl.end_tokens(cfg, tokenizer),
         sequence_len=cfg["sequence_len"],
@@ -192,7 +192,7 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
 def _choose(part: _Part) -> None:
     """Sample and choose in a process of its own, which leaves the accelerator as it was."""
     logger.info("ADG selects in a process of its own; run folder %s", part.run_dir)
-    with lifeline(part.run_dir):
+    with parent_watchdog(part.run_dir):
         run_stage("the selection", ["-m", "adg_plugin.adapters.axolotl.child", str(part.run_dir), part.fingerprint])
 
 

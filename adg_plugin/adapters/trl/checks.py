@@ -16,7 +16,7 @@ _PREFERENCE = (("chosen", "rejected"), ("completions", "labels"), ("prompt", "co
 
 
 def check_pool(pool: Any, name: str = "train_dataset") -> None:
-    """Do nothing where the rows can be selected from and trained on.
+    """Validate that the rows can be selected from and trained on.
 
     Raises:
         DataError: streaming, pre-tokenised, vision, plain text, preference or reward data, unknown columns, no rows;
@@ -41,7 +41,7 @@ def check_pool(pool: Any, name: str = "train_dataset") -> None:
 
 
 def check_columns(row: Mapping[str, Any], name: str, spec: DatasetSpec = IN_MEMORY) -> None:
-    """Do nothing where a row's columns are of a kind that TRL trains on after a selection.
+    """Validate that a row's columns are of a kind that TRL trains on after a selection.
 
     Raises:
         DataError: names the column and the way out.
@@ -88,7 +88,7 @@ def _vision_part(row: Mapping[str, Any]) -> str | None:
 
 
 def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) -> None:
-    """Do nothing where the trainer's settings let rows be selected.
+    """Validate that the trainer's settings let rows be selected.
 
     Args:
         config: of the selection.

@@ -122,12 +122,12 @@ class Choice:
 
     def _choose(self, model: Any, tokenizer: Any, training: str | None) -> Dataset:
         team = this_team()
-        with team.step("reading the checkpoint"):
+        with team.barrier("reading the checkpoint"):
             remembered: Mapping[str, Any] = {}
             if team.rank == 0 and self.checkpoint is not None:
                 of_checkpoint = ChosenIds.read(self.checkpoint)
                 remembered = {"ids": of_checkpoint.ids, "digest": of_checkpoint.digest}
-        remembered = team.share(remembered)
+        remembered = team.broadcast(remembered)
         if remembered:
             logger.info("training on the %d rows of %s", len(remembered["ids"]), self.checkpoint)
             ids = tuple(remembered["ids"])
@@ -135,7 +135,7 @@ class Choice:
             ids = choose_in_memory(
                 self.pool, model, tokenizer, self.config, self.run_dir, training=training, own=True, team=team
             ).ids
-        with team.step("finding the chosen rows"):
+        with team.barrier("finding the chosen rows"):
             rows = self.pool.select(positions(self.pool, ids, memory_spec(self.config)))
             chosen = ChosenIds(tuple(ids), rows_digest(rows), str(self.run_dir))
             if remembered and chosen.digest != remembered["digest"]:

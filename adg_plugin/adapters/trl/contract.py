@@ -26,7 +26,7 @@ def trl() -> Any:
 
 
 def check_hook(trainer: type, version: str) -> None:
-    """Do nothing where `_prepare_dataset`, by which rows become training data, takes the arguments it is given.
+    """Validate that `_prepare_dataset`, by which rows become training data, takes the arguments it is given.
 
     Raises:
         ADGError: it does not; names the hook and what changed.

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from adg_plugin.adapters.processes import lifeline, run_stage
+from adg_plugin.adapters.processes import parent_watchdog, run_stage
 from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, check, launcher_arguments, read_recipe
 from adg_plugin.adapters.trl.choice import last_whole_checkpoint
 from adg_plugin.adapters.trl.plan import selection_config
@@ -87,7 +87,7 @@ def run(plan: Plan) -> dict[str, Any]:
         StoreError: the output folder is in use, or belongs to another recipe.
         StageError: a stage failed.
     """
-    with lifeline(plan.out):
+    with parent_watchdog(plan.out):
         _own(plan)
         done = read_summary(plan.out)
         if done is not None:

@@ -55,7 +55,7 @@ class RowFilters:
     def refusal(self, where: str) -> str:
         """Return the sentence for a row of Axolotl's whose text is not known, so that nothing can look at it.
 
-        It names what agreement asks for, too, which needs the row's own answer but is no filter before sampling.
+        It names what agreement asks for, too, which needs the reference response but is no filter before sampling.
         """
         named = ", ".join(f"adg.filters.{name} is {_shown(value)}" for name, value in self._refused.items())
         fix = "leave adg.filters out, or write the rows as alpaca or chat_template"

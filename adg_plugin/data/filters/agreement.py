@@ -1,4 +1,4 @@
-"""Rows whose own answer is far from what the model answers: rejected after sampling, by vectors of the same pass."""
+"""Rows whose reference response is far from the sampled answers: rejected by vectors of the same pass."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
-class OwnAnswers:
-    """Turns the rows' own answers into tokens, where agreement with them is asked for.
+class ReferenceResponses:
+    """Turns the reference responses into tokens, where agreement with them is asked for.
 
     Attributes:
         tokenizer: of the model.
@@ -32,12 +32,12 @@ class OwnAnswers:
     tokens: int
 
     @classmethod
-    def of(cls, config: ADGConfig, tokenizer: Any) -> OwnAnswers:
+    def of(cls, config: ADGConfig, tokenizer: Any) -> ReferenceResponses:
         """Return what the settings ask for."""
         return cls(tokenizer, config.max_new_tokens if config.filters.asks_agreement else 0)
 
     def ids(self, text: str) -> npt.NDArray[np.int32] | None:
-        """Return the tokens (T,) of an own answer; None where there is none, or nobody asks."""
+        """Return the tokens (T,) of a reference response; None where there is none, or nobody asks."""
         if not self.tokens or not text.strip():
             return None
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: self.tokens]
@@ -45,10 +45,10 @@ class OwnAnswers:
 
 
 def least_agreeing(agreement: Floats, filters: Filters) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) are rejected; a row without an own answer (NaN) never is.
+    """Return which rows (N,) are rejected; a row without a reference response (NaN) never is.
 
     Args:
-        agreement: (N,) cosine of each row's own answer with the mean of the drawn ones.
+        agreement: (N,) cosine of each reference response with the mean of the drawn ones.
         filters: `min_agreement`, `drop_least_agreeing`.
     """
     known = np.flatnonzero(~np.isnan(agreement))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.encode.embed import Weighted, answer_sequence, embed
 from adg_plugin.engines.forward.attention import Rule, attending, causal, continuing, shared_prefix_attention
-from adg_plugin.engines.forward.hidden_states import StateTap, last_layers, unit
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers, unit
 from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.forward.results import OUT_OF_MEMORY, agreement_of, gram_matrix, rejection, row_result
 from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals
@@ -117,7 +117,7 @@ class SharedPromptEncoder:
 
     def __init__(self, model: PreTrainedModel, config: ADGConfig, *, batch_tokens: int | None = None) -> None:
         self.model, self.config = model, config
-        self._tap = StateTap(last_layers(config.layers))
+        self._recorder = HiddenStateRecorder(last_layers(config.layers))
         default = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
         # With surprisals, a batch takes the logits of its answers, too.
         self.batch_tokens = batch_tokens or (default // 4 if config.pooling == "surprisal" else default)
@@ -168,7 +168,7 @@ class SharedPromptEncoder:
         tokens = len(ids)
         if tokens < _MIN_TOKENS:
             ids, positions = (torch.cat((t, t.new_zeros(_MIN_TOKENS - tokens))) for t in (ids, positions))
-        with shared_prefix_attention(self.model), self._tap.on(self.model), attending(encode):
+        with shared_prefix_attention(self.model), self._recorder.on(self.model), attending(encode):
             output = self.model(
                 input_ids=ids[None].to(device),
                 position_ids=positions[None].to(device),
@@ -176,7 +176,7 @@ class SharedPromptEncoder:
                 # The head is not needed but for surprisals; 0 would mean all positions.
                 logits_to_keep=encode.before_answers().to(device) if pooling == "surprisal" else 1,
             )
-            states = self._tap.take()[0, :tokens]
+            states = self._recorder.take()[0, :tokens]
         answers = [tokens for r in batch for tokens in r.continuations]
         weights = torch.from_numpy(np.concatenate([fixed_weights(pooling, len(a)) for a in answers])).to(device)
         if pooling == "surprisal":
@@ -215,7 +215,7 @@ def encoded_one_by_one(
 
 
 def _row_result(config: ADGConfig, row: Sampled, units: Tensor, prompt_state: Tensor) -> RowResult:
-    """Return the result of a row from the unit vectors of its continuations, (K, H) or with its own answer last."""
+    """Return the result of a row from the unit vectors of its continuations, (K, H), the reference response last."""
     drawn = units[: len(row.answers)]
     agreement = None if row.prompt.reference_ids is None else agreement_of(drawn, units[-1])
     kept = drawn if config.keep_vectors else None

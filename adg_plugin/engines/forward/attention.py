@@ -4,9 +4,9 @@ The engine feeds a model one flat sequence of tokens, (1, N), without padding: w
 token per live answer while decoding. This module tells the tokens apart again. It is registered with transformers
 as an attention implementation, so every architecture that uses the attention interface runs it unchanged.
 
-Rows are grouped in cohorts (see `cohort.Cohort`), so that the shapes that a row is computed in follow from the row
-alone, and with the same weights and machine it gets the same bits whatever shares its batch (tested on CPU; matrix
-products of GPUs do not promise it).
+Rows are computed in groups (see `decode_group.DecodeGroup`), so that their shapes follow from the row alone, and
+with the same weights and machine a row gets the same bits whatever shares its batch (tested on CPU; matrix products
+of GPUs do not promise it).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from adg_plugin.engines.forward.decode_group import Cohort, LayerCache
+from adg_plugin.engines.forward.decode_group import DecodeGroup, LayerCache
 
 IMPLEMENTATION = "adg_shared_prefix"
 
@@ -33,15 +33,14 @@ class UnsupportedAttention(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """The flat batch holds these whole prompts of `cohort`, from number `first` on, then the rows' own answers.
+    """The flat batch holds these whole prompts of `decode_group`, from number `first` on, then the reference responses.
 
     Attributes:
         lengths: tokens of each prompt.
-        references: tokens of each row's own answer, 0 where it is not fed; they go on where their prompt ends, and are
-            not kept.
+        references: tokens of each reference response, 0 where it is not fed; they follow their prompt, not kept.
     """
 
-    cohort: Cohort
+    decode_group: DecodeGroup
     first: int
     lengths: Sequence[int]
     references: Sequence[int] = ()
@@ -53,7 +52,7 @@ class Prefill:
         return torch.cat([*(torch.arange(length) for length in self.lengths), *own])
 
     def before_references(self) -> Tensor:
-        """Return the place in the batch of the token before each token of the rows' own answers."""
+        """Return the place in the batch of the token before each token of the reference responses."""
         places, end, start = [torch.empty(0, dtype=torch.long)], 0, sum(self.lengths)
         for length, reference in zip(self.lengths, self.references, strict=False):
             end += length
@@ -65,9 +64,9 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """The flat batch holds one token of every live row, cohort by cohort."""
+    """The flat batch holds one token of every live row, decode_group by decode_group."""
 
-    cohorts: Sequence[Cohort]
+    decode_groups: Sequence[DecodeGroup]
 
 
 class FlatBatch(Protocol):
@@ -167,7 +166,7 @@ class Rule:
 
 def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
     """Return (N, heads, D). Each prompt is attended alone, so that its result is the same in any batch."""
-    batch.cohort.store_prompts(layer, batch.first, batch.lengths, key, value)
+    batch.decode_group.store_prompts(layer, batch.first, batch.lengths, key, value)
     output = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
     group, start = query.shape[0] // key.shape[0], 0
     for length in batch.lengths:
@@ -244,17 +243,17 @@ def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor
     """Return (N, heads, D)."""
     query, key, value = (t.transpose(0, 1) for t in (query, key, value))
     outputs, start = [], 0
-    for cohort in batch.cohorts:
-        rows = slice(start, start + len(cohort.live))
-        cache = cohort.append(layer, cohort.to_grid(key[rows]), cohort.to_grid(value[rows]))
-        outputs.append(cohort.from_grid(_attend(cohort, cache, cohort.to_grid(query[rows]), rule)))
+    for decode_group in batch.decode_groups:
+        rows = slice(start, start + len(decode_group.live))
+        cache = decode_group.append(layer, decode_group.to_grid(key[rows]), decode_group.to_grid(value[rows]))
+        outputs.append(decode_group.from_grid(_attend(decode_group, cache, decode_group.to_grid(query[rows]), rule)))
         start = rows.stop
     if start < len(query):
         outputs.append(torch.zeros_like(query[start:]))
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _attend(cohort: Cohort, cache: LayerCache, query: Tensor, rule: Rule) -> Tensor:
+def _attend(decode_group: DecodeGroup, cache: LayerCache, query: Tensor, rule: Rule) -> Tensor:
     """Return (P, W, heads, D): each row over its prompt's columns and its own, under one softmax.
 
     Throughout, the order is (P, H, W, group): prompts' products run over W * group queries at once, answers' over
@@ -262,9 +261,9 @@ def _attend(cohort: Cohort, cache: LayerCache, query: Tensor, rule: Rule) -> Ten
     """
     prompts, heads, columns, dim = cache.prompt_keys.shape
     width, group = query.shape[1], query.shape[2] // heads
-    oldest = 0 if rule.window is None else max(0, cohort.age + 1 - rule.window)
-    own_keys = cache.keys[:, :, :, oldest : cohort.age + 1].flatten(0, 2)
-    own_values = cache.values[:, :, :, oldest : cohort.age + 1].flatten(0, 2)
+    oldest = 0 if rule.window is None else max(0, decode_group.age + 1 - rule.window)
+    own_keys = cache.keys[:, :, :, oldest : decode_group.age + 1].flatten(0, 2)
+    own_values = cache.values[:, :, :, oldest : decode_group.age + 1].flatten(0, 2)
     of_prompt, of_row = (prompts * heads, width * group, -1), (prompts * heads * width, group, -1)
 
     query = query.unflatten(2, (heads, group)).transpose(1, 2).contiguous()  # (P, H, W, group, D)
@@ -272,7 +271,7 @@ def _attend(cohort: Cohort, cache: LayerCache, query: Tensor, rule: Rule) -> Ten
     own = _products(query.view(*of_row[:2], dim), own_keys)
     grid = (prompts, heads, width, group, -1)
     scores = rule.scale(torch.cat((shared.view(grid), own.view(grid)), dim=-1))
-    mask = cohort.prompt_mask(rule.window)
+    mask = decode_group.prompt_mask(rule.window)
     if mask is not None:
         scores[..., :columns] += mask
     weights = rule.softmax(scores).to(own_values.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-COLUMNS = 128  # prompts of a cohort are padded to a multiple of this
+COLUMNS = 128  # prompts of a decode_group are padded to a multiple of this
 _GROWTH = 64  # columns added at once to the answers' cache
 
 
@@ -26,7 +26,7 @@ class LayerCache:
 
 
 @dataclass(slots=True)
-class Cohort:
+class DecodeGroup:
     """Prompts admitted together and their answers, one row of a (P, W) grid each, all of the same age.
 
     The prompts are of the same length but for padding to the next multiple of `COLUMNS`.
@@ -49,15 +49,15 @@ class Cohort:
     _row_of_place: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> Cohort:
-        """Return an empty cohort for prompts of these lengths, with `width` answers each.
+    def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> DecodeGroup:
+        """Return an empty decode_group for prompts of these lengths, with `width` answers each.
 
         Raises:
             ValueError: the lengths do not share a multiple of `COLUMNS`.
         """
         columns = {padded(n) for n in lengths}
         if len(columns) != 1:
-            raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens do not make one cohort")
+            raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens do not make one decode_group")
         live = torch.arange(len(lengths) * width, device=device)
         return cls(torch.tensor(lengths, device=device), columns.pop(), width, live)
 

@@ -15,7 +15,7 @@ def last_layers(count: int) -> tuple[int, ...]:
     return tuple(range(-count, 0))
 
 
-class StateTap:
+class HiddenStateRecorder:
     """Collects the mean of some entries of HF's `hidden_states` from each forward pass.
 
     The last entry is the base model's output, after the final norm; the ones before it are the outputs of blocks.

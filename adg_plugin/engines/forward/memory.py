@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.forward.decode_group import COLUMNS, Cohort, padded
+from adg_plugin.engines.forward.decode_group import COLUMNS, DecodeGroup, padded
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,14 @@ class Capacity:
         """Return the cache tokens that a prompt and its answers may come to take."""
         return padded(prompt_tokens) + self.num_samples * self.max_new_tokens
 
-    def admits(self, cohorts: Sequence[Cohort]) -> tuple[int, int]:
+    def admits(self, decode_groups: Sequence[DecodeGroup]) -> tuple[int, int]:
         """Return how many further rows and cache tokens fit; none until a quarter of both is free.
 
-        Each cohort is a round of small kernels in every layer: prompts that came in by ones would make many of them.
+        Each group is a round of small kernels in every layer: prompts that came in by ones would make many of them.
         """
-        rows = self.rows - sum(len(c.live) for c in cohorts)
-        tokens = self.tokens - sum(len(c.lengths) * c.columns + c.places * self.max_new_tokens for c in cohorts)
-        if cohorts and (rows < self.rows / 4 or tokens < self.tokens / 4):
+        rows = self.rows - sum(len(c.live) for c in decode_groups)
+        tokens = self.tokens - sum(len(c.lengths) * c.columns + c.places * self.max_new_tokens for c in decode_groups)
+        if decode_groups and (rows < self.rows / 4 or tokens < self.tokens / 4):
             return 0, 0
         return rows, tokens
 
@@ -90,7 +90,7 @@ class Capacity:
 
 def cache_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Return the bytes that one token takes in the cache of all layers."""
-    key_bytes = 4 if device.type == "cpu" else dtype.itemsize  # see cohort._key_dtype
+    key_bytes = 4 if device.type == "cpu" else dtype.itemsize  # see decode_group._key_dtype
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -17,7 +17,7 @@ EMPTY = "too_few_answers"  # the others ended at once, however often they were d
 NON_FINITE = "non_finite_states"
 OUT_OF_MEMORY = "out_of_memory"  # with this row alone
 REFUSED = "refused_by_server"
-PASSING = (OUT_OF_MEMORY, REFUSED)  # not stored: the next run may have more memory, or another server
+TRANSIENT = (OUT_OF_MEMORY, REFUSED)  # not stored: the next run may have more memory, or another server
 
 
 def gram_matrix(units: Tensor) -> npt.NDArray[np.float32]:
@@ -49,7 +49,7 @@ def row_result(
         gram: (K, K) inner products of the answers' unit vectors.
         prompt_state: (H,) mean state of the instruction's tokens, of any length.
         vectors: (K, H) unit vectors to keep, if asked for.
-        agreement: of the row's own answer with these, if asked for; see `agreement_of`.
+        agreement: of the reference response with these, if asked for; see `agreement_of`.
     """
     prompt_vector = unit(prompt_state.float()).cpu().numpy()
     # Equal answers have one vector; rounding noise between their copies would count as directions.
@@ -63,10 +63,10 @@ def row_result(
 
 
 def agreement_of(units: Tensor, reference: Tensor) -> float:
-    """Return the cosine of a row's own answer with the mean of the K that were drawn, in [-1, 1]; NaN if undefined.
+    """Return the cosine of a reference response with the mean of the K that were drawn, in [-1, 1]; NaN if undefined.
 
     Args:
         units: (K, H) unit vectors of the drawn answers.
-        reference: (H,) state of the row's own answer, pooled likewise, of any length.
+        reference: (H,) state of the reference response, pooled likewise, of any length.
     """
     return float(unit(units.float().mean(0)) @ unit(reference.float()))

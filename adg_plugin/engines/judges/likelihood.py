@@ -27,7 +27,7 @@ _CHUNK = 256  # positions whose logits are in float32 at once
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodRow:
-    """A prompt and the row's own answer to it."""
+    """A prompt and the reference response to it."""
 
     id: str
     key: bytes  # 16-byte hash of all that produces the result
@@ -38,7 +38,7 @@ class LikelihoodRow:
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodResult:
-    """What a model makes of a row's own answer. With a `reason` there are no means."""
+    """What a model makes of a reference response. With a `reason` there are no means."""
 
     id: str
     key: bytes

@@ -37,7 +37,7 @@ _BATCH_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class StyleRow:
-    """An instruction and the row's own answer to it."""
+    """An instruction and the reference response to it."""
 
     id: str
     key: bytes  # 16-byte hash of all that produces the result

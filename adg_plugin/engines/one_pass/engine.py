@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.attention import Decode, Prefill, attending, shared_prefix_attention
-from adg_plugin.engines.forward.decode_group import Cohort, padded
-from adg_plugin.engines.forward.hidden_states import StateTap, last_layers, unit
+from adg_plugin.engines.forward.decode_group import DecodeGroup, padded
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers, unit
 from adg_plugin.engines.forward.memory import Capacity, is_out_of_memory, release_memory
 from adg_plugin.engines.forward.results import (
     EMPTY,
@@ -30,7 +30,7 @@ from adg_plugin.engines.forward.results import (
 )
 from adg_plugin.engines.forward.sampler import TokenSampler, stream_keys
 from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals
-from adg_plugin.engines.one_pass.draws import Draws, Prefilled, filled_up
+from adg_plugin.engines.one_pass.decode_state import DecodeState, Prefilled, filled_up
 from adg_plugin.engines.one_pass.queue import Queue, prefix_within
 from adg_plugin.store.records import Answer, Prompt, RowResult
 
@@ -61,7 +61,7 @@ class OnePassEngine:
         self.device = model.device
         self._eos = torch.tensor(sorted(eos_ids), device=self.device)
         self._sampler = TokenSampler.of(config)
-        self._tap = StateTap(last_layers(config.layers))
+        self._recorder = HiddenStateRecorder(last_layers(config.layers))
         self._hidden = int(model.config.get_text_config().hidden_size)
 
     @torch.no_grad()
@@ -69,7 +69,7 @@ class OnePassEngine:
         """Yield one result per prompt, in the order in which they finish."""
         capacity = Capacity.of(self.model, self.config)
         queue = Queue(prompts)
-        active: list[Draws] = []
+        active: list[DecodeState] = []
         while active or not queue.empty():
             # Whoever takes the results may use the model: it is itself again before any of them is out.
             with self._prepared():
@@ -83,12 +83,12 @@ class OnePassEngine:
         with ExitStack() as stack:
             stack.enter_context(shared_prefix_attention(self.model))
             if self.vectors:
-                stack.enter_context(self._tap.on(self.model))
+                stack.enter_context(self._recorder.on(self.model))
             yield
 
-    def _advance(self, active: list[Draws], queue: Queue, capacity: Capacity) -> list[RowResult]:
+    def _advance(self, active: list[DecodeState], queue: Queue, capacity: Capacity) -> list[RowResult]:
         """Admit what fits, feed one token of every live row, and return the results of prompts that are done."""
-        admitted = queue.peek(capacity, [d.cohort for d in active])
+        admitted = queue.peek(capacity, [d.decode_group for d in active])
         waiting, out_of_memory = len(admitted), False
         try:
             for _, alike in groupby(admitted, key=lambda p: padded(len(p))):
@@ -102,17 +102,17 @@ class OnePassEngine:
             out_of_memory = True
         if out_of_memory:  # out of the block above, where the traceback still holds what filled the memory
             return self._retreat(active, waiting, queue, capacity)
-        results = [r for draws in active for r in self._results(draws, draws.finished())]
+        results = [r for decoding in active for r in self._results(decoding, decoding.finished())]
         active[:] = [d for d in active if len(d.rows)]
         return results
 
-    def _retreat(self, active: list[Draws], waiting: int, queue: Queue, capacity: Capacity) -> list[RowResult]:
+    def _retreat(self, active: list[DecodeState], waiting: int, queue: Queue, capacity: Capacity) -> list[RowResult]:
         """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes.
 
         Args:
             waiting: prompts at the head of the queue that were to be admitted.
         """
-        self._tap.forget()
+        self._recorder.forget()
         back = [p for d in active for p, reported in zip(d.prompts, d.reported, strict=True) if not reported]
         active.clear()
         release_memory(self.device)
@@ -124,14 +124,14 @@ class OnePassEngine:
         capacity.halve(in_flight)
         return []
 
-    def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> Draws:
+    def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> DecodeState:
         """Prefill prompts and draw the first token of each of their answers."""
         samples, device = self.config.num_samples, self.device
-        cohort = Cohort.of([len(p) for p in prompts], samples, device)
+        decode_group = DecodeGroup.of([len(p) for p in prompts], samples, device)
         logits, vectors, references, first = [], [], [], 0
         while first < len(prompts):
             part = prefix_within(prompts[first:], prefill_tokens)
-            of_part = self._prefill(part, cohort, first)
+            of_part = self._prefill(part, decode_group, first)
             logits.append(of_part.logits)
             vectors += of_part.vectors
             references += of_part.references
@@ -147,8 +147,8 @@ class OnePassEngine:
         # What is not sampled yet holds a token that is seen anyway, for the repetition penalty.
         tokens = asked[:, :1].int().repeat_interleave(samples, 0).repeat(1, self.config.max_new_tokens)
         tokens[:, 0] = current
-        draws = Draws(
-            cohort,
+        decoding = DecodeState(
+            decode_group,
             prompts,
             keys,
             pooling=self.config.pooling,
@@ -165,13 +165,13 @@ class OnePassEngine:
             reasons=np.full(rows, None, dtype=object),
             reported=np.zeros(len(prompts), dtype=bool),
         )
-        self._end_of_draw(draws, torch.isin(current, self._eos))
-        return draws
+        self._end_of_draw(decoding, torch.isin(current, self._eos))
+        return decoding
 
-    def _prefill(self, prompts: Sequence[Prompt], cohort: Cohort, first: int) -> Prefilled:
-        """Feed prompts, the first of them number `first` of the cohort, and beside them the rows' own answers."""
+    def _prefill(self, prompts: Sequence[Prompt], decode_group: DecodeGroup, first: int) -> Prefilled:
+        """Feed prompts, the first of them number `first` of the group, and with them the reference responses."""
         lengths, own = [len(p) for p in prompts], [p.reference_tokens if self.vectors else 0 for p in prompts]
-        batch = Prefill(cohort, first, lengths, own)
+        batch = Prefill(decode_group, first, lengths, own)
         parts = [p.token_ids for p in prompts]
         parts += [p.reference_ids for p, n in zip(prompts, own, strict=True) if n and p.reference_ids is not None]
         ids = torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)
@@ -181,7 +181,7 @@ class OnePassEngine:
         logits = self._forward(ids, batch.positions().to(self.device), wanted, batch)
         if not self.vectors:
             return Prefilled(logits, [], [None] * len(prompts))
-        states = self._tap.take()[0, : len(ids)]
+        states = self._recorder.take()[0, : len(ids)]
         weights = torch.from_numpy(np.concatenate([fixed_weights(self.config.pooling, n) for n in own]))
         weights = weights.to(self.device)
         if self.config.pooling == "surprisal":
@@ -211,46 +211,46 @@ class OnePassEngine:
                 tokens[empty] = self._sampler.draw(logits[empty], stream[empty], start[empty])
         return tokens, stream
 
-    def _step(self, active: Sequence[Draws]) -> None:
+    def _step(self, active: Sequence[DecodeState]) -> None:
         """Feed one token of every live row, add up its state, and draw the next where the limit allows."""
         if not active:
             return
         limit = self.config.max_new_tokens
         counts = [len(d.rows) for d in active]
-        drawing = [d.cohort.age + 1 < limit for d in active]
-        wanted = torch.repeat_interleave(torch.tensor(drawing), torch.tensor(counts)).nonzero().squeeze(1)
+        unfinished = [d.decode_group.age + 1 < limit for d in active]
+        wanted = torch.repeat_interleave(torch.tensor(unfinished), torch.tensor(counts)).nonzero().squeeze(1)
         logits = self._forward(
             torch.cat([d.current for d in active]),
-            torch.cat([d.cohort.positions() for d in active]),
+            torch.cat([d.decode_group.positions() for d in active]),
             wanted.to(self.device),
-            Decode([d.cohort for d in active]),
+            Decode([d.decode_group for d in active]),
         )
         if self.vectors:
-            for draws, states in zip(active, self._tap.take()[0, : sum(counts)].split(counts), strict=True):
-                draws.add(states)
-        for draws in active:
-            draws.cohort.step()
-        fresh = [d for d, more in zip(active, drawing, strict=True) if more]
+            for decoding, states in zip(active, self._recorder.take()[0, : sum(counts)].split(counts), strict=True):
+                decoding.add(states)
+        for decoding in active:
+            decoding.decode_group.step()
+        fresh = [d for d, more in zip(active, unfinished, strict=True) if more]
         if fresh:
             self._draw_next(fresh, logits)
-        for draws, more in zip(active, drawing, strict=True):
+        for decoding, more in zip(active, unfinished, strict=True):
             if not more:  # these rows were fed for the state of their last token only
-                draws.end(torch.arange(len(draws.rows), device=self.device), "length")
+                decoding.end(torch.arange(len(decoding.rows), device=self.device), "length")
 
-    def _draw_next(self, active: Sequence[Draws], logits: Tensor) -> None:
+    def _draw_next(self, active: Sequence[DecodeState], logits: Tensor) -> None:
         counts = [len(d.rows) for d in active]
         keys = torch.cat([d.keys[d.rows] for d in active])
         steps = torch.cat(
-            [torch.full((n,), d.cohort.age, device=self.device) for d, n in zip(active, counts, strict=True)]
+            [torch.full((n,), d.decode_group.age, device=self.device) for d, n in zip(active, counts, strict=True)]
         )
         tokens = self._sampler.draw(self._penalised(logits, (d.seen() for d in active)), keys, steps)
         ended = torch.isin(tokens, self._eos)
         parts = (values.split(counts) for values in (tokens, ended, self._surprisals(logits, tokens)))
-        for draws, new, eos, surprisal in zip(active, *parts, strict=True):
-            draws.current = new
-            draws.surprisals[draws.rows] = surprisal
-            draws.tokens[draws.rows, draws.cohort.age] = new.int()
-            self._end_of_draw(draws, eos)
+        for decoding, new, eos, surprisal in zip(active, *parts, strict=True):
+            decoding.current = new
+            decoding.surprisals[decoding.rows] = surprisal
+            decoding.tokens[decoding.rows, decoding.decode_group.age] = new.int()
+            self._end_of_draw(decoding, eos)
 
     def _penalised(self, logits: Tensor, seen: Iterable[Tensor]) -> Tensor:
         """Return logits (R, V) after the repetition penalty on the tokens seen by consecutive groups of rows."""
@@ -260,12 +260,12 @@ class OnePassEngine:
         parts = zip(logits.split([len(ids) for ids in groups]), groups, strict=True)
         return torch.cat([self._sampler.penalised(part, ids) for part, ids in parts])
 
-    def _end_of_draw(self, draws: Draws, eos: Tensor) -> None:
+    def _end_of_draw(self, decoding: DecodeState, eos: Tensor) -> None:
         places = eos.nonzero().squeeze(1)
         if len(places):
-            draws.end(places, "eos")
-        if not self.vectors and draws.cohort.age + 1 == self.config.max_new_tokens:
-            draws.end(torch.arange(len(draws.rows), device=self.device), "length")
+            decoding.end(places, "eos")
+        if not self.vectors and decoding.decode_group.age + 1 == self.config.max_new_tokens:
+            decoding.end(torch.arange(len(decoding.rows), device=self.device), "length")
 
     def _forward(self, ids: Tensor, positions: Tensor, wanted: Tensor, batch: Prefill | Decode) -> Tensor:
         """Return the logits (len(wanted), V) of a flat batch at the positions `wanted` in it."""
@@ -281,33 +281,33 @@ class OnePassEngine:
         logits: Tensor = output.logits[0, :keep]
         return logits
 
-    def _results(self, draws: Draws, prompts: Sequence[int]) -> Iterator[RowResult]:
-        """Yield the results of prompts (numbers within `draws`) whose answers have all ended."""
+    def _results(self, decoding: DecodeState, prompts: Sequence[int]) -> Iterator[RowResult]:
+        """Yield the results of prompts (numbers within `decoding`) whose answers have all ended."""
         if not prompts:
             return
         samples = self.config.num_samples
         rows = np.asarray(prompts)[:, None] * samples + np.arange(samples)  # (P, K)
         index = torch.from_numpy(rows).to(self.device)
-        tokens = draws.tokens[index].cpu().numpy()
-        units = unit(draws.sums[index]).cpu() if self.vectors else None
+        tokens = decoding.tokens[index].cpu().numpy()
+        units = unit(decoding.sums[index]).cpu() if self.vectors else None
         grams = None if units is None else gram_matrix(units)
         for i, prompt in enumerate(prompts):
-            kept = np.flatnonzero(draws.lengths[rows[i]])
-            answers = self._answers(tokens[i], draws.lengths[rows[i]], draws.reasons[rows[i]], kept)
-            about = draws.prompts[prompt]
-            if draws.broken[prompt]:  # the tokens mean nothing, and may have ended the answers at once
+            kept = np.flatnonzero(decoding.lengths[rows[i]])
+            answers = self._answers(tokens[i], decoding.lengths[rows[i]], decoding.reasons[rows[i]], kept)
+            about = decoding.prompts[prompt]
+            if decoding.broken[prompt]:  # the tokens mean nothing, and may have ended the answers at once
                 yield rejection(about, NON_FINITE, answers)
             elif len(kept) < MIN_ANSWERS:
                 yield rejection(about, EMPTY, answers)
-            elif grams is None or units is None or draws.prompt_vectors is None:
+            elif grams is None or units is None or decoding.prompt_vectors is None:
                 yield RowResult(about.id, about.key, answers, None, None)
             else:
-                own = draws.references[prompt]
+                own = decoding.references[prompt]
                 yield row_result(
                     about,
                     answers,
                     grams[i][np.ix_(kept, kept)],
-                    draws.prompt_vectors[prompt],
+                    decoding.prompt_vectors[prompt],
                     units[i, kept] if self.config.keep_vectors else None,
                     None if own is None else agreement_of(units[i, kept], own.cpu()),
                 )

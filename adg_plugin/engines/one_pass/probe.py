@@ -15,8 +15,8 @@ from adg_plugin.engines.forward.attention import (
     attending,
     shared_prefix_attention,
 )
-from adg_plugin.engines.forward.decode_group import Cohort
-from adg_plugin.engines.forward.hidden_states import StateTap, mean_state
+from adg_plugin.engines.forward.decode_group import DecodeGroup
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, mean_state
 from adg_plugin.engines.forward.memory import is_out_of_memory
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -82,27 +82,29 @@ def _one_pass(
     model: PreTrainedModel, prompt: Tensor, answers: Tensor, indices: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Return states and logits of the answers' tokens, (rows * tokens, H) and (rows * tokens, V)."""
-    tap = StateTap(indices)
-    cohort = Cohort.of([len(prompt)], len(answers), model.device)
+    recorder = HiddenStateRecorder(indices)
+    decode_group = DecodeGroup.of([len(prompt)], len(answers), model.device)
     states, logits = [], []
-    with shared_prefix_attention(model), tap.on(model):
-        with attending(Prefill(cohort, 0, [len(prompt)])):
+    with shared_prefix_attention(model), recorder.on(model):
+        with attending(Prefill(decode_group, 0, [len(prompt)])):
             positions = torch.arange(len(prompt), device=model.device)
             model(input_ids=prompt[None], position_ids=positions[None], use_cache=False, logits_to_keep=1)
-        tap.take()
+        recorder.take()
         layers = model.config.get_text_config().num_hidden_layers
-        if len(cohort.layers) != layers:
-            raise UnsupportedAttention(f"{len(cohort.layers)} of its {layers} layers use the attention they are given")
+        if len(decode_group.layers) != layers:
+            raise UnsupportedAttention(
+                f"{len(decode_group.layers)} of its {layers} layers use the attention they are given"
+            )
         for step in range(answers.shape[1]):
-            with attending(Decode([cohort])):
+            with attending(Decode([decode_group])):
                 output = model(
                     input_ids=answers[None, :, step],
-                    position_ids=cohort.positions()[None],
+                    position_ids=decode_group.positions()[None],
                     use_cache=False,
                     logits_to_keep=torch.arange(len(answers), device=model.device),
                 )
-            cohort.step()
-            states.append(tap.take()[0])
+            decode_group.step()
+            states.append(recorder.take()[0])
             logits.append(output.logits[0])
     return torch.stack(states, 1).flatten(0, 1), torch.stack(logits, 1).flatten(0, 1)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from adg_plugin.engines.forward.decode_group import Cohort
+from adg_plugin.engines.forward.decode_group import DecodeGroup
 from adg_plugin.engines.forward.memory import Capacity
 from adg_plugin.store.records import Prompt
 
@@ -27,14 +27,14 @@ class Queue:
             self._waiting.append(prompt)
         return True
 
-    def peek(self, capacity: Capacity, cohorts: Sequence[Cohort]) -> list[Prompt]:
-        """Return the next prompts that fit beside `cohorts`, at least one where there are none."""
-        rows, tokens = capacity.admits(cohorts)
+    def peek(self, capacity: Capacity, decode_groups: Sequence[DecodeGroup]) -> list[Prompt]:
+        """Return the next prompts that fit beside `decode_groups`, at least one where there are none."""
+        rows, tokens = capacity.admits(decode_groups)
         chosen: list[Prompt] = []
         while self._fill(len(chosen) + 1):
             prompt = self._waiting[len(chosen)]
             rows, tokens = rows - capacity.num_samples, tokens - capacity.cost(len(prompt))
-            if (rows < 0 or tokens < 0) and (chosen or cohorts):
+            if (rows < 0 or tokens < 0) and (chosen or decode_groups):
                 break
             chosen.append(prompt)
         return chosen
@@ -58,6 +58,6 @@ class Queue:
 
 
 def prefix_within(prompts: Sequence[Prompt], tokens: int) -> Sequence[Prompt]:
-    """Return the first prompts that hold at most `tokens` together, own answers included; at least one."""
+    """Return the first prompts that hold at most `tokens` together, reference responses included; at least one."""
     ends = np.cumsum([len(p) + p.reference_tokens for p in prompts])
     return prompts[: max(1, int(np.searchsorted(ends, tokens, side="right")))]

@@ -52,7 +52,7 @@ class Probe:
 
 
 async def check_server(server: Server, config: ADGConfig, probe: Probe, longest: int) -> None:
-    """Do nothing where `server` holds the config's model; learns the name it gives it.
+    """Validate that `server` holds the config's model; learns the name it gives it.
 
     Args:
         server: the server; `model` and `verified` are set.

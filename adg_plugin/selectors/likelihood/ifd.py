@@ -1,4 +1,4 @@
-"""IFD, the instruction-following difficulty: how little a prompt helps a model to predict the row's own answer."""
+"""IFD, the instruction-following difficulty: how little a prompt helps a model to predict the reference response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fills a run folder with likelihoods of the rows' own answers, which IFD and SuperFiltering choose by."""
+"""Fills a run folder with likelihoods of the reference responses, which IFD and SuperFiltering choose by."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _BATCH_ROWS = 256  # tokenised together
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodTable:
-    """The N prompts of a run folder, ascending by id, and what a model makes of their own answers."""
+    """The N prompts of a run folder, ascending by id, and what a model makes of their reference responses."""
 
     ids: npt.NDArray[np.object_]  # (N,) str
     with_prompt: npt.NDArray[np.float64]  # (N,) mean of -log p over the answer's tokens, in nats; NaN with a reason
@@ -114,8 +114,8 @@ def measure(
                 asked.max_tokens,
             )
         results = asked.results(row for row in asked.rows(run) if not measures.has(row))
-        took = add_measures(measures, results, ADVICE[method], total=total, pending=pending, show=show)
-    return took | {"cut": cut}
+        stats = add_measures(measures, results, ADVICE[method], total=total, pending=pending, show=show)
+    return stats | {"cut": cut}
 
 
 def likelihoods_of(run: RunReader, config: ADGConfig, source: Source, *, method: LikelihoodMethod) -> LikelihoodTable:
@@ -161,7 +161,7 @@ class _Asked:
     recipe: bytes  # of all that the likelihoods depend on beside the row
 
     def rows(self, run: RunReader) -> Iterator[LikelihoodRow]:
-        """Yield the staged prompts with their own answers, in the pool's order, some of the pool in memory at a time.
+        """Yield the staged prompts with their reference responses, in the pool's order, a window at a time.
 
         Raises:
             StoreError: no pool is staged, or its file is damaged.

@@ -1,4 +1,4 @@
-"""How a model is asked for the quality of a row's own answer: a prompt after which a grade from 1 to 6 is to come."""
+"""How a model is asked for the quality of a reference response: a prompt after which a grade from 1 to 6 is to come."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DEITA = (
 
 
 class QualityTemplate:
-    """Shows instruction and own answer, the grade to come next. Where the prompt is too long, the answer's end goes.
+    """Shows instruction and response, the grade to come next. Where the prompt is too long, the response's end goes.
 
     A chat model is asked in a turn of its own template; a model without one is taken for a scorer of DEITA's kind, and
     gets the prompt of these.

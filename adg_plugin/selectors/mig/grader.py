@@ -43,7 +43,7 @@ _BATCH_ROWS = 256  # rendered together
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A row's id, its own words, and its own answer."""
+    """A row's id, its own words, and its reference response."""
 
     id: str
     instruction: str

@@ -17,11 +17,11 @@ from adg_plugin.tools.compare.plans import DEFAULT_METHODS, split_methods
 
 if TYPE_CHECKING:
     from adg_plugin.tools.compare.compare import Comparison
-    from adg_plugin.tools.compare.work import Compared
+    from adg_plugin.tools.compare.runner import Compared
 
 _MEASURES = (
     "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
-    "of the rows' own answers; alone: rows that no other method chose",
+    "of the reference responses; alone: rows that no other method chose",
     "asking: seconds that a model took before, for all that ask the same, earlier runs included (+: some left no "
     "record, ?: none did, -: no model is asked); choosing: seconds after that",
 )
@@ -107,12 +107,12 @@ def _rejected(one: Compared) -> str:
 
 
 def _print_overlaps(about: Comparison, console: Console) -> None:
-    from adg_plugin.report.side_files import said_chance
+    from adg_plugin.report.side_files import format_chance
 
     facts = about.facts
     head = (
         f"Jaccard overlap of the choices of {about.budget:,} of {about.rows['candidates']:,} rows; by chance "
-        f"{said_chance(facts.by_chance['jaccard'])}"
+        f"{format_chance(facts.by_chance['jaccard'])}"
     )
     console.print(Text(head))  # a table's own title is folded to its width
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))

@@ -31,9 +31,9 @@ from adg_plugin.store.files import write_json
 from adg_plugin.store.versions import versions
 from adg_plugin.tools.compare.costs import Cost, costs_before
 from adg_plugin.tools.compare.facts import Facts, add_files, facts_of
-from adg_plugin.tools.compare.folder import BesideASelection
+from adg_plugin.tools.compare.folder import ComparisonRunFolder
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, Plan, planned
-from adg_plugin.tools.compare.work import Compared, Work
+from adg_plugin.tools.compare.runner import Compared, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +112,13 @@ def compare(
     folder = Path(run_dir or config.output_dir or "runs/selection")
     source = Source.configured(config)
     _refuse_what_cannot_run(plans)
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
-    with BesideASelection.open(folder) as run:
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
+    with ComparisonRunFolder.open(folder) as run:
         prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
         _refuse_models_of_mig(run, plans)
-        work = Work(run, config, source, costs_before(run, recipe), show_progress)
-        done = tuple(work.chosen(plan) for plan in plans)
-        done, found = _facts(run, config, work, done)
+        runner = Runner(run, config, source, costs_before(run, recipe), show_progress)
+        done = tuple(runner.chosen(plan) for plan in plans)
+        done, found = _facts(run, config, runner, done)
         about = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "pool_digest": run.staged_digest(),
@@ -126,7 +126,7 @@ def compare(
             "config": config.model_dump(mode="json"),
             "versions": versions(),
         }
-        comparison = Comparison(run.path / COMPARE, work.budget, work.rows, done, work.costs, found, about)
+        comparison = Comparison(run.path / COMPARE, runner.budget, runner.rows, done, runner.costs, found, about)
         write_json(comparison.path, comparison.summary())
     return comparison
 
@@ -165,7 +165,7 @@ def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
 
 
 def _facts(
-    run: RunFolder, config: ADGConfig, work: Work, done: Sequence[Compared]
+    run: RunFolder, config: ADGConfig, runner: Runner, done: Sequence[Compared]
 ) -> tuple[tuple[Compared, ...], Facts]:
     """Return the methods with what only the comparison can say of each, and what their choices have in common."""
     staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
@@ -173,10 +173,10 @@ def _facts(
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
     add_files(facets, staged["where"].to_pylist())
     choices = {one.name: one.ids for one in done if one.error is None}
-    eligible = {name: work.eligible[name].to_pylist() for name in choices}
+    eligible = {name: runner.eligible[name].to_pylist() for name in choices}
     silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
     told = tuple(_told_of_silent(one, silent) for one in done)
-    return told, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, work))
+    return told, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, runner))
 
 
 def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
@@ -193,14 +193,14 @@ def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
     return replace(one, warnings=(*one.warnings, sentence))
 
 
-def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], work: Work) -> npt.NDArray[np.int64] | None:
+def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], runner: Runner) -> npt.NDArray[np.int64] | None:
     """Return the (N,) bins of the rows under the shared settings, -1 where a row has none; None without any answers."""
-    known = work.binned
+    known = runner.binned
     if known is None:
         geometry = run.geometry()
         if not len(geometry):
             return None
-        bins = work.assign(geometry.prompt_vectors, config.bins, config.seed)
+        bins = runner.assign(geometry.prompt_vectors, config.bins, config.seed)
         known = pa.table({"id": pa.array(geometry.ids, pa.string()), "bin": bins})
     of = dict(zip(known["id"].to_pylist(), known["bin"].to_pylist(), strict=True))
     return np.array([of.get(id, -1) for id in ids], dtype=np.int64)

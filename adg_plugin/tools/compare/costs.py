@@ -1,4 +1,4 @@
-"""What it took to ask models for what methods choose by, also where an earlier run asked."""
+"""What it takes to ask models for what methods choose by, also where an earlier run asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from adg_plugin.errors import StoreError
 from adg_plugin.report.side_files import COMPARE, read_comparison
 from adg_plugin.store import RunReader
-from adg_plugin.store.took import seconds_of
+from adg_plugin.store.stats import seconds_of
 
 ANSWERS = "answers"  # to draw and to embed them
 
@@ -32,15 +32,15 @@ class Cost:
     seconds_now: float = 0.0
     of: int | None = None
 
-    def with_now(self, took: Mapping[str, Any]) -> Cost:
+    def with_now(self, stats: Mapping[str, Any]) -> Cost:
         """Return it with what this run took, as sampling or measuring says."""
-        seconds = seconds_of(took)
+        seconds = seconds_of(stats)
         return Cost(
-            self.rows + int(took.get("rows", 0)),
+            self.rows + int(stats.get("rows", 0)),
             self.seconds + seconds,
-            self.tokens + int(took.get("tokens", 0)),
+            self.tokens + int(stats.get("tokens", 0)),
             seconds,
-            took.get("total", self.of),
+            stats.get("total", self.of),
         )
 
     def is_whole(self, rows: int) -> bool:
@@ -82,8 +82,8 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     found: dict[str, Cost] = {}
     manifest = run.manifest()
     if manifest is not None and manifest.get("recipe") == dict(recipe):
-        for name, took in _named(manifest["config"], manifest["sampling"]):
-            found[name] = Cost().with_now(took)
+        for name, stats in _named(manifest["config"], manifest["sampling"]):
+            found[name] = Cost().with_now(stats)
     before = read_comparison(run)
     if before is not None and before.get("recipe") == dict(recipe):
         try:
@@ -94,15 +94,15 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     return {name: replace(cost, seconds_now=0.0) for name, cost in found.items() if cost.rows}
 
 
-def _named(config: Mapping[str, Any], took: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _named(config: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield name and record of each cost of a selection under these settings."""
     method = config.get("method", "adg")
     if method != "mig":
         asked = {"superfiltering": "small_model", "scar": "scar_model"}.get(method)
         name = ANSWERS if method == "adg" else method
-        yield f"{method} {config.get(asked, '')}" if asked else name, took
+        yield f"{method} {config.get(asked, '')}" if asked else name, stats
         return
     tagger = config.get("tagger")
-    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, {**took, "rating": {}}
+    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, {**stats, "rating": {}}
     if scorer := config.get("quality_scorer"):
-        yield scorer_cost(scorer, config.get("field_quality", "")), took.get("rating", {})
+        yield scorer_cost(scorer, config.get("field_quality", "")), stats.get("rating", {})

@@ -22,7 +22,7 @@ _SETTINGS = ("template", "max_prompt_tokens", "truncate", "eos_token")
 _PACKAGE = "adg-plugin"
 
 
-class BesideASelection(RunFolder):
+class ComparisonRunFolder(RunFolder):
     """A run folder whose finished selection, if it has one, stays: answers may be added, another pool may not."""
 
     _asked: Mapping[str, Any] = {}  # what config.json would say, were there no selection

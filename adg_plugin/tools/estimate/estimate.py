@@ -1,4 +1,4 @@
-"""What a selection will take: a few batches of it are done and timed, the rest is reckoned from them."""
+"""What a selection will take: a few batches of it are done and timed, the rest is extrapolated from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines import factory
-from adg_plugin.engines.forward.results import PASSING
+from adg_plugin.engines.forward.results import TRANSIENT
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, StoreError
 from adg_plugin.pipeline.run import prepare
@@ -28,7 +28,7 @@ from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.reader import ANSWERS, PROMPTS, SAMPLES
 from adg_plugin.store.records import Prompt, RowResult, Sampled
 from adg_plugin.store.staging import groups
-from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, Estimate, reckon
+from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, Estimate, extrapolate
 
 # Answers that an engine holds at once: a chunk of fewer would say nothing of a full batch.
 _FULL_BATCH = {False: 160, True: 1024}  # by whether there is an accelerator
@@ -67,7 +67,7 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
     config = config.updated(executor="inline") if config.executor != "inline" else config
     began = time.monotonic()
     source = Source.configured(config)
-    recipe = keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run_dir) as run:
         _refuse_finished(run)
         prepare(run, Pool.of(config), config, source, recipe, own=False)
@@ -92,7 +92,7 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         choosing_bytes=counts.prompts * (2 * width + 4 * config.num_samples**2 + _ROW_BYTES),
         disk_bytes=disk_bytes + (run_dir / PROMPTS).stat().st_size,
     )
-    return reckon(
+    return extrapolate(
         measured.chunks,
         costs,
         rows=counts.prompts,
@@ -218,7 +218,7 @@ class _Measured:
                     self.progress.add(result.num_tokens, rejected=result.reason is not None)
             seconds = time.monotonic() - began
             for result in found.values():
-                if result.reason not in PASSING:
+                if result.reason not in TRANSIENT:
                     store(result)
                 if result.prompt_vector is not None:
                     self.width = len(result.prompt_vector)

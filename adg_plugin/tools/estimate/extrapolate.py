@@ -93,7 +93,7 @@ class Estimate:
         return found
 
 
-def reckon(
+def extrapolate(
     chunks: Sequence[Chunk],
     costs: Costs,
     *,

@@ -41,7 +41,7 @@ class Kept:
     _found: Evaluation | None = None
 
     def check(self, **now: Mapping[str, Any]) -> None:
-        """Do nothing where results of these `settings`, `versions` and this `model` may go into the file.
+        """Validate that results of these `settings`, `versions` and this `model` may go into the file.
 
         Args:
             now: those of the three that are known already.

@@ -16,13 +16,13 @@ from typing import Any
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, ConfigError, ModelError, need
 from adg_plugin.store.versions import versions
+from adg_plugin.tools.evaluation.evaluated_model import EvaluatedModel, Place, loaded, no_room
 from adg_plugin.tools.evaluation.kept import Kept
 from adg_plugin.tools.evaluation.places import selection_of
 from adg_plugin.tools.evaluation.protocol import PRESET, paper_dtype, paper_task
 from adg_plugin.tools.evaluation.quiet import Remarks, quietened
 from adg_plugin.tools.evaluation.readings import read_results
 from adg_plugin.tools.evaluation.results import Evaluation, TaskResult, now, papers_averages
-from adg_plugin.tools.evaluation.subject import Place, Subject, loaded, no_room
 from adg_plugin.tools.evaluation.task_files import readable
 from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask, code_permitted, load, wanted
 
@@ -119,19 +119,19 @@ def evaluate(
         _random_states(model, seed),
     ):
         ready = load(names, copies, seed=seed, allow_code=allow_code_execution)
-        subject = place.load(loading) if place else loaded(model, tokenizer, name)
-        if chat_template and not getattr(subject.tokenizer, "chat_template", None):
-            raise ModelError(f"model {subject.about['name']!r} has no chat template: leave --chat-template out")
-        about = {**subject.about, **({"name": name} if name else {})}
+        evaluated = place.load(loading) if place else loaded(model, tokenizer, name)
+        if chat_template and not getattr(evaluated.tokenizer, "chat_template", None):
+            raise ModelError(f"model {evaluated.about['name']!r} has no chat template: leave --chat-template out")
+        about = {**evaluated.about, **({"name": name} if name else {})}
         kept.check(model=about)
         selection = None if kept.path is None else selection_of(kept.path)
         blank = Evaluation(about, (), (), left_out, (), asked, found_in, 0.0, selection)
         missing = kept.missing(ready)
         if show_progress and len(missing) < len(ready):
             print(f"{len(ready) - len(missing)} of {len(ready)} tasks are in {kept.path} already", file=sys.stderr)
-        with _evaluation_mode(subject.model):
+        with _evaluation_mode(evaluated.model):
             _run(
-                subject,
+                evaluated,
                 missing,
                 lambda found: kept.add(_news(blank, found, remarks, clock)),
                 kept.path,
@@ -187,7 +187,7 @@ def _settings(
 
 
 def _run(
-    subject: Subject,
+    evaluated: EvaluatedModel,
     tasks: Sequence[LoadedTask],
     add: Callable[[Sequence[TaskResult]], None],
     path: Path | None,
@@ -204,7 +204,7 @@ def _run(
     harness = need("lm_eval.evaluator", extra=EXTRA, why=WHY)
     wrapper = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM
     # The harness gives the tokenizer a padding token where it has none: a copy, then.
-    wrapped = wrapper(pretrained=subject.model, tokenizer=copy.deepcopy(subject.tokenizer), batch_size=batch_size)
+    wrapped = wrapper(pretrained=evaluated.model, tokenizer=copy.deepcopy(evaluated.tokenizer), batch_size=batch_size)
     for number, task in enumerate(tasks, 1):
         began = time.monotonic()
         try:

@@ -14,7 +14,7 @@ from adg_plugin.console import RunDir, result_console
 
 if TYPE_CHECKING:
     from adg_plugin.scoring.stability import Stability
-    from adg_plugin.tools.stability.resample import Redraw
+    from adg_plugin.tools.stability.resample import Resampled
 
 
 def stability(
@@ -26,7 +26,7 @@ def stability(
     rows: Annotated[int, typer.Option(min=0, help="Doubtful rows to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Say how much of the choice is the luck of its draws, within the same bins, from the stored answers alone.
+    """Say how much of the choice is sampling noise, within the same bins, from the stored answers alone.
 
     Another `seed` also moves the bins, so the choices of two seeds share less than is said here.
     """
@@ -35,16 +35,16 @@ def stability(
     about = measured(str(run_dir))
     fresh = None
     if resample is not None:
-        from adg_plugin.tools.stability.resample import redraw
+        from adg_plugin.tools.stability.resample import resample_rows
 
-        fresh = redraw(str(run_dir), resample, about)
+        fresh = resample_rows(str(run_dir), resample, about)
     if as_json:
         print(json.dumps(about.summary() | ({"resampled": fresh.summary()} if fresh else {}), indent=2))
         return
     console = result_console()
     print_stability(about, console, rows)
     if fresh is not None:
-        _print_redraw(fresh, console)
+        _print_resampled(fresh, console)
 
 
 def print_stability(about: Stability, console: Console, rows: int = 10) -> None:
@@ -86,7 +86,7 @@ def _median(about: Stability) -> float:
     return float(about.summary()["standard_error"]["p50"])
 
 
-def _print_redraw(fresh: Redraw, console: Console) -> None:
+def _print_resampled(fresh: Resampled, console: Console) -> None:
     (correlation, of_correlation), (error, of_error) = fresh.correlation, fresh.error
     left = f"; {fresh.left_out} more got fewer answers than before" if fresh.left_out else ""
     verdict = "as predicted" if fresh.agrees else "not as predicted: trust the found one, not the figures above"

@@ -26,7 +26,7 @@ _SURE = 2.0  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
-class Redraw:
+class Resampled:
     """Old and new scores of M rows, and what was expected of them.
 
     Attributes:
@@ -81,7 +81,7 @@ class Redraw:
         }
 
 
-def redraw(run_dir: str, rows: int, about: Stability, *, show_progress: bool = True) -> Redraw:
+def resample_rows(run_dir: str, rows: int, about: Stability, *, show_progress: bool = True) -> Resampled:
     """Return what fresh answers to a random sample of rows say, drawn with the run's model and settings, another seed.
 
     Args:
@@ -118,7 +118,7 @@ def _drawn(
 ) -> Geometry:
     """Return the geometry of fresh answers to some rows of a run, drawn with the settings `other` into `folder`."""
     from adg_plugin.engines.models.loading import Source
-    from adg_plugin.pipeline.ranks import Alone
+    from adg_plugin.pipeline.ranks import SingleProcess
     from adg_plugin.pipeline.sample import fill
 
     if config.model is None:
@@ -127,15 +127,15 @@ def _drawn(
     manifest = run.manifest()
     assert manifest is not None
     _refuse_another_model(
-        run, manifest["recipe"], keys.answer_recipe(config, model=source.identity, eos_ids=source.eos_ids)
+        run, manifest["recipe"], keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     )
-    recipe = keys.answer_recipe(other, model=source.identity, eos_ids=source.eos_ids)
+    recipe = keys.sampling_fingerprint(other, model=source.identity, eos_ids=source.eos_ids)
     digest = keys.digest(recipe)
     with RunFolder.open(folder) as to:
         to.write_config({"config": other.model_dump(mode="json"), "recipe": recipe})
         rows = (_rekeyed(row, digest) for row in run.staged_rows(ids))
         to.stage_prompts(rows, digest="stability")
-        fill(("sample", "embed"), to, folder, other, source, Alone(), show=show_progress)
+        fill(("sample", "embed"), to, folder, other, source, SingleProcess(), show=show_progress)
         return to.geometry(vectors=False)
 
 
@@ -158,7 +158,7 @@ def _refuse_another_model(run: RunReader, before: Mapping[str, Any], now: Mappin
 
 def _compared(
     table: pa.Table, fresh: Geometry, config: ADGConfig, about: Stability, sample: npt.NDArray[np.int64], seed: int
-) -> Redraw:
+) -> Resampled:
     """Return old and new scores of the rows of `sample` that have as many answers as before.
 
     Args:
@@ -182,7 +182,7 @@ def _compared(
     dispersion[rows], anisotropy[rows] = new_d[whole], new_i[whole]
     # Ranks and standard deviations are those of the pool, so the new values take the old ones' places in it.
     new = combine(dispersion, anisotropy, config.score, config.weight)[rows]
-    return Redraw(
+    return Resampled(
         ids=tuple(str(about.ids[row]) for row in rows),
         old=about.scores[rows],
         new=new,

@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Scored:
     """What some settings make of N rows. All (N,)."""
 
     dispersion: Floats
@@ -31,7 +31,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class Similarity:
     """How like a choice is to that of the run.
 
     Attributes:
@@ -112,20 +112,20 @@ class Rows:
             self._chosen if whole else None,
         )
 
-    def own(self) -> Made:
+    def own(self) -> Scored:
         """Return what the run's settings make of the rows: of all of them, what the run did."""
-        made = self.made(self.config, None)
+        scored = self.made(self.config, None)
         if self._chosen is None:
-            return made
-        return Made(made.dispersion, made.anisotropy, made.scores, made.bins, self._chosen)
+            return scored
+        return Scored(scored.dispersion, scored.anisotropy, scored.scores, scored.bins, self._chosen)
 
-    def made(self, config: ADGConfig, embedding: Embedding | None) -> Made:
+    def made(self, config: ADGConfig, embedding: Embedding | None) -> Scored:
         """Return what other settings make of the rows."""
         found = self._parts_of(embedding, config.num_samples)
         scores = combine(found.dispersion, found.anisotropy, config.score, config.weight)
         bins = self._bins_of(config, embedding)
         chosen = choose(self.ids, scores, bins, self.budget(config)[0], config.subset).chosen
-        return Made(found.dispersion, found.anisotropy, scores, bins, chosen)
+        return Scored(found.dispersion, found.anisotropy, scores, bins, chosen)
 
     def budget(self, config: ADGConfig) -> tuple[int, str | None]:
         """Return how many rows to choose, and a sentence where the budget cannot be met."""
@@ -162,13 +162,13 @@ class Rows:
         return self._parts[key]
 
 
-def compared(base: Made, other: Made, rows: Rows) -> Likeness:
+def compared(base: Scored, other: Scored, rows: Rows) -> Similarity:
     """Return how `other` compares with `base`, the run's settings on the same rows."""
     common = int((base.chosen & other.chosen).sum())
     either = int((base.chosen | other.chosen).sum())
     smaller = min(int(base.chosen.sum()), int(other.chosen.sum()))
     of_parts = balance(other.dispersion, other.anisotropy, other.scores, "raw", 0.5)  # of which only Spearman's
-    return Likeness(
+    return Similarity(
         rows=len(rows),
         chosen=int(other.chosen.sum()),
         rank_correlation=rank_correlation(base.scores, other.scores),
@@ -188,12 +188,12 @@ def rank_correlation(one: Floats, other: Floats) -> float:
     return balance(one, one, other, "raw", 0.5).spearman_dispersion
 
 
-def common_by_chance(one: Made, other: Made) -> float:
+def common_by_chance(one: Scored, other: Scored) -> float:
     """Return how many rows two choices would have in common if each were drawn at random within its bins."""
     return float(np.sum(chosen_rates(one) * chosen_rates(other)))
 
 
-def chosen_rates(made: Made) -> Floats:
+def chosen_rates(scored: Scored) -> Floats:
     """Return the share of its bin that is chosen, for each row, (N,)."""
-    rates: Floats = np.bincount(made.bins, made.chosen)[made.bins] / np.bincount(made.bins)[made.bins]
+    rates: Floats = np.bincount(scored.bins, scored.chosen)[scored.bins] / np.bincount(scored.bins)[scored.bins]
     return rates

@@ -16,7 +16,7 @@ from adg_plugin.console import RunDir, result_console
 from adg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adg_plugin.tools.sweep.choices import Likeness
+    from adg_plugin.tools.sweep.choices import Similarity
     from adg_plugin.tools.sweep.sweep import Line, Sweep
 
 _MEASURES = (
@@ -87,7 +87,7 @@ def print_sweep(about: Sweep, console: Console) -> None:
         console.print(Text(sentence))
 
 
-def _print_lines(title: str, run: Likeness, lines: Sequence[Line], console: Console) -> None:
+def _print_lines(title: str, run: Similarity, lines: Sequence[Line], console: Console) -> None:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("setting", overflow="fold")
     for name in ("r", "shared", "Jaccard", "chance", "r(s,D)", "r(s,I)", "D", "I", "tokens"):
@@ -101,7 +101,7 @@ def _print_lines(title: str, run: Likeness, lines: Sequence[Line], console: Cons
     console.print(table)
 
 
-def _numbers(of: Likeness) -> tuple[str, ...]:
+def _numbers(of: Similarity) -> tuple[str, ...]:
     return (
         f"{of.rank_correlation:.2f}",
         f"{of.shared:.0%}",

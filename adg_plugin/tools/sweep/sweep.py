@@ -15,7 +15,7 @@ from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.finished import check_answers, finished
-from adg_plugin.tools.sweep.choices import Likeness, Made, Rows, compared
+from adg_plugin.tools.sweep.choices import Rows, Scored, Similarity, compared
 from adg_plugin.tools.sweep.vectors import Embedding, Ids, Vectors, embed_again
 
 Vary = Mapping[str, Sequence[Any]]
@@ -58,7 +58,7 @@ class Line:
     name: str
     changes: dict[str, Any]
     own: bool
-    found: Likeness
+    found: Similarity
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ class Sweep:
 
     settings: dict[str, Any]
     rows: int
-    run: Likeness
+    run: Similarity
     lines: tuple[Line, ...]
-    part: Likeness | None
+    part: Similarity | None
     part_lines: tuple[Line, ...]
     notes: tuple[str, ...]
 
@@ -139,7 +139,7 @@ def sweep(
     whole = _whole(run, config, vectors=vectors)
     base = whole.own()
     lines = tuple(_line(whole, base, variant, config) for variant in stored)
-    part: Likeness | None = None
+    part: Similarity | None = None
     part_lines: tuple[Line, ...] = ()
     notes = list(_notes(config, found, whole))
     if embedded:
@@ -264,9 +264,9 @@ def _embedded(
     return whole.part(sample, vectors), notes
 
 
-def _line(rows: Rows, base: Made, variant: Variant, config: ADGConfig) -> Line:
-    made = rows.made(variant.config, variant.embedding)
-    return Line(variant.name, variant.changes, _is_own(config, variant.changes), compared(base, made, rows))
+def _line(rows: Rows, base: Scored, variant: Variant, config: ADGConfig) -> Line:
+    scored = rows.made(variant.config, variant.embedding)
+    return Line(variant.name, variant.changes, _is_own(config, variant.changes), compared(base, scored, rows))
 
 
 def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator[str]:
@@ -285,7 +285,7 @@ def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator
             yield warning
 
 
-def _notes_of_part(whole: Rows, smaller: Rows, part: Likeness, config: ADGConfig) -> Iterator[str]:
+def _notes_of_part(whole: Rows, smaller: Rows, part: Similarity, config: ADGConfig) -> Iterator[str]:
     own = f"layers={config.layers} and pooling={config.pooling}, the run's own, show what rounding alone changes"
     yield f"layers, pooling: the stored answers, embedded again by a forward pass in batches of its own; {own}"
     if len(smaller) < len(whole):

@@ -95,7 +95,7 @@ def stored_answers(run: RunReader, ids: Ids) -> Iterator[Sampled]:
     for window in run.iter_windows(pending_only=False):
         prompts = {prompt.id: prompt for prompt in window if prompt.id in wanted}
         for result in parts.results({row_digest(prompt.id, prompt.key) for prompt in prompts.values()}):
-            # The row's own answer plays no part here: what the filter on agreement has rejected stays rejected.
+            # The reference response plays no part here: what the filter on agreement has rejected stays rejected.
             yield Sampled(replace(prompts[result.id], reference_ids=None), result.answers)
 
 

@@ -11,7 +11,7 @@ from adg_plugin.adapters.axolotl.rows import Training, answer_start, frame, row_
 from adg_plugin.config.filters import Filters
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import OwnAnswers
+from adg_plugin.data.filters.agreement import ReferenceResponses
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import parse_row
 from adg_plugin.data.sources import Record
@@ -69,7 +69,7 @@ def training(**changes):
     values = {
         "limit": PromptLimit.of(ADGConfig()),
         "recipe": b"r",
-        "own_answers": OwnAnswers(tiny_tokenizer(), 0),
+        "reference_responses": ReferenceResponses(tiny_tokenizer(), 0),
         "tokenizer": tiny_tokenizer(),
         "end_tokens": END,
         "sequence_len": 512,
@@ -221,7 +221,7 @@ def test_filters_that_cannot_see_a_row_s_text_are_refused_by_name():
 
 def test_agreement_of_rows_whose_own_answer_is_unknown_is_refused_by_name():
     filters = RowFilters(Filters(drop_least_agreeing=0.1))
-    asked = {"filters": filters, "own_answers": OwnAnswers(tiny_tokenizer(), 8)}
+    asked = {"filters": filters, "reference_responses": ReferenceResponses(tiny_tokenizer(), 8)}
     with pytest.raises(ConfigError, match=r"adg\.filters\.drop_least_agreeing is 0\.1, but what the instruction of"):
         staged([source(ROWS, raw=False)], **asked)
     found, _ = staged([source([{**row, "output": "a b c"} for row in ROWS])], **asked)

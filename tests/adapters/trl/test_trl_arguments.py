@@ -252,7 +252,11 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, monkeypatch):
     from adg_plugin.adapters import processes as stages
 
     monkeypatch.setattr(stages, "_WAIT_S", 0.1)
-    with stages.lifeline(tmp_path), pytest.raises(StoreError, match="in use by another"), stages.lifeline(tmp_path):
+    with (
+        stages.parent_watchdog(tmp_path),
+        pytest.raises(StoreError, match="in use by another"),
+        stages.parent_watchdog(tmp_path),
+    ):
         pass
 
 

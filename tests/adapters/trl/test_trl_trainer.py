@@ -26,7 +26,7 @@ from trl_runs import (
 
 from adg_plugin import ADGSelectionCallback, ADGSFTTrainer, select_dataset
 from adg_plugin.adapters.trl import choice as trl_choice
-from adg_plugin.engines.models.borrow import borrowed
+from adg_plugin.engines.models.inference_state import inference_state
 from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 
 __all__ = ["tiny"]
@@ -239,7 +239,7 @@ def test_a_borrowed_model_comes_back_as_it_was():
     modes = [module.training for module in model.modules()]
     grads = [weight.requires_grad for weight in model.parameters()]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    with borrowed(model) as base:
+    with inference_state(model) as base:
         assert not base.training
         assert not any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
         assert base.config.use_cache

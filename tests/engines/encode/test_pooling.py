@@ -27,7 +27,7 @@ POOLINGS = ("answer", "last_token", "skip_first", "surprisal")
 
 
 def with_own_answers(prompts):
-    """Return the prompts, most with an own answer, of one token to many."""
+    """Return the prompts, most with a reference response, of one token to many."""
     rng = np.random.default_rng(1)
     lengths = [1, 9, 2, None, 30, 5]
     return [

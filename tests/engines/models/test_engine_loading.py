@@ -317,7 +317,7 @@ def test_quantisation_is_part_of_a_rows_key():
     ids = np.arange(5, dtype=np.int32)
 
     def key(**settings):
-        recipe = keys.answer_recipe(ADGConfig(**settings), model="m", eos_ids=(2,))
+        recipe = keys.sampling_fingerprint(ADGConfig(**settings), model="m", eos_ids=(2,))
         return keys.row_key(keys.digest(recipe), ids, (1, 4))
 
     found = [

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.factory import make_engine
 from adg_plugin.engines.models import precision
-from adg_plugin.engines.models.borrow import borrowed
+from adg_plugin.engines.models.inference_state import inference_state
 from adg_plugin.engines.models.loading import Backbone, Source
 from adg_plugin.engines.models.precision import cast_weights
 from adg_plugin.errors import ModelError
@@ -87,7 +87,7 @@ def test_a_model_that_was_prepared_for_training_is_asked_by_its_own_forward_pass
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     wrapped = prepared.forward
-    with borrowed(prepared) as backbone:
+    with inference_state(prepared) as backbone:
         found = answers(backbone)
     for name, expected in own.items():
         np.testing.assert_array_equal(found[name].gram, expected.gram)

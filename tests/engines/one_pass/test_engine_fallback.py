@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, ONE_PASS, WINDOW, tiny_model, tiny_prompts, ti
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.factory import make_engine
-from adg_plugin.engines.forward.hidden_states import StateTap, last_layers
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.models.loading import Backbone
 from adg_plugin.engines.one_pass.engine import OnePassEngine
@@ -89,7 +89,7 @@ def test_the_question_leaves_the_model_as_it_was(family):
     assert model.config._attn_implementation == before
     assert torch.equal(torch.random.get_rng_state(), random)
     hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    assert not any(isinstance(getattr(h, "__self__", None), StateTap) for h in hooks)
+    assert not any(isinstance(getattr(h, "__self__", None), HiddenStateRecorder) for h in hooks)
 
 
 def test_generated_answers_do_not_depend_on_the_order_of_the_rows():

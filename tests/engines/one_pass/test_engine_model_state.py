@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.encode.embed import embed_reference
 from adg_plugin.engines.factory import make_engine
-from adg_plugin.engines.forward.hidden_states import StateTap
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.models.loading import Backbone
 from adg_plugin.engines.one_pass.engine import OnePassEngine
@@ -36,7 +36,7 @@ def traces(model):
     return {
         "attention": model.config._attn_implementation,
         "generation": model.generation_config,
-        "taps": sum(isinstance(getattr(h, "__self__", None), StateTap) for h in hooks),
+        "taps": sum(isinstance(getattr(h, "__self__", None), HiddenStateRecorder) for h in hooks),
         "training": [m.training for m in modules],
         "grads": [p.requires_grad for p in model.parameters()],
     }

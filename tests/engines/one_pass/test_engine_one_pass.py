@@ -9,9 +9,9 @@ from tiny_models import LAYERS, ONE_PASS, VOCABULARY, WINDOW, tiny_model, tiny_p
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.factory import make_engine
 from adg_plugin.engines.forward import attention, memory
-from adg_plugin.engines.forward.decode_group import Cohort
+from adg_plugin.engines.forward.decode_group import DecodeGroup
 from adg_plugin.engines.models.loading import Backbone
-from adg_plugin.engines.one_pass.draws import Draws
+from adg_plugin.engines.one_pass.decode_state import DecodeState
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 
 pytestmark = pytest.mark.tiny
@@ -76,15 +76,15 @@ def test_the_number_of_averaged_layers_is_honoured(layers):
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
 def test_vectors_stay_right_while_cohorts_shrink(family, monkeypatch):
     shrunk = []
-    keep = Cohort.keep
+    keep = DecodeGroup.keep
 
-    def watched(cohort, live):
-        before = cohort.places
-        keep(cohort, live)
-        if 0 < cohort.places < before:
-            shrunk.append((before, cohort.places))
+    def watched(decode_group, live):
+        before = decode_group.places
+        keep(decode_group, live)
+        if 0 < decode_group.places < before:
+            shrunk.append((before, decode_group.places))
 
-    monkeypatch.setattr(Cohort, "keep", watched)
+    monkeypatch.setattr(DecodeGroup, "keep", watched)
     model, prompts = tiny_model(family), tiny_prompts([20, 100, 60, 3, 128, 90, 45, 20], seed=2)
     results, _ = run(model, prompts, eos=tuple(range(40)), max_new_tokens=80)
     assert len(shrunk) >= 3  # the case is there
@@ -127,15 +127,15 @@ def test_new_prompts_are_admitted_while_others_are_still_drawn(monkeypatch):
 
 
 def test_the_repetition_penalty_sees_each_rows_own_prompt_and_answer(monkeypatch):
-    captured, seen = [], Draws.seen
+    captured, seen = [], DecodeState.seen
 
     def watched(draws):
         found = seen(draws)
         for row, tokens in zip(draws.rows.tolist(), found.tolist(), strict=True):
-            captured.append((draws.prompts[row // 4].id, row % 4, draws.cohort.age, set(tokens)))
+            captured.append((draws.prompts[row // 4].id, row % 4, draws.decode_group.age, set(tokens)))
         return found
 
-    monkeypatch.setattr(Draws, "seen", watched)
+    monkeypatch.setattr(DecodeState, "seen", watched)
     model, prompts = tiny_model(), tiny_prompts([5, 60, 131, 17, 40, 9])
     settings = {"num_samples": 4, "repetition_penalty": 1.4, "eos": tuple(range(12))}
     together, _ = run(model, prompts, **settings)

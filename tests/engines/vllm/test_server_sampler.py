@@ -195,13 +195,13 @@ class Drawn:
 
 
 def test_some_refused_rows_in_each_chunk_do_not_end_a_run():
-    stored, took = Stored(), {}
+    stored, stats = Stored(), {}
     prompts = tiny_prompts([6] * 200)
     engine = SplitEngine(Drawn(lambda n: n % 10 == 0), Everything())
     with SamplingProgress(200, show=False) as progress:
-        sample(stored, engine, progress, [prompts], took)
+        sample(stored, engine, progress, [prompts], stats)
     assert len(stored) == 180
-    assert len(took["left"]) == 20
+    assert len(stats["skipped"]) == 20
 
 
 def test_a_run_ends_when_most_rows_are_refused():

@@ -52,7 +52,7 @@ class Asking:
         self.rows = rows
 
     def stage(self, run):
-        recipe = keys.answer_recipe(self.config, model=self.source.identity, eos_ids=self.source.eos_ids)
+        recipe = keys.sampling_fingerprint(self.config, model=self.source.identity, eos_ids=self.source.eos_ids)
         prepare(run, Pool.of(self.config, self.rows), self.config, self.source, recipe, own=False)
 
     def measure(self, method="ifd", **settings):
@@ -121,8 +121,8 @@ def tokens(text):
 @tiny
 def test_ifd_asks_the_backbone_after_the_prompt_as_training_renders_it(tmp_path, backbone):
     asking = Asking(tmp_path / "run", backbone, ROWS)
-    took = asking.measure()
-    assert {name: took[name] for name in ("rows", "cut", "tokens")} == {"rows": 4, "cut": 0, "tokens": 10 + 13 + 1}
+    stats = asking.measure()
+    assert {name: stats[name] for name in ("rows", "cut", "tokens")} == {"rows": 4, "cut": 0, "tokens": 10 + 13 + 1}
     model, staged = tiny_model(dtype=torch.float64), asking.staged()
     found = asking.found()
     for row in ROWS[:2] + ROWS[3:]:
@@ -357,10 +357,10 @@ def test_a_row_without_memory_is_left_for_the_next_run(tmp_path, backbone, monke
     asking = Asking(tmp_path / "run", backbone, rows)
     with monkeypatch.context() as patched:
         without_memory_for(patched, lambda sequence: sequence.targets > 100)
-        assert asking.measure()["left"] == {"row-3": "out_of_memory"}
+        assert asking.measure()["skipped"] == {"row-3": "out_of_memory"}
     assert {id: row[3] for id, row in asking.found().items() if row[3]} == {"row-3": "not_measured"}
-    took = asking.measure()
-    assert (took["rows"], "left" in took) == (1, False)
+    stats = asking.measure()
+    assert (stats["rows"], "skipped" in stats) == (1, False)
 
 
 @tiny
@@ -370,8 +370,7 @@ def test_without_memory_for_any_row_it_is_an_error(tmp_path, backbone, monkeypat
     with pytest.raises(OutOfMemoryError) as caught:
         asking.measure()
     assert str(caught.value) == (
-        "3 rows do not fit into memory, each alone: free the device or lower max_prompt_tokens. What is measured is "
-        "kept"
+        "out of memory on 3 rows at batch size 1: free the device or lower max_prompt_tokens. What is measured is kept"
     )
 
 
@@ -384,9 +383,9 @@ def test_answers_that_are_cut_are_told_and_prompts_without_room_rejected(tmp_pat
     ]
     small = save(tmp_path / "small", max_position_embeddings=100)
     asking = Asking(tmp_path / "run", backbone, rows, small_model=str(small))
-    took = asking.measure("superfiltering")
+    stats = asking.measure("superfiltering")
     found = asking.found("superfiltering")
-    assert took["cut"] == 1
+    assert stats["cut"] == 1
     assert caplog.messages == [
         "superfiltering: of 1 of 3 answers the end is left out, so that prompt and answer have at most 100 tokens"
     ]

@@ -63,7 +63,7 @@ class Rating:
 
     def rate(self):
         source = Source.configured(self.config)
-        recipe = keys.answer_recipe(self.config, model=source.identity, eos_ids=source.eos_ids)
+        recipe = keys.sampling_fingerprint(self.config, model=source.identity, eos_ids=source.eos_ids)
         with RunFolder.open(self.folder) as run:
             prepare(run, Pool.of(self.config, self.rows), self.config, source, recipe, own=False)
             return rate(run, self.config, show=False)
@@ -171,9 +171,9 @@ def test_only_rows_without_a_quality_are_graded_and_only_once(model, tmp_path, a
     rows = pool_rows(10)
     rows[0]["quality"], rows[1]["quality"], rows[2]["output"] = 3, "bad", " "
     rating = Rating(tmp_path / "run", model, rows)
-    took = rating.rate()
-    assert took["rows"] == 7
-    assert took["tokens"] > 0
+    stats = rating.rate()
+    assert stats["rows"] == 7
+    assert stats["tokens"] > 0
     assert sorted(chain(*asked)) == [f"row-{n}" for n in range(3, 10)]
     found = rating.found()
     assert all(1 < found[f"row-{n}"].score < 6 for n in range(3, 10))
@@ -261,7 +261,7 @@ def test_a_scorer_that_fails_on_most_rows_is_an_error(model, tmp_path, monkeypat
     with pytest.raises(NumericalError, match="6 of 6 rows gave NaN or infinity: check the weights of quality_scorer"):
         Rating(tmp_path / "run", model, pool_rows(6), broken).rate()
     monkeypatch.setattr(Grades, "_scores", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(OutOfMemoryError, match="3 rows do not fit into memory, each alone: free the device, or name"):
+    with pytest.raises(OutOfMemoryError, match="out of memory on 3 rows at batch size 1: free the device, or name"):
         Rating(tmp_path / "other", model, pool_rows(6)).rate()
 
 
@@ -287,11 +287,11 @@ def test_the_report_counts_what_the_scorer_took(model, tmp_path):
     chosen = choose(
         pool_rows(12, labels=["a"]), model, tmp_path / "run", method="mig", quality_scorer=str(model), budget=4
     )
-    took = chosen.manifest["sampling"]["rating"]
+    stats = chosen.manifest["sampling"]["rating"]
     about = gather(chosen.run_dir, gpu_hour_price=3600.0).about["summary"]
-    assert took["seconds"] > 0
-    assert (about["sampled_rows"], about["sampled_tokens"]) == (12, took["tokens"])
-    assert [about["sampling_seconds"], about["cost"]] == pytest.approx([took["seconds"]] * 2)
+    assert stats["seconds"] > 0
+    assert (about["sampled_rows"], about["sampled_tokens"]) == (12, stats["tokens"])
+    assert [about["sampling_seconds"], about["cost"]] == pytest.approx([stats["seconds"]] * 2)
 
 
 @tiny

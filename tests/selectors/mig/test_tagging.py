@@ -78,7 +78,7 @@ class Tagging:
 
     def tag(self):
         source = Source.configured(self.config)
-        recipe = keys.answer_recipe(self.config, model=source.identity, eos_ids=source.eos_ids)
+        recipe = keys.sampling_fingerprint(self.config, model=source.identity, eos_ids=source.eos_ids)
         with RunFolder.open(self.folder) as run:
             prepare(run, Pool.of(self.config, self.rows), self.config, source, recipe, own=False)
             return tag(run, self.config, show=False)
@@ -162,9 +162,9 @@ def test_only_rows_without_labels_are_asked_and_only_once(model, tmp_path, asked
     rows = pool_rows(10, labels=[])
     rows[0]["labels"], rows[1]["labels"], rows[2]["labels"] = ["own"], 0.5, "a, b"
     tagging = Tagging(tmp_path / "run", model, rows)
-    took = tagging.tag()
-    assert took["rows"] == 7
-    assert took["tokens"] > 0
+    stats = tagging.tag()
+    assert stats["rows"] == 7
+    assert stats["tokens"] > 0
     assert sorted(chain(*asked)) == [f"row-{n}" for n in range(3, 10)]
     assert set(tagging.answers()) == {f"row-{n}" for n in range(3, 10)}
     asked.clear()
@@ -238,10 +238,10 @@ def test_rows_without_memory_are_not_stored_and_where_none_fits_it_ends(model, t
 
     monkeypatch.setattr(GreedyAnswers, "_answered", short)
     lacking = {f"row-{n}" for n in range(4)}
-    with pytest.raises(OutOfMemoryError, match="3 rows do not fit into memory, each alone: free the device or name"):
+    with pytest.raises(OutOfMemoryError, match="out of memory on 3 rows at batch size 1: free the device or name"):
         tagging.tag()
     lacking = {"row-2"}
-    assert tagging.tag()["left"] == {"row-2": "out_of_memory"}
+    assert tagging.tag()["skipped"] == {"row-2": "out_of_memory"}
     found = tags_of(
         RunFolder.read(tagging.folder), tagging.config, [Words(r["id"], r["instruction"]) for r in pool_rows(4)]
     )

@@ -19,7 +19,7 @@ from adg_plugin.report.facets import Facet, Facets
 from adg_plugin.tools.compare import cli as cli_compare
 from adg_plugin.tools.compare.compare import Comparison
 from adg_plugin.tools.compare.facts import facts_of
-from adg_plugin.tools.compare.work import Compared
+from adg_plugin.tools.compare.runner import Compared
 
 METHODS = "adg,adg:residual,random,longest,zip,ifd"
 

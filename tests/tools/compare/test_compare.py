@@ -479,11 +479,11 @@ def test_rows_that_differ_from_those_of_the_selection_are_named(settings, tmp_pa
 
 @pytest.mark.tiny
 def test_bins_are_found_once_for_all_methods(settings, tmp_path, monkeypatch):
-    from adg_plugin.tools.compare import work as compare_work
+    from adg_plugin.tools.compare import runner as compare_runner
 
     asked = []
-    assign = compare_work.assign_bins
-    monkeypatch.setattr(compare_work, "assign_bins", lambda *given: asked.append(given[1:]) or assign(*given))
+    assign = compare_runner.assign_bins
+    monkeypatch.setattr(compare_runner, "assign_bins", lambda *given: asked.append(given[1:]) or assign(*given))
     found = compared(settings, ["adg", "adg:rank", "adg:weight=1", "adg:bins=none", "adg:bins=3"], tmp_path / "run")
     assert asked == [(4, 0), (None, 0)]  # 30 rows make 3 bins
     assert not found.failed

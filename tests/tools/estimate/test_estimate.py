@@ -15,7 +15,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError, StoreError
 from adg_plugin.store import RunFolder
 from adg_plugin.tools.estimate.estimate import estimate
-from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, reckon
+from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, extrapolate
 
 COSTS = Costs(loading_s=10, staging_s=5, choosing_s=2, sampling_bytes=3e9, choosing_bytes=1e9, disk_bytes=1e6)
 
@@ -24,13 +24,13 @@ def chunk(rows, seconds, length=8):
     return Chunk(rows, seconds, np.full(rows * 5, length))
 
 
-def reckoned(chunks, **changes):
+def extrapolated(chunks, **changes):
     values = {"rows": 1000, "pending": 1000, "prompt_tokens": 1.0, "num_samples": 5, "max_new_tokens": 16, **changes}
-    return reckon(chunks, COSTS, **values)
+    return extrapolate(chunks, COSTS, **values)
 
 
 def test_a_row_costs_the_difference_of_two_chunks_and_the_ends_come_once():
-    about = reckoned(
+    about = extrapolated(
         [chunk(4, 9.0), chunk(20, 7.0), chunk(40, 12.0)]
     )  # 2 s and 0.25 s a row; warming up does not count
     assert about.seconds["sampling"] == pytest.approx(2 + 0.25 * 1000)
@@ -43,30 +43,30 @@ def test_a_row_costs_the_difference_of_two_chunks_and_the_ends_come_once():
 
 
 def test_nothing_left_costs_the_choice_alone():
-    assert reckoned([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)], pending=64).left_s == COSTS.choosing_s
+    assert extrapolated([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)], pending=64).left_s == COSTS.choosing_s
 
 
 def test_a_chunk_that_was_held_up_does_not_turn_the_line_upside_down():
-    about = reckoned([chunk(4, 1.0), chunk(20, 30.0), chunk(40, 12.0)])
+    about = extrapolated([chunk(4, 1.0), chunk(20, 30.0), chunk(40, 12.0)])
     assert 0.15 * 1000 <= about.seconds["sampling"] <= 0.3 * 1000 + 12
 
 
 def test_what_other_settings_take_follows_the_tokens():
     lengths = np.array([4, 16, 16, 16, 16] * 40)
-    about = reckoned([Chunk(10, 1.0, lengths[:50]), Chunk(10, 1.0, lengths[50:100]), Chunk(20, 2.0, lengths[100:])])
+    about = extrapolated([Chunk(10, 1.0, lengths[:50]), Chunk(10, 1.0, lengths[50:100]), Chunk(20, 2.0, lengths[100:])])
     assert about.what_if == {"num_samples: 3": 0.6, "max_new_tokens: 8": pytest.approx((4 + 4 * 8) / (4 + 4 * 16))}
     assert about.cut == 0.8
 
 
 def test_the_cost_is_that_of_the_hours():
-    summary = reckoned([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)]).summary(gpu_hour_price=2.0)
+    summary = extrapolated([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)]).summary(gpu_hour_price=2.0)
     assert summary["cost"]["total"] == pytest.approx(summary["total_s"] / 1800)
-    assert "cost" not in reckoned([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)]).summary()
+    assert "cost" not in extrapolated([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)]).summary()
 
 
 def test_rows_of_very_unequal_answers_widen_the_interval_to_nothing_at_least():
     lengths = np.array([1, 1, 1, 1, 256] * 2)
-    about = reckoned([Chunk(0, 0.0, lengths[:0]), Chunk(1, 1.0, lengths[:5]), Chunk(1, 9.0, lengths[5:])])
+    about = extrapolated([Chunk(0, 0.0, lengths[:0]), Chunk(1, 1.0, lengths[:5]), Chunk(1, 9.0, lengths[5:])])
     assert about.low_s == 17
     assert about.high_s > about.total_s
 
@@ -89,7 +89,7 @@ def test_chunks_are_of_their_size_and_share_no_row(pending, rows, samples):
 
 def test_several_devices_cost_their_number():
     chunks = [chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)]
-    one, four = (reckoned(chunks, devices=n).summary(2.0)["cost"]["total"] for n in (1, 4))
+    one, four = (extrapolated(chunks, devices=n).summary(2.0)["cost"]["total"] for n in (1, 4))
     assert four == pytest.approx(4 * one)
     assert ADGConfig(engine="vllm", vllm_options={"tensor_parallel_size": 4}).devices() == 4
     assert ADGConfig(engine="vllm-server", server_urls=("http://a:1", "http://b:1")).devices() == 2

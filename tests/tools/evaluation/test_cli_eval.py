@@ -21,8 +21,8 @@ from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, ModelError
 from adg_plugin.tools.evaluation import evaluate, run
+from adg_plugin.tools.evaluation.evaluated_model import Place
 from adg_plugin.tools.evaluation.protocol import PAPER
-from adg_plugin.tools.evaluation.subject import Place
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: extra eval")
 

@@ -208,7 +208,7 @@ def test_what_is_finished_outlives_a_failure_and_ctrl_c(
     break_with(breaking, "raise KeyboardInterrupt")
     assert adg(*command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "interrupted: give the same command again, `adg eval` goes on after the last task that is finished"
+        "interrupted: re-run the same command to resume after the last finished task"
     )
     break_with(breaking, "return {'permitted': 1.0}")
     assert adg(*command) == 0
@@ -262,9 +262,9 @@ def test_the_command_passes_on_what_it_is_given(tmp_path: Path, monkeypatch: pyt
     [
         (
             ["eval", "m"],
-            "interrupted: give the same command again, `adg eval` goes on after the last task that is finished",
+            "interrupted: re-run the same command to resume after the last finished task",
         ),
-        (["compare", "c"], "interrupted: give the same command again, `adg compare` goes on from here"),
+        (["compare", "c"], "interrupted: re-run the same command to resume"),
         (["stability", "r"], "interrupted"),
     ],
 )

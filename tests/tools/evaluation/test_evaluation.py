@@ -18,11 +18,11 @@ from rich.console import Console
 from adg_plugin.errors import ConfigError, DataError, MissingExtraError, ModelError
 from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate
 from adg_plugin.tools.evaluation.cli import print_evaluation
+from adg_plugin.tools.evaluation.evaluated_model import Place
 from adg_plugin.tools.evaluation.protocol import PAPER, averages, paper_task
 from adg_plugin.tools.evaluation.quiet import quietened
 from adg_plugin.tools.evaluation.readings import read_results
 from adg_plugin.tools.evaluation.results import papers_averages
-from adg_plugin.tools.evaluation.subject import Place
 from adg_plugin.tools.evaluation.task_files import declares_code, readable
 from adg_plugin.tools.evaluation.tasks import LoadedTask, wanted
 

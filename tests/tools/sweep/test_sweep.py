@@ -27,7 +27,7 @@ from adg_plugin.scoring.score import choose_rows
 from adg_plugin.store import RunFolder, StagedRow
 from adg_plugin.store.records import Answer, Prompt, RowResult
 from adg_plugin.tools.sweep import cli as cli_sweep
-from adg_plugin.tools.sweep.choices import Made, common_by_chance, rank_correlation
+from adg_plugin.tools.sweep.choices import Scored, common_by_chance, rank_correlation
 from adg_plugin.tools.sweep.cli import parse_vary, print_sweep
 from adg_plugin.tools.sweep.sweep import sweep
 
@@ -152,7 +152,7 @@ def test_chance_is_what_random_choices_within_bins_share(folder):
     nothing, chosen = np.zeros(60), []
     for of in bins:
         chosen.append([choose(ids, rng.random(60), of, 20).chosen for _ in range(3000)])
-    one, other = (Made(nothing, nothing, nothing, of, many[0]) for of, many in zip(bins, chosen, strict=True))
+    one, other = (Scored(nothing, nothing, nothing, of, many[0]) for of, many in zip(bins, chosen, strict=True))
     simulated = np.mean([(a & b).sum() for a, b in zip(*chosen, strict=True)])
     assert common_by_chance(one, other) == pytest.approx(simulated, abs=0.12)
     # With one set of bins, the figure is that of `adg stability`.

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, DataError, StoreError
-from adg_plugin.pipeline.ranks import Alone
+from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.quota import resolve_budget
@@ -45,7 +45,7 @@ class Compared:
         ids: of the chosen rows, the best first; none where it failed.
         scored: rows it could choose from.
         rejected: rows it could not choose, by reason.
-        seconds: that choosing took, with stored answers or likelihoods.
+        seconds: that choosing stats, with stored answers or likelihoods.
         asked: the costs that it shares with others who ask for the same; none: it asks no model beforehand.
         warnings: sentences.
         error: why it did not choose; None: it did.
@@ -63,7 +63,7 @@ class Compared:
     error: str | None = None
 
 
-class Work:
+class Runner:
     """Lets methods choose, one by one, and remembers what was asked of models for it."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Work:
     ) -> None:
         self._run, self._config, self._source, self._show = run, config, source, show
         self._before = costs
-        self._left: dict[str, Mapping[str, str]] = {}  # by cost
+        self._skipped: dict[str, Mapping[str, str]] = {}  # by cost
         self._errors: dict[str, ADGError] = {}
         self.costs: dict[str, Cost] = {}
         pool = pool_counts(run)
@@ -92,12 +92,12 @@ class Work:
         """Return what the method chose, or its error."""
         one = Compared(plan.name, plan.method, plan.changes, asked=self._asks(plan))
         try:
-            left: dict[str, str] = {}
+            skipped: dict[str, str] = {}
             for name in one.asked:
-                left |= self._ask(name, plan.config)
+                skipped |= self._ask(name, plan.config)
             began = time.monotonic()
             decision = decide(
-                self._run, plan.config, self._source, self.rows["pool"], left, self.assign, show=self._show
+                self._run, plan.config, self._source, self.rows["pool"], skipped, self.assign, show=self._show
             )
             seconds = time.monotonic() - began
             if not decision.ids:
@@ -157,19 +157,21 @@ class Work:
             raise self._errors[asked]
         if asked not in self.costs:
             try:
-                took = self._took(asked, config)
+                stats = self._stats(asked, config)
             except ADGError as err:
                 self._errors[asked] = err
                 raise
-            self._left[asked] = took.pop("left", {})
-            self.costs[asked] = self._before.get(asked, Cost()).with_now(took)
-        return self._left[asked]
+            self._skipped[asked] = stats.pop("skipped", {})
+            self.costs[asked] = self._before.get(asked, Cost()).with_now(stats)
+        return self._skipped[asked]
 
-    def _took(self, asked: str, config: ADGConfig) -> dict[str, Any]:
+    def _stats(self, asked: str, config: ADGConfig) -> dict[str, Any]:
         from adg_plugin.pipeline.sample import fill
 
         if asked == ANSWERS:
-            return fill(("sample", "embed"), self._run, self._run.path, config, self._source, Alone(), show=self._show)
+            return fill(
+                ("sample", "embed"), self._run, self._run.path, config, self._source, SingleProcess(), show=self._show
+            )
         if config.method == "mig":  # which may ask two models, each with a cost of its own
             is_tagger = bool(config.tagger) and asked == tagger_cost(config.tagger or "", config.field_labels)
             return (tag if is_tagger else rate)(self._run, config, show=self._show)

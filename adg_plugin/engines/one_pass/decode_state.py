@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adg_plugin.config.schema import Pooling
-from adg_plugin.engines.forward.decode_group import Cohort
+from adg_plugin.engines.forward.decode_group import DecodeGroup
 from adg_plugin.engines.forward.token_weights import begins_anew
 from adg_plugin.store.records import FinishReason, Prompt
 
@@ -22,14 +22,14 @@ class Prefilled:
 
     logits: Tensor  # (P, V) after each prompt
     vectors: list[Tensor]  # (P,) of (H,), of each instruction; empty without vectors
-    references: list[Tensor | None]  # (P,) of (H,), of each row's own answer
+    references: list[Tensor | None]  # (P,) of (H,), of each reference response
 
 
 @dataclass(slots=True)
-class Draws:
-    """The answers of a cohort. Rows are numbered prompt * K + k; `rows` gives the number of each live place."""
+class DecodeState:
+    """The answers of a decode_group. Rows are numbered prompt * K + k; `rows` gives the number of each live place."""
 
-    cohort: Cohort
+    decode_group: DecodeGroup
     prompts: Sequence[Prompt]
     keys: Tensor  # (P * K,) stream of each row
     pooling: Pooling
@@ -38,7 +38,7 @@ class Draws:
     tokens: Tensor  # (P * K, max_new_tokens), filled up with the prompt's first
     asked: Tensor  # (P, L) token ids of the prompts, see `filled_up`
     prompt_vectors: Tensor | None  # (P, H) float32
-    references: Sequence[Tensor | None]  # (P,) pooled state (H,) of each row's own answer, where it is asked for
+    references: Sequence[Tensor | None]  # (P,) pooled state (H,) of each reference response, where it is asked for
     broken: npt.NDArray[np.bool_]  # (P,) NaN or infinity before the first token
     rows: Tensor  # (R,)
     current: Tensor  # (R,) token that each live row feeds next
@@ -47,8 +47,8 @@ class Draws:
     reported: npt.NDArray[np.bool_]  # (P,)
 
     def add(self, states: Tensor) -> None:
-        """Add the states (R, H) of the tokens just fed, before their cohort counts them."""
-        if begins_anew(self.pooling, self.cohort.age):
+        """Add the states (R, H) of the tokens just fed, before their decode_group counts them."""
+        if begins_anew(self.pooling, self.decode_group.age):
             self.sums[self.rows] = states
             return
         if self.pooling == "surprisal":
@@ -64,11 +64,11 @@ class Draws:
         """End the rows at these live places (positions in `rows`), and keep the others."""
         rows = self.rows[places].cpu().numpy()
         self.reasons[rows] = reason
-        self.lengths[rows] = self.cohort.age if reason == "eos" else self.tokens.shape[1]
+        self.lengths[rows] = self.decode_group.age if reason == "eos" else self.tokens.shape[1]
         stay = torch.ones(len(self.rows), dtype=torch.bool, device=self.rows.device)
         stay[places] = False
         self.rows, self.current = self.rows[stay], self.current[stay]
-        self.cohort.keep(self.cohort.live[stay])
+        self.decode_group.keep(self.decode_group.live[stay])
 
     def finished(self) -> list[int]:
         """Return the prompts whose rows have all ended since the last call."""

@@ -16,7 +16,7 @@ _ADAPTER, _TOKENIZER = "adapter_config.json", "tokenizer_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluatedModel:
     """A model that is ready to be evaluated.
 
     Attributes:
@@ -75,7 +75,7 @@ class Place:
             revision = revision or about.get("revision")
         return cls(name, str(base or named), name, revision, config)
 
-    def load(self, config: ADGConfig) -> Subject:
+    def load(self, config: ADGConfig) -> EvaluatedModel:
         """Return the model on its device, in evaluation mode.
 
         Args:
@@ -108,7 +108,7 @@ class Place:
                 _make_room(model, len(tokenizer))
             model = self._with_adapter(model)
             about["adapter_weights"] = _digest(str(self.adapter), self.config, of_adapter)
-        return Subject(model.eval(), backbone.tokenizer, about)
+        return EvaluatedModel(model.eval(), backbone.tokenizer, about)
 
     def _has_tokenizer(self) -> bool:
         """Return whether the adapter brings a tokenizer of its own, in its folder or on the hub."""
@@ -148,7 +148,7 @@ def _cause(err: Exception) -> str:
     return lines[0] if lines else type(err).__name__
 
 
-def loaded(model: Any, tokenizer: Any, name: str | None) -> Subject:
+def loaded(model: Any, tokenizer: Any, name: str | None) -> EvaluatedModel:
     """Return a model that is in memory already.
 
     Raises:
@@ -167,7 +167,7 @@ def loaded(model: Any, tokenizer: Any, name: str | None) -> Subject:
         "device": str(model.device),
         "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
     }
-    return Subject(model, tokenizer, about)
+    return EvaluatedModel(model, tokenizer, about)
 
 
 def _adapter_config(name: str) -> Path | None:

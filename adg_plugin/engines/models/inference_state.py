@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def borrowed(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
+def inference_state(model: torch.nn.Module) -> Iterator[PreTrainedModel]:
     """Yield the causal language model inside `model`: adapters off, evaluation mode, no gradient checkpointing.
 
     Afterwards the modules' modes, `requires_grad` of every weight, and the random states of torch, numpy and Python
