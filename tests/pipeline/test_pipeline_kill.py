@@ -11,7 +11,7 @@ from tiny_runs import command, pool_rows, read_jsonl, save, scores, write_jsonl
 
 from adg_plugin.store import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # Imports once, then forks a child for each line of its input: "RUN_FOLDER SECONDS", killed after so many seconds.
 NURSERY = """

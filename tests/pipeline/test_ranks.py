@@ -14,7 +14,7 @@ from tiny_runs import ROOT, pool_rows, read_jsonl, save, scores, write_jsonl
 
 from adg_plugin.store import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(400)]
 
 ROWS = 1600
 

@@ -25,6 +25,7 @@ def kill_at_work(path: Path, work: str, after_s: float, after_lines: int = 0) ->
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_kill_9_at_random_moments_loses_and_repeats_nothing(tmp_path: Path):
     ids = [f"row-{n:04d}" for n in range(3_000)]
     stage(tmp_path, ids)

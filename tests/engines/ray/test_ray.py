@@ -11,7 +11,7 @@ from adg_plugin import select  # noqa: E402
 from adg_plugin.errors import ADGError  # noqa: E402
 from adg_plugin.store import RunFolder  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(400)]
 
 ROWS = 1000
 SETTINGS = {"budget": 20, "num_samples": 3, "max_new_tokens": 8, "ray_block_rows": 25, "device": "cpu"}
