@@ -7,7 +7,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-training test-axolotl test-vllm lint docs env axolotl vllm clean
+.PHONY: help demo test test-all test-core test-training test-axolotl test-vllm lint docs env axolotl vllm clean
 
 VENV := .venv
 CANDIDATES ?= python3.11 python3.12 python3.13 python3
@@ -61,6 +61,9 @@ OLD_TRL_TESTS := $(filter-out tests/adapters/trl/test_trl_demo.py $(PROCESSES),$
   $(PROCESSES)::test_the_literal_command_trains_on_a_finished_run_folder
 CORE := $(addprefix --ignore=,tests/adapters/trl tests/adapters/axolotl $(VLLM_TESTS))
 
+# Benchmarks run for minutes: where the last commit changed none, only `make test-all` runs those tests.
+SPARED = $(if $(shell git diff --name-only HEAD~1 -- benchmarks tests/benchmarks 2>/dev/null),, and not benchmark)
+
 # Two files at a time, one thread each; what is marked `alone` would see the other's load.
 TWO := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
@@ -78,8 +81,11 @@ test: lint  ## lint and all tests: without a framework, TRL with both ends of it
 	@$(MAKE) --no-print-directory test-training
 	@$(MAKE) --no-print-directory test-vllm
 
+test-all:  ## `make test`, and the tests that run benchmarks
+	@$(MAKE) --no-print-directory test SPARED=
+
 test-core: $(DEV)  ## the tests that need neither TRL, Axolotl nor vLLM
-	@$(TWO) -m 'not alone' $(CORE)
+	@$(TWO) -m 'not alone$(SPARED)' $(CORE)
 	@$(BIN)/python -m pytest -q -m alone $(CORE)
 
 test-training: $(DEV)  ## the tests of TRL and Axolotl alone

@@ -270,6 +270,7 @@ def write_questions(folder: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.timeout(1800)
 def test_a_short_run_trains_and_evaluates_every_method_and_goes_on_where_it_stopped(tmp_path):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")

@@ -60,6 +60,7 @@ def tables_in(text: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_tables_of_the_evaluation_are_what_its_results_say():
     found = tables_of()
     assert len(found) == 4
@@ -69,6 +70,7 @@ def test_the_tables_of_the_evaluation_are_what_its_results_say():
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_the_table_against_the_default_is_what_the_results_say():
     rows = [row for row in tables_of("--against", "adg-raw")["loss user_oriented"] if row.split()[1] in FORMS]
     table = PAGE.split("difference from adg-raw |")[1].split("\n\n")[0].splitlines()[2:]
