@@ -20,8 +20,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile -c constraints/venv.txt
 # Of pyproject.toml only what an installation depends on: dependencies, entry points, the version.
 INSTALLED := awk '/^\[/ {table = $$0; keep = table ~ /build-system|dependencies|scripts|entry-points|hatch/} \
-  table == "[project]" && /^[a-z]/ {keep = /^(version|requires-python|dependencies) /} keep' pyproject.toml
-KEY := $(shell ($(INSTALLED); cat constraints/venv.txt) | cksum | cut -d' ' -f1)
+  table == "[project]" && /^[a-z]/ {keep = /^(requires-python|dependencies) /} keep' pyproject.toml; cat adg_plugin/version.py
+KEY := $(shell ($(INSTALLED) constraints/venv.txt) | cksum | cut -d' ' -f1)
 BASE := $(VENV)/.base-$(KEY)
 DEV := $(VENV)/.dev-$(KEY)
 
@@ -30,7 +30,7 @@ AXOLOTL_VENV := .venv-axolotl
 AXOLOTL_BIN := $(AXOLOTL_VENV)/bin
 AXOLOTL_PIP := $(AXOLOTL_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile \
   -c constraints/axolotl.txt
-AXOLOTL_KEY := $(shell ($(INSTALLED); cat constraints/axolotl.txt) | cksum | cut -d' ' -f1)
+AXOLOTL_KEY := $(shell ($(INSTALLED) constraints/axolotl.txt) | cksum | cut -d' ' -f1)
 AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
 
 # vLLM agrees with Axolotl on neither huggingface_hub nor tokenizers. Its CPU build asks for builds of torch and friends by
@@ -38,7 +38,7 @@ AXOLOTL := $(AXOLOTL_VENV)/.ready-$(AXOLOTL_KEY)
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
-VLLM_KEY := $(shell ($(INSTALLED); cat constraints/vllm.txt) | cksum | cut -d' ' -f1)
+VLLM_KEY := $(shell ($(INSTALLED) constraints/vllm.txt) | cksum | cut -d' ' -f1)
 VLLM := $(VLLM_VENV)/.ready-$(VLLM_KEY)
 
 # The tests open the report in a browser and the commands in a terminal: Debian's packages where they can be installed, else

@@ -10,6 +10,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from paths import ROOT
 
+from adg_plugin.version import __version__
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 PINS = [Requirement(line) for line in (ROOT / "constraints" / "venv.txt").read_text().splitlines()]
@@ -89,8 +91,8 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence(built):
     expected |= {f"adg_plugin/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*.yaml")}
     assert any(name.endswith(".jsonl") for name in expected)
     assert expected <= set(direct)
-    assert "adg_plugin-0.1.0.dist-info/licenses/LICENSE" in direct
-    assert {name.split("/")[0] for name in direct} == {"adg_plugin", "adg_plugin-0.1.0.dist-info"}
+    assert f"adg_plugin-{__version__}.dist-info/licenses/LICENSE" in direct
+    assert {name.split("/")[0] for name in direct} == {"adg_plugin", f"adg_plugin-{__version__}.dist-info"}
     assert set(through_sdist) == set(direct)
 
 
