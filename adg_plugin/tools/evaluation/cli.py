@@ -78,8 +78,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model with lm-evaluation-harness. The last line on stdout is the path of the results.
 
-    They are written after each task. Given again, with the same model and settings, the command goes on with the tasks
-    that are not there yet.
+    They are written after each task. After an interruption, re-run the same command to resume: with the tasks that are
+    not there yet, and within a task with the questions that have no response yet.
     """
     from adg_plugin.tools.evaluation import evaluate as evaluated
     from adg_plugin.tools.evaluation.places import results_path
@@ -126,14 +126,14 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         table.add_row(Text(task.task), shots, rows, f"{task.value:.4f}", error, Text(task.metric.removesuffix(",none")))
     console.print(table)
     for average in found.averages:
-        console.print(Text(f"{average.name}: {_said(average)}"))
+        console.print(Text(f"{average.name}: {_format_average(average)}"))
     for task_name, reason in found.left_out.items():
         console.print(Text(f"{task_name} left out: {reason}"))
     for note in found.notes:
         console.print(Text(note))
 
 
-def _said(average: Average) -> str:
+def _format_average(average: Average) -> str:
     if average.value is not None:
         return f"{average.value:.4f}"
     return f"not given, {', '.join(average.missing)} missing"

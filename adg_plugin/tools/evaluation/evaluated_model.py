@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ModelError, OutOfMemoryError, need
+from adg_plugin.errors import ModelError, need
 from adg_plugin.store.files import digest_bytes
 
 _ADAPTER, _TOKENIZER = "adapter_config.json", "tokenizer_config.json"
@@ -93,21 +93,24 @@ class Place:
         tokenizer = load_tokenizer(of_adapter) if self._has_tokenizer() else None
         backbone = load_backbone(config, tokenizer)
         model: Any = backbone.model
-        about = {
-            "name": self.name,
-            "base": self.base,
-            "revision": self.revision,
-            "adapter": self.adapter,
-            "weights": fingerprint(config),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
-            "load_in_4bit": config.load_in_4bit,
-        }
+        about = _about(
+            model,
+            config.load_in_4bit,
+            name=self.name,
+            base=self.base,
+            revision=self.revision,
+            adapter=self.adapter,
+            weights=fingerprint(config),
+        )
         if self.config is not None:
-            if tokenizer is not None:
-                _make_room(model, len(tokenizer))
+            if tokenizer is not None and len(tokenizer) > len(model.get_input_embeddings().weight):
+                # An embedding for each of the tokens that were added for the training; the adapter fills them.
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             model = self._with_adapter(model)
-            about["adapter_weights"] = _digest(str(self.adapter), self.config, of_adapter)
+            if Path(str(self.adapter)).is_dir():
+                about["adapter_weights"] = digest_bytes(fingerprint(of_adapter).encode() + self.config.read_bytes())
+            else:
+                about["adapter_weights"] = f"{self.adapter}@{self.config.parent.name}"  # its commit on the hub
         return EvaluatedModel(model.eval(), backbone.tokenizer, about)
 
     def _has_tokenizer(self) -> bool:
@@ -134,12 +137,6 @@ class Place:
             raise ModelError(f"adapter {self.adapter!r} does not go with {self.base!r} ({_cause(err)}): {fix}") from err
 
 
-def _make_room(model: Any, tokens: int) -> None:
-    """Give the base an embedding for each of the tokens that were added for the training; the adapter fills them."""
-    if tokens > len(model.get_input_embeddings().weight):
-        model.resize_token_embeddings(tokens, mean_resizing=False)
-
-
 def _cause(err: Exception) -> str:
     """Return the first line of an error that says what was wrong: of torch's, the one below its heading."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
@@ -158,16 +155,20 @@ def loaded(model: Any, tokenizer: Any, name: str | None) -> EvaluatedModel:
 
     if tokenizer is None:
         raise ModelError("tokenizer is missing: evaluate() needs it with a model that is loaded already")
-    about = {
-        "name": name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-        "base": None,
-        "adapter": None,
-        "weights": weights_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "load_in_4bit": bool(getattr(model, "is_loaded_in_4bit", False)),
-    }
+    about = _about(
+        model,
+        bool(getattr(model, "is_loaded_in_4bit", False)),
+        name=name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+        base=None,
+        adapter=None,
+        weights=weights_digest(model),
+    )
     return EvaluatedModel(model, tokenizer, about)
+
+
+def _about(model: Any, load_in_4bit: bool, **known: str | None) -> dict[str, Any]:
+    dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
+    return {**known, "dtype": dtype, "device": device, "load_in_4bit": load_in_4bit}
 
 
 def _adapter_config(name: str) -> Path | None:
@@ -191,18 +192,3 @@ def _read(config: Path) -> dict[str, Any]:
     except ValueError as err:
         raise ModelError(f"{config} is not JSON ({err}): give an adapter's folder that save_pretrained wrote") from None
     return found if isinstance(found, dict) else {}
-
-
-def _digest(adapter: str, config: Path, of_adapter: ADGConfig) -> str:
-    """Return what tells an adapter from others: the digest of weights and config, or its commit on the hub."""
-    from adg_plugin.engines.models.fingerprint import fingerprint
-
-    if not Path(adapter).is_dir():
-        return f"{adapter}@{config.parent.name}"
-    return digest_bytes(fingerprint(of_adapter).encode() + config.read_bytes())
-
-
-def no_room(batch_size: int, task: str) -> OutOfMemoryError:
-    """Return the error to raise where a batch of a task does not fit into memory."""
-    fix = "give a smaller --batch-size" if batch_size > 1 else "use --4bit, --dtype bfloat16 or a smaller model"
-    return OutOfMemoryError(f"task {task}: a batch of {batch_size} questions does not fit into memory: {fix}")

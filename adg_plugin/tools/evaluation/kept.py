@@ -1,20 +1,24 @@
 """The file of results of one name: written after each task, added to by later runs of the same model and settings.
 
-Beside `NAME.json` lies `NAME.rows.jsonl` with the value of each question, a line for each.
+Beside `NAME.json` lies `NAME.rows.jsonl` with the value of each question, a line for each. While a task is running, the
+harness's cache of the model's responses lies there too, so that no question is asked again after an interruption.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.errors import StoreError
-from adg_plugin.store.files import read_json, reading, replacing, write_json, writing
-from adg_plugin.tools.evaluation.results import Evaluation, TaskResult, papers_averages
-from adg_plugin.tools.evaluation.tasks import LoadedTask
+from adg_plugin.errors import StoreError, need
+from adg_plugin.store.files import digest_bytes, read_json, reading, replacing, write_json, writing
+from adg_plugin.tools.evaluation.quiet import Remarks
+from adg_plugin.tools.evaluation.results import Evaluation, papers_averages
+from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask
 
 _FIX = "give another --name, or --overwrite to replace it"
 # What the results of one file have in common. Batch size and device change a figure by rounding only.
@@ -23,6 +27,7 @@ _SAME = {
     "versions": ("lm_eval", "transformers", "torch"),
     "model": ("weights", "adapter_weights", "dtype", "load_in_4bit"),
 }
+_CUT = "cut"  # in the cache, beside the responses: whether a prompt was cut
 
 
 @dataclass(slots=True)
@@ -60,7 +65,7 @@ class Kept:
                 )
             return
         differing = [
-            f"{key} {_said(getattr(before, part).get(key))} (now {_said(about.get(key))})"
+            f"{key} {_format(getattr(before, part).get(key))} (now {_format(about.get(key))})"
             for part, about in now.items()
             for key in _SAME[part]
             if getattr(before, part).get(key) != about.get(key)
@@ -83,6 +88,46 @@ class Kept:
                 f"{'it has' if len(other) == 1 else 'they have'} now: {_FIX}"
             )
         return [task for task in tasks if not known[task.name]]
+
+    @contextmanager
+    def responses(self, lm: Any, remarks: Remarks, **about: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the harness's model with its cache of responses, in a file that is gone when all is finished.
+
+        The harness looks a response up by its prompt alone: the file's name holds a digest of all else that it
+        depends on. Responses that a task samples are not kept, nor is anything of a model in memory.
+
+        Args:
+            lm: a model of the harness.
+            remarks: on the responses, kept with them.
+            about: as of `check`.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        if self.path is None:
+            yield lm
+            return
+        same = [[about[part].get(key) for key in keys] for part, keys in _SAME.items()]
+        key = digest_bytes(json.dumps([same, _tokenizer_digest(lm.tokenizer)]).encode())[:16]
+        file = self.path.with_name(f".{self.path.stem}.{key}.responses")
+        of_any_key = f".{escape(self.path.stem)}.{'[0-9a-f]' * len(key)}.responses"
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for earlier in file.parent.glob(of_any_key):
+                if self.overwrite or earlier != file:
+                    earlier.unlink()
+            file.touch()
+        caching = need("lm_eval.api.model", extra=EXTRA, why=WHY).CachingLM(lm, str(file))
+        kept = caching.dbdict
+        kept.encode, kept.decode = json.dumps, json.loads  # its own way is pickle, which runs what it reads
+        remarks.cut = _CUT in kept
+        remarks.on_cut = lambda: kept.update({_CUT: True})
+        try:
+            yield caching
+        except BaseException:
+            kept.close()
+            raise
+        kept.terminate()
 
     def add(self, news: Evaluation) -> None:
         """Put the new results to those that are there, and write them, whole or not at all.
@@ -120,8 +165,10 @@ def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(rows_path(path)) as sink:
-        for line in _row_lines(found.tasks):
-            sink.write((line + "\n").encode())
+        for task in found.tasks:
+            for number, value in enumerate(task.row_values):
+                line = {"task": task.task, "question": number, "value": value}
+                sink.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
     write_json(path, {**found.summary(), **({"command": command} if command else {})})
 
 
@@ -134,8 +181,13 @@ def read_results(path: Path) -> Evaluation | None:
     about = read_json(path, fix=_FIX)
     if about is None:
         return None
+    values: dict[str, list[float]] = {}
     try:
-        return Evaluation.parse(about, _row_values(rows_path(path)))
+        if (rows := rows_path(path)).is_file():
+            with reading(rows, fix=_FIX), rows.open(encoding="utf-8") as lines:
+                for row in map(json.loads, lines):
+                    values.setdefault(row["task"], []).append(row["value"])
+        return Evaluation.parse(about, {task: tuple(found) for task, found in values.items()})
     except (KeyError, TypeError, AttributeError, ValueError) as err:
         raise StoreError(f"{path} holds no results of adg eval: {_FIX}") from err
 
@@ -145,21 +197,10 @@ def rows_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.rows.jsonl")
 
 
-def _row_lines(tasks: Sequence[TaskResult]) -> Iterator[str]:
-    for task in tasks:
-        for number, value in enumerate(task.row_values):
-            yield json.dumps({"task": task.task, "question": number, "value": value}, ensure_ascii=False)
-
-
-def _row_values(path: Path) -> dict[str, tuple[float, ...]]:
-    if not path.is_file():
-        return {}
-    values: dict[str, list[float]] = {}
-    with reading(path, fix=_FIX), path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            values.setdefault(row["task"], []).append(row["value"])
-    return {task: tuple(found) for task, found in values.items()}
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Return what tells a tokenizer from others."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    return digest_bytes((json.dumps(tokenizer.get_vocab()) if fast is None else fast.to_str()).encode())
 
 
 def _merged(before: Evaluation, news: Evaluation) -> Evaluation:
@@ -180,5 +221,5 @@ def _merged(before: Evaluation, news: Evaluation) -> Evaluation:
     )
 
 
-def _said(value: object) -> str:
+def _format(value: object) -> str:
     return "none" if value is None else str(value)

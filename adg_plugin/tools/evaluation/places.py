@@ -13,7 +13,7 @@ from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER, SELECTED
 
 _BESIDE = "selection"  # in the output folder of a training: where `adg run` and the trainers select
 _ANCESTORS = 3  # RUN/model/checkpoint-100 is the deepest that training writes
-_UNTOLD = re.compile(
+_SHARED_NAMES = re.compile(
     r"adapter|checkpoint-\d+|final|merged|model"
 )  # folder names that do not tell one model from another
 
@@ -63,7 +63,7 @@ def run_folder_of(model: str) -> Path | None:
     for folder in around:
         if _is_finished_run(folder / _BESIDE):
             return _shown(folder / _BESIDE, place)
-        if not _UNTOLD.fullmatch(folder.name):
+        if not _SHARED_NAMES.fullmatch(folder.name):
             return None  # a name of its own: what lies beside it is not its output
     return None
 
@@ -91,7 +91,7 @@ def label(model: str) -> str:
     if _is_folder(place):
         names = [part for part in place.absolute().parts if part != place.anchor and part != "/"]
         first = len(names) - 1
-        while first > 0 and _UNTOLD.fullmatch(names[first]):
+        while first > 0 and _SHARED_NAMES.fullmatch(names[first]):
             first -= 1
         model = "-".join(names[first:])
     return re.sub(r"[^\w.]+", "-", model).strip("-.") or "model"

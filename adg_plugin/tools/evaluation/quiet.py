@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
@@ -21,6 +21,7 @@ _OURS = (
     "num_fewshot > 0 but fewshot_split is None",
     "Duplicate task name",
     "will not be registered",
+    "Caching will not be performed",
 )
 _CUT = ("runcat", "exceeds model's max length")
 
@@ -30,20 +31,24 @@ class Remarks(logging.Handler):
 
     Attributes:
         cut: whether a prompt was too long for the model, and was cut from the left.
+        on_cut: called when that is known.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.cut = False
-        self._said: set[str] = set()
+        self.on_cut: Callable[[], None] = lambda: None
+        self._passed_on: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one remark."""
         text = record.getMessage()
         if any(part in text for part in _CUT):
-            self.cut = True
-        elif not any(part in text for part in _OURS) and text not in self._said:
-            self._said.add(text)
+            if not self.cut:
+                self.cut = True
+                self.on_cut()
+        elif not any(part in text for part in _OURS) and text not in self._passed_on:
+            self._passed_on.add(text)
             log.log(record.levelno, "lm-evaluation-harness: %s", text.strip())
 
 
@@ -60,9 +65,6 @@ class _WithoutBars:
         if not is_bar:
             self._stream.write(text)
         return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
 
     def isatty(self) -> bool:
         return False

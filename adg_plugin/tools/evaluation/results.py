@@ -1,13 +1,16 @@
-"""What an evaluation found."""
+"""What an evaluation found, from what the harness returns for each task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
+from adg_plugin.errors import DataError
 from adg_plugin.tools.evaluation.protocol import Average, averages
+from adg_plugin.tools.evaluation.tasks import LoadedTask
 
 
 def now() -> str:
@@ -52,22 +55,6 @@ class TaskResult:
     digest: str | None = None
     row_values: tuple[float, ...] = field(default=(), repr=False)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the result without the values of single questions, for JSON."""
-        about = asdict(self)
-        del about["row_values"]
-        return about
-
-    @classmethod
-    def parse(cls, about: Mapping[str, Any], row_values: tuple[float, ...] = ()) -> Self:
-        """Return the result that `summary` was made of.
-
-        Raises:
-            KeyError, TypeError: it is no such summary.
-        """
-        names = [each.name for each in fields(cls) if each.name != "row_values"]
-        return cls(**{name: about[name] for name in names}, row_values=row_values)
-
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -110,18 +97,10 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return all but the values of single questions, for JSON."""
-        return {
-            "created": self.created,
-            "model": dict(self.model),
-            "tasks": [task.summary() for task in self.tasks],
-            "averages": [asdict(average) for average in self.averages],
-            "left_out": dict(self.left_out),
-            "notes": list(self.notes),
-            "settings": dict(self.settings),
-            "versions": dict(self.versions),
-            "seconds": self.seconds,
-            "selection": None if self.selection is None else dict(self.selection),
-        }
+        about = {"created": self.created, **asdict(self)}
+        for task in about["tasks"]:
+            del task["row_values"]
+        return about
 
     @classmethod
     def parse(cls, about: Mapping[str, Any], row_values: Mapping[str, tuple[float, ...]]) -> Self:
@@ -132,22 +111,75 @@ class Evaluation:
             row_values: of single questions, by task; a task may be missing.
 
         Raises:
-            KeyError, TypeError, AttributeError: it is no such summary.
+            KeyError, TypeError: it is no such summary.
         """
-        return cls(
-            model=about["model"],
-            tasks=tuple(TaskResult.parse(task, row_values.get(task["task"], ())) for task in about["tasks"]),
-            averages=tuple(Average(one["name"], one["value"], tuple(one["missing"])) for one in about["averages"]),
-            left_out=about["left_out"],
-            notes=tuple(about["notes"]),
-            settings=about["settings"],
-            versions=about["versions"],
-            seconds=about["seconds"],
-            selection=about["selection"],
-            created=about["created"],
+        found = {each.name: about[each.name] for each in fields(cls)}
+        found["tasks"] = tuple(TaskResult(**one, row_values=row_values.get(one["task"], ())) for one in found["tasks"])
+        found["averages"] = tuple(
+            Average(one["name"], one["value"], tuple(one["missing"])) for one in found["averages"]
         )
+        return cls(**found | {"notes": tuple(found["notes"])})
 
 
 def papers_averages(tasks: Iterable[TaskResult]) -> tuple[Average, ...]:
     """Return the averages over the paper's benchmarks; a task file of the user's with such a name is none of them."""
     return averages({task.task: task.value for task in tasks if task.source is None})
+
+
+def task_results(task: LoadedTask, raw: Mapping[str, Any], seconds: float) -> list[TaskResult]:
+    """Return the result of a task or a group from the harness's; of a group or tag without one, those of its tasks.
+
+    Raises:
+        DataError: a benchmark of the paper lacks the metric that the paper's figure is.
+    """
+    table = {**raw["results"], **raw.get("groups", {})}
+    if _numbers(table.get(task.name, {})):
+        return [_result(task, task.name, list(task.leaves), table[task.name], raw, seconds)]
+    return [_result(task, leaf, [leaf], table[leaf], raw, seconds) for leaf in task.leaves if _numbers(table[leaf])]
+
+
+def _result(
+    task: LoadedTask, name: str, leaves: Sequence[str], entry: Mapping[str, Any], raw: Mapping[str, Any], seconds: float
+) -> TaskResult:
+    found = _numbers(entry)
+    metric = task.metric or next(iter(found))
+    if metric not in found:
+        raise DataError(
+            f"task {name} has no {metric}, the paper's figure of {task.name}, only {', '.join(found)}: name metric and "
+            "filter in its file so, or give it another name"
+        )
+    what, _, chosen = metric.partition(",")
+    counts = [raw["n-samples"][leaf] for leaf in leaves]
+    return TaskResult(
+        task=name,
+        shots=task.shots if len(leaves) == len(task.leaves) else int(raw["n-shot"][name]),
+        metric=metric,
+        value=found[metric],
+        stderr=_finite(entry.get(f"{what}_stderr,{chosen}")),
+        rows=sum(count["effective"] for count in counts),
+        rows_in_task=sum(count["original"] for count in counts),
+        seconds=seconds,
+        metrics=found,
+        parts={leaf: raw["results"][leaf].get(metric) for leaf in leaves if name not in leaves},
+        asked=None if name == task.name else task.name,
+        source=task.source,
+        digest=task.digest(name),
+        row_values=_row_values([raw["samples"][leaf] for leaf in leaves], what, chosen),
+    )
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in an entry of the harness's results, by their keys, in its order."""
+    values = {key: _finite(value) for key, value in entry.items() if "," in key and "_stderr," not in key}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _row_values(parts: Sequence[Sequence[Mapping[str, Any]]], metric: str, chosen: str) -> tuple[float, ...]:
+    """Return the metric's value for each question; nothing where it has none of a single question (a corpus's BLEU)."""
+    samples = [s for part in parts for s in sorted(part, key=lambda s: int(s["doc_id"])) if s["filter"] == chosen]
+    values = [_finite(sample.get(metric)) for sample in samples]
+    return tuple(value for value in values if value is not None) if None not in values else ()

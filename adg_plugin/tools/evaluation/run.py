@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import copy
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ADGError, ConfigError, ModelError, need
+from adg_plugin.errors import ADGError, ConfigError, ModelError, OutOfMemoryError, first_line, need
 from adg_plugin.store.versions import versions
-from adg_plugin.tools.evaluation.evaluated_model import EvaluatedModel, Place, loaded, no_room
+from adg_plugin.tools.evaluation.evaluated_model import Place, loaded
 from adg_plugin.tools.evaluation.kept import Kept
 from adg_plugin.tools.evaluation.places import selection_of
 from adg_plugin.tools.evaluation.protocol import PRESET, paper_dtype, paper_task
 from adg_plugin.tools.evaluation.quiet import Remarks, quietened
-from adg_plugin.tools.evaluation.readings import read_results
-from adg_plugin.tools.evaluation.results import Evaluation, TaskResult, now, papers_averages
-from adg_plugin.tools.evaluation.task_files import readable
+from adg_plugin.tools.evaluation.results import Evaluation, TaskResult, now, papers_averages, task_results
 from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask, code_permitted, load, wanted
 
 HARNESS_SEED = 1234  # the harness's own default, so that a figure compares with others'
@@ -92,15 +88,15 @@ def evaluate(
         StoreError: `results` has those of another model or other settings, or cannot be written.
         MissingExtraError: lm-evaluation-harness is not installed.
     """
-    clock = _Clock()
+    from adg_plugin.engines.models.inference_state import evaluation_state
+
+    began = time.monotonic()
     names, left_out = wanted(tasks, allow_code=allow_code_execution)
-    dtype = dtype or paper_dtype(names)
-    loading = _settings(
-        model, device, dtype, load_in_4bit, limit=limit, batch_size=batch_size, seed=seed, results=results
-    )
+    loading = {"device": device, "dtype": dtype or paper_dtype(names), "load_in_4bit": load_in_4bit}
+    config = _checked(model, loading, limit=limit, batch_size=batch_size, seed=seed, is_kept=results is not None)
     need("lm_eval", extra=EXTRA, why=WHY)
-    folders = [Path(f) for f in ([include] if isinstance(include, (str, Path)) else include)]
-    asked = {
+    folders = [Path(folder) for folder in ([include] if isinstance(include, (str, Path)) else include)]
+    settings = {
         "limit": limit,
         "seed": seed,
         "batch_size": batch_size,
@@ -110,64 +106,44 @@ def evaluate(
     }
     kept = Kept(None if results is None else Path(results), overwrite, command)
     found_in = versions() | {"lm_eval": version("lm_eval")}
-    kept.check(settings=asked, versions=found_in)
+    kept.check(settings=settings, versions=found_in)
     place = Place.of(model, base, revision) if isinstance(model, str) else None
+    # Of a model in memory; of any other, the states of its device are nobody's.
+    its_device = getattr(model, "device", None)
     with (
         quietened(show_bars=show_progress and sys.stderr.isatty()) as remarks,
-        readable(folders) as copies,
         code_permitted(allow_code_execution),
-        _random_states(model, seed),
+        evaluation_state(model, its_device, seed=seed),
     ):
-        ready = load(names, copies, seed=seed, allow_code=allow_code_execution)
-        evaluated = place.load(loading) if place else loaded(model, tokenizer, name)
+        ready = load(names, folders, seed=seed, allow_code=allow_code_execution)
+        evaluated = place.load(config) if place else loaded(model, tokenizer, name)
+        about = {**evaluated.about, **({"name": name} if name else {})}
         if chat_template and not getattr(evaluated.tokenizer, "chat_template", None):
             raise ModelError(f"model {evaluated.about['name']!r} has no chat template: leave --chat-template out")
-        about = {**evaluated.about, **({"name": name} if name else {})}
         kept.check(model=about)
         selection = None if kept.path is None else selection_of(kept.path)
-        blank = Evaluation(about, (), (), left_out, (), asked, found_in, 0.0, selection)
+        blank = Evaluation(about, (), (), left_out, (), settings, found_in, 0.0, selection)
         missing = kept.missing(ready)
         if show_progress and len(missing) < len(ready):
             print(f"{len(ready) - len(missing)} of {len(ready)} tasks are in {kept.path} already", file=sys.stderr)
-        with _evaluation_mode(evaluated.model):
-            _run(
-                evaluated,
-                missing,
-                lambda found: kept.add(_news(blank, found, remarks, clock)),
-                kept.path,
-                show_progress=show_progress,
-                batch_size=batch_size,
-                limit=limit,
-                bootstrap_iters=_RESAMPLES,
-                log_samples=True,
-                apply_chat_template=chat_template,
-                fewshot_as_multiturn=chat_template,
-                confirm_run_unsafe_code=allow_code_execution,
-            )
-        return kept.with_news(_news(blank, (), remarks, clock))
+        # The harness gives the tokenizer a padding token where it has none: a copy, then.
+        harness_model = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM(
+            pretrained=evaluated.model, tokenizer=copy.deepcopy(evaluated.tokenizer), batch_size=batch_size
+        )
+        with kept.responses(harness_model, remarks, model=about, settings=settings, versions=found_in) as lm:
+            # One by one: a long protocol says how far it is, and what is found outlives the failure of the next.
+            for number, task in enumerate(missing, 1):
+                found = _run(task, lm, settings, kept.path if number > 1 else None)
+                kept.add(_with(blank, found, remarks, time.monotonic() - began))
+                began = time.monotonic()
+                if show_progress:
+                    for result in found:
+                        print(f"{number}/{len(missing)} {result.task}: {result.value:.4f}", file=sys.stderr)
+        return kept.with_news(_with(blank, (), remarks, time.monotonic() - began))
 
 
-class _Clock:
-    """Tells the seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-
-    def lap(self) -> float:
-        before, self._since = self._since, time.monotonic()
-        return round(self._since - before, 2)
-
-
-def _settings(
-    model: Any,
-    device: str,
-    dtype: str,
-    load_in_4bit: bool,
-    *,
-    limit: int | None,
-    batch_size: int,
-    seed: int,
-    results: Path | str | None,
+def _checked(
+    model: Any, loading: dict[str, Any], *, limit: int | None, batch_size: int, seed: int, is_kept: bool
 ) -> ADGConfig:
     """Return how the model is to be loaded, after a look at the numbers."""
     problems = []
@@ -179,67 +155,65 @@ def _settings(
         problems.append(f"seed is {seed}: use 0 to {2**32 - 1}")
     if isinstance(model, Path):
         problems.append(f"model is a Path: give it as a string, {str(model)!r}")
-    elif results is not None and not isinstance(model, str):
+    elif is_kept and not isinstance(model, str):
         problems.append("results is given with a model in memory: save the model and give its folder, or leave it out")
     if problems:
         raise ConfigError(problems)
-    return ADGConfig.model_validate({"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit})
+    return ADGConfig.model_validate(loading)
 
 
-def _run(
-    evaluated: EvaluatedModel,
-    tasks: Sequence[LoadedTask],
-    add: Callable[[Sequence[TaskResult]], None],
-    path: Path | None,
-    *,
-    show_progress: bool,
-    batch_size: int,
-    **options: Any,
-) -> None:
-    """Run one task after the other, and `add` what each gave: a long protocol says how far it is, and can be cut off.
+def _run(task: LoadedTask, lm: Any, settings: dict[str, Any], earlier: Path | None) -> list[TaskResult]:
+    """Return what the harness finds of one task.
+
+    Args:
+        task: with its data.
+        lm: the harness's model.
+        settings: as they are kept.
+        earlier: where the results of the tasks before it are, if there are some.
 
     Raises:
-        ADGError: the harness failed in a task; what was added before stays.
+        ADGError: the harness failed.
     """
-    harness = need("lm_eval.evaluator", extra=EXTRA, why=WHY)
-    wrapper = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM
-    # The harness gives the tokenizer a padding token where it has none: a copy, then.
-    wrapped = wrapper(pretrained=evaluated.model, tokenizer=copy.deepcopy(evaluated.tokenizer), batch_size=batch_size)
-    for number, task in enumerate(tasks, 1):
-        began = time.monotonic()
-        try:
-            raw = harness.evaluate(lm=wrapped, task_dict=dict(task.nested), **options)
-        except Exception as err:  # all that a harness, its metrics and the tasks' own Python may raise
-            raise _failed(task.name, err, batch_size, path if number > 1 else None) from err
-        found = read_results(task, raw, round(time.monotonic() - began, 2))
-        add(found)
-        if show_progress:
-            for result in found:
-                print(f"{number}/{len(tasks)} {result.task}: {result.value:.4f}", file=sys.stderr)
+    began = time.monotonic()
+    try:
+        raw = need("lm_eval.evaluator", extra=EXTRA, why=WHY).evaluate(
+            lm=lm,
+            task_dict=dict(task.nested),
+            limit=settings["limit"],
+            bootstrap_iters=_RESAMPLES,
+            log_samples=True,
+            apply_chat_template=settings["chat_template"],
+            fewshot_as_multiturn=settings["chat_template"],
+            confirm_run_unsafe_code=settings["code_execution"],
+        )
+    except Exception as err:  # all that a harness, its metrics and the tasks' own Python may raise
+        raise _failed(task.name, err, settings["batch_size"], earlier) from err
+    return task_results(task, raw, round(time.monotonic() - began, 2))
 
 
-def _failed(task: str, err: Exception, batch_size: int, path: Path | None) -> ADGError:
+def _failed(task: str, err: Exception, batch_size: int, earlier: Path | None) -> ADGError:
     """Return the error to raise where the harness failed in a task."""
     from adg_plugin.engines.forward.memory import is_out_of_memory
 
     if is_out_of_memory(err):
-        return no_room(batch_size, task)
-    first = (str(err).strip() or "no message").splitlines()[0]
-    kept = "" if path is None else f"; the tasks before it are in {path}"
+        fix = "give a smaller --batch-size" if batch_size > 1 else "use --4bit, --dtype bfloat16 or a smaller model"
+        return OutOfMemoryError(f"task {task}: a batch of {batch_size} questions does not fit into memory: {fix}")
+    reason = first_line(err) if str(err).strip() else "no message"
+    kept = "" if earlier is None else f"; the tasks before it are in {earlier}"
     return ADGError(
-        f"task {task} failed ({type(err).__name__}: {first}): mend its task file, data or Python, or leave it out of "
+        f"task {task} failed ({type(err).__name__}: {reason}): mend its task file, data or Python, or leave it out of "
         f"--tasks{kept}"
     )
 
 
-def _news(blank: Evaluation, found: Sequence[TaskResult], remarks: Remarks, clock: _Clock) -> Evaluation:
-    """Return the evaluation with these results, and all that is to be said of them."""
+def _with(blank: Evaluation, found: Sequence[TaskResult], remarks: Remarks, seconds: float) -> Evaluation:
+    """Return the evaluation with these results, their averages and notes."""
     return replace(
         blank,
         tasks=tuple(found),
         averages=papers_averages(found),
         notes=tuple(_notes(remarks, blank.settings["limit"], found)),
-        seconds=clock.lap(),
+        seconds=round(seconds, 2),
         created=now(),
     )
 
@@ -255,33 +229,3 @@ def _notes(remarks: Remarks, limit: int | None, found: Sequence[TaskResult]) -> 
                 f"{result.task} is from {result.source}, not the harness's benchmark: it is left out of the paper's "
                 "averages"
             )
-
-
-@contextmanager
-def _random_states(model: Any, seed: int) -> Iterator[None]:
-    """Seed the random states of Python, numpy and torch; put them back afterwards."""
-    import numpy as np
-    import torch
-
-    device = getattr(model, "device", None)  # of a model in memory; of any other, the states of its device are nobody's
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-
-
-@contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

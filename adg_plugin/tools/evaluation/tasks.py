@@ -7,16 +7,16 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.errors import ConfigError, DataError, need
+from adg_plugin.errors import ConfigError, DataError, first_line, need
 from adg_plugin.store.files import digest_bytes
 from adg_plugin.tools.evaluation.protocol import ALLOW_CODE, PAPER, PRESET, paper_task
-from adg_plugin.tools.evaluation.task_files import declares_code
+from adg_plugin.tools.evaluation.task_files import check_folders, data_beside, declares_code
 
 WHY = "adg eval"
 EXTRA = "eval"
@@ -101,21 +101,22 @@ def refusal(name: str) -> str:
     return f"task {name}: {RUNS_CODE}, or leave the task out"
 
 
-def load(names: Sequence[str], folders: Mapping[Path, Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
+def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
     """Return the tasks with their data, as the paper runs those it uses, others as their files say.
 
     Args:
         names: of tasks, groups or tags of the harness or of task files in `folders`; a task file goes before a task of
             the harness with its name.
-        folders: where to look for more task files, as `readable` yields them: copies, each with its original.
+        folders: where to look for more task files.
         seed: of the draw of worked examples, where a task draws them.
         allow_code: whether tasks that run the model's code may be loaded.
 
     Raises:
-        ConfigError: there is no task of a name, or it runs code and that is not allowed.
+        ConfigError: there is no task of a name, or it runs code and that is not allowed, or `folders` are wrong.
         DataError: data sets are not to be had, or task files are wrong; names every task that it is true of.
         MissingExtraError: lm-evaluation-harness is not installed.
     """
+    check_folders(folders)
     manager = _manager(names, folders)
     problems = [_unknown(name, manager) for name in names if name not in manager.task_index]
     problems += [refusal(name) for name in names if not allow_code and _runs_code(name, manager)]
@@ -123,15 +124,14 @@ def load(names: Sequence[str], folders: Mapping[Path, Path], *, seed: int, allow
         raise ConfigError(problems)
     loaded: list[LoadedTask] = []
     failed: dict[str, Exception] = {}
-    with code_permitted(allow_code):
-        for name in names:
-            try:
-                loaded.append(_load(name, manager, folders, seed=seed))
-            except _LOADING_ERRORS as err:
-                log.debug("task %s", name, exc_info=True)
-                failed[name] = err
-                if isinstance(err, ConnectionError) and not _is_offline():
-                    break  # after half a minute of trying, and the next one would take as long
+    for name in names:
+        try:
+            loaded.append(_load(name, manager, folders, seed=seed))
+        except _LOADING_ERRORS as err:
+            log.debug("task %s", name, exc_info=True)
+            failed[name] = err
+            if isinstance(err, ConnectionError) and not _is_offline():
+                break  # after half a minute of trying, and the next one would take as long
     if failed:
         raise _unloadable(failed, untried=names[len(loaded) + len(failed) :])
     for task in loaded:  # parts of groups, which only now are known
@@ -153,7 +153,7 @@ def code_permitted(allowed: bool) -> Iterator[None]:
             os.environ[_PERMIT] = before
 
 
-def _manager(names: Sequence[str], folders: Iterable[Path]) -> Any:
+def _manager(names: Sequence[str], folders: Sequence[Path]) -> Any:
     """Return the index of tasks; without the harness's own, which take seconds to read, where none is asked for."""
     tasks = need("lm_eval.tasks", extra=EXTRA, why=WHY)
     include = [str(folder) for folder in folders]
@@ -188,28 +188,32 @@ def _task_file(name: str, manager: Any) -> Path | None:
     return None if path in (None, -1) else Path(path)
 
 
-def _source(names: Iterable[str], manager: Any, folders: Mapping[Path, Path]) -> str | None:
-    """Return the first of the user's task files that tasks of these names came from, where the user has it."""
-    for file in filter(None, (_task_file(name, manager) for name in names)):
-        for copy, folder in folders.items():
-            if file.is_relative_to(copy):
-                return str(folder / file.relative_to(copy))
-    return None
+def _own_file(name: str, manager: Any, folders: Sequence[Path]) -> Path | None:
+    """Return the user's task file that a task or group is in, or None."""
+    file = _task_file(name, manager)
+    return file if file is not None and any(file.is_relative_to(folder) for folder in folders) else None
 
 
-def _load(name: str, manager: Any, folders: Mapping[Path, Path], *, seed: int) -> LoadedTask:
+def _load(name: str, manager: Any, folders: Sequence[Path], *, seed: int) -> LoadedTask:
     paper = paper_task(name)
     newer = getattr(manager, "load", None)  # since 0.4.12, with the tasks in one place
-    nested = newer([name]) if newer else manager.load_task_or_group([name])
+    with data_beside(lambda task: _own_file(task, manager, folders), _own_file(name, manager, folders)):
+        nested = newer([name]) if newer else manager.load_task_or_group([name])
     leaves = nested["tasks"] if newer else dict(_leaves(nested))
     for leaf in leaves.values():
-        shots = paper.shots if paper else leaf.get_config("num_fewshot")
-        leaf.set_config(key="num_fewshot", value=shots or 0)
+        shots = (paper.shots if paper else leaf.get_config("num_fewshot")) or 0
+        leaf.set_config(key="num_fewshot", value=shots)
         leaf.set_fewshot_seed(seed=seed)
-        _check_examples(name, leaf, shots or 0)
-    source = _source([name, *leaves], manager, folders)
-    digests = {key: _digest(leaf) for key, leaf in leaves.items()}
-    return LoadedTask(name, nested, leaves, paper.metric if paper else None, source, digests)
+        _check_examples(name, leaf, shots)
+    sources = (_own_file(part, manager, folders) for part in (name, *leaves))
+    return LoadedTask(
+        name,
+        nested,
+        leaves,
+        paper.metric if paper else None,
+        source=next((str(file) for file in sources if file is not None), None),
+        digests={key: _digest(leaf) for key, leaf in leaves.items()},
+    )
 
 
 def _digest(leaf: Any) -> str:
@@ -224,10 +228,8 @@ def _check_examples(name: str, leaf: Any, shots: int) -> None:
     """Raise where a task has fewer worked examples than it is to show: some releases of the harness then show fewer."""
     if not shots:
         return
-    own = (
-        leaf.get_config("fewshot_split") == leaf.get_config("test_split") is not None
-    )  # then a question is not its own
-    there = len(list(leaf.fewshot_docs())) - own
+    is_own = leaf.get_config("fewshot_split") == leaf.get_config("test_split") is not None
+    there = len(list(leaf.fewshot_docs())) - is_own  # a question is not its own example
     if there < shots:
         raise DataError(
             f"task {name} shows {shots} worked examples before each question, and its data hold {there}: add some, or "
@@ -254,15 +256,11 @@ def _unloadable(failed: Mapping[str, Exception], untried: Sequence[str]) -> Data
     """Return one error for all tasks that cannot be loaded, with each fix said once."""
     by_fix: dict[str, list[str]] = {}
     for name, err in failed.items():
-        by_fix.setdefault(_fix(err), []).append(f"task {name} cannot be loaded ({_first_line(err)})")
+        by_fix.setdefault(_fix(err), []).append(f"task {name} cannot be loaded ({first_line(err)})")
     blocks = [f"{lines[0]}: {fix}" if len(lines) == 1 else "\n".join([*lines, fix]) for fix, lines in by_fix.items()]
     if untried:
         blocks.append(f"not tried after that: {', '.join(untried)}")
     return DataError("\n".join(blocks))
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]
 
 
 def _fix(err: Exception) -> str:

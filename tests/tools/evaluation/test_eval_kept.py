@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from eval_answers import adg, rows
 from paths import TASKS
-from tiny_models import save_tiny_model
+from tiny_models import save_tiny_model, tiny_tokenizer
 
-from adg_plugin.cli import _after_interruption, main
+from adg_plugin.cli import _after_interruption
 from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate
 from adg_plugin.tools.evaluation.kept import Kept, read_results, rows_path, write_results
 from adg_plugin.tools.evaluation.protocol import averages
+from adg_plugin.tools.evaluation.quiet import Remarks
 from adg_plugin.tools.evaluation.tasks import LoadedTask
 
 FIX = "give another --name, or --overwrite to replace it"
@@ -105,7 +110,7 @@ def test_a_later_run_adds_its_tasks_and_averages_over_all(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value", "said"),
+    ("part", "key", "value", "expected"),
     [
         ("settings", "limit", 4, "limit none (now 4)"),
         ("settings", "chat_template", True, "chat_template False (now True)"),
@@ -118,7 +123,7 @@ def test_a_later_run_adds_its_tasks_and_averages_over_all(tmp_path: Path) -> Non
     ],
 )
 def test_results_of_another_model_or_other_settings_are_not_mixed(
-    tmp_path: Path, part: str, key: str, value: object, said: str
+    tmp_path: Path, part: str, key: str, value: object, expected: str
 ) -> None:
     path = tmp_path / "m.json"
     there = evaluation(result("a"))
@@ -128,7 +133,7 @@ def test_results_of_another_model_or_other_settings_are_not_mixed(
     Kept(path).check(settings={**there.settings, "batch_size": 1})  # after a batch did not fit
     with pytest.raises(StoreError) as caught:
         Kept(path).check(**{part: {**getattr(there, part), key: value}})
-    assert str(caught.value) == f"{path} has results of {said}: {FIX}"
+    assert str(caught.value) == f"{path} has results of {expected}: {FIX}"
     assert path.read_bytes() == before
 
 
@@ -167,16 +172,9 @@ def test_tasks_that_are_there_are_not_run_again_unless_they_have_changed(tmp_pat
 # The command
 
 
-def adg(*arguments: str) -> object:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return caught.value.code
-
-
 @pytest.fixture
-def breaking(tmp_path: Path) -> Path:
+def breaking(harness: None, tmp_path: Path) -> Path:
     """Tasks of which `breaks` does what its Python says, at the end of the task."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: extra eval")
     folder = shutil.copytree(TASKS, tmp_path / "mine")
     text = (folder / "tiny_code.yaml").read_text().replace("task: tiny_code", "task: breaks")
     text = text.replace("unsafe_code: true\n", "").replace("tiny_code.process", "breaks.process")
@@ -195,6 +193,13 @@ def test_what_is_finished_outlives_a_failure_and_ctrl_c(
     monkeypatch.chdir(tmp_path)
     save_tiny_model(tmp_path / "base")
     capsys.readouterr()
+    from lm_eval.models.huggingface import HFLM
+
+    written: list[int] = []
+    answer = HFLM.generate_until
+    monkeypatch.setattr(
+        HFLM, "generate_until", lambda self, asked, **kw: written.append(len(asked)) or answer(self, asked, **kw)
+    )
     command = ["eval", "base", "--tasks", "tiny_capitals,breaks,tiny_opposites", "--include", "mine"]
     break_with(breaking, "assert False, 'of the metric'")
     assert adg(*command) == 1
@@ -207,18 +212,100 @@ def test_what_is_finished_outlives_a_failure_and_ctrl_c(
     assert names("eval/base.json") == ["tiny_capitals"]
     break_with(breaking, "raise KeyboardInterrupt")
     assert adg(*command) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "interrupted: re-run the same command to resume after the last finished task"
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == ("interrupted: re-run the same command to resume")
     break_with(breaking, "return {'permitted': 1.0}")
     assert adg(*command) == 0
     out, err = capsys.readouterr()
     assert names("eval/base.json") == ["tiny_capitals", "breaks", "tiny_opposites"]
+    assert written == [8]  # the responses to the task that broke were there
+    assert sorted(path.name for path in Path("eval").iterdir()) == ["base.json", "base.rows.jsonl"]
     assert out.splitlines()[-1] == "eval/base.json"
     assert [line.split(":")[0] for line in err.splitlines() if "/2 " in line] == ["1/2 breaks", "2/2 tiny_opposites"]
     assert len(rows_path(Path("eval/base.json")).read_text().splitlines()) == 10 + 8 + 6
     assert adg(*command, "--chat-template") == 3
     assert "eval/base.json has results of chat_template False (now True): " in capsys.readouterr().err
+
+
+@pytest.mark.tiny
+def test_what_was_answered_before_a_kill_is_not_asked_again(
+    harness: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    base, path = save_tiny_model(tmp_path / "base", max_position_embeddings=24), tmp_path / "eval/m.json"
+    asked: list[int] = []
+    score = HFLM._loglikelihood_tokens
+
+    def killed(self: Any, requests: list[Any], **options: Any) -> Any:
+        score(self, requests[:7], **options)
+        raise KeyboardInterrupt
+
+    def counted(self: Any, requests: list[Any], **options: Any) -> Any:
+        asked.append(len(requests))
+        return score(self, requests, **options)
+
+    options: dict[str, Any] = {"tasks": "tiny_capitals", "include": TASKS, "results": path}
+    whole = evaluate(str(base), **options | {"results": None})
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(base), **options)
+    monkeypatch.setattr(HFLM, "_loglikelihood_tokens", counted)
+    found = evaluate(str(base), **options, batch_size=1)
+    assert asked == [sum(len(row["choices"]) for row in rows("capitals.json")) - 7]
+    assert found["tiny_capitals"].row_values == whole["tiny_capitals"].row_values
+    assert found.notes == whole.notes  # that prompts were cut, too, though none is cut now
+    assert evaluate(str(base), **options).tasks == found.tasks
+    assert len(asked) == 1
+
+
+class Asked:
+    """As much of the harness's model as its cache looks at."""
+
+    def __init__(self) -> None:
+        self.tokenizer = copy.deepcopy(tiny_tokenizer())
+
+    def set_cache_hook(self, hook: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("model", "weights", "other"),
+        ("model", "adapter_weights", "a"),
+        ("model", "dtype", "bfloat16"),
+        ("settings", "chat_template", True),
+        ("settings", "limit", 4),
+        ("versions", "transformers", "6"),
+        ("settings", "batch_size", 1),
+    ],
+)
+def test_responses_of_another_model_or_protocol_are_never_taken(
+    harness: None, tmp_path: Path, part: str, key: str, value: object
+) -> None:
+    kept, one = Kept(tmp_path / "m.json"), evaluation(result("a"))
+    (tmp_path / f".m.n.{'0' * 16}.responses").touch()  # of another name
+    about = {name: dict(getattr(one, name)) for name in ("model", "settings", "versions")}
+
+    def responses(kept: Kept, lm: Asked, about: Mapping[str, Any]) -> dict[str, Any]:
+        with suppress(KeyboardInterrupt), kept.responses(lm, Remarks(), **about) as caching:
+            there = dict(caching.dbdict)
+            caching.dbdict["prompt"] = [-1.5, True]
+            raise KeyboardInterrupt
+        return there
+
+    assert responses(kept, Asked(), about) == {}
+    assert responses(kept, Asked(), about) == {"prompt": [-1.5, True]}
+    (file,) = tmp_path.glob(".m.????????????????.responses")
+    with sqlite3.connect(file) as raw:
+        assert raw.execute("select value from unnamed").fetchall() == [("[-1.5, true]",)]  # no pickle
+    other = {**about, part: {**about[part], key: value}}
+    assert responses(kept, Asked(), other) == ({"prompt": [-1.5, True]} if key == "batch_size" else {})
+    assert len(list(tmp_path.iterdir())) == 2
+    assert responses(Kept(tmp_path / "m.json", overwrite=True), Asked(), other) == {}
+    lm = Asked()
+    lm.tokenizer.add_tokens(["<new>"])
+    assert responses(kept, lm, other) == {}
 
 
 def names(path: str) -> list[str]:
@@ -258,15 +345,12 @@ def test_the_command_passes_on_what_it_is_given(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
-        (
-            ["eval", "m"],
-            "interrupted: re-run the same command to resume after the last finished task",
-        ),
+        (["eval", "m"], "interrupted: re-run the same command to resume"),
         (["compare", "c"], "interrupted: re-run the same command to resume"),
         (["stability", "r"], "interrupted"),
     ],
 )
-def test_an_interrupted_command_promises_what_it_keeps(arguments: list[str], said: str) -> None:
-    assert _after_interruption(arguments) == said
+def test_an_interrupted_command_promises_what_it_keeps(arguments: list[str], expected: str) -> None:
+    assert _after_interruption(arguments) == expected
