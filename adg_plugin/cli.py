@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from adg_plugin.adapters import cli as training
-from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.run_folder import load_selection
 from adg_plugin.config.schema import ADGConfig, load_config
 from adg_plugin.errors import ADGError, ConfigError
 from adg_plugin.report import cli as report
@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 _console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 _INTERRUPTED = 130
-_GO_ON = ("compare", "embed", "run", "sample", "select", "sft")  # the other commands begin anew
+_RESUMES = ("compare", "embed", "eval", "run", "sample", "select", "sft")  # the other commands begin anew
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
 Set = Annotated[
@@ -82,14 +82,20 @@ def select(
     set_: Set = None,
     out: Out = None,
     executor: Executor = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that comes before a model, print the plan.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Sample, score and select. The last line on stdout is the path of selected.jsonl.
 
-    An interrupted run goes on when the same command is given again; another budget, weight, score or bin count samples
-    nothing again. Under torchrun or accelerate launch, the ranks share the sampling.
+    Re-run the same command to resume an interrupted run; another budget, weight, score or bin count samples nothing
+    again. Under torchrun or accelerate launch, the ranks share the sampling.
     """
-    settings, where = _settings(config, set_, out, executor, answers)
+    settings, where = load_selection(config, set_, out, executor=executor, answers=answers)
+    if dry_run:
+        _print_plan(settings, where)
+        return
     from adg_plugin.pipeline.run import run_selection
     from adg_plugin.pipeline.stage import Pool
     from adg_plugin.report.summary import print_summary
@@ -104,9 +110,19 @@ def select(
         print(path)  # a URL holds it only now
 
 
+def _print_plan(settings: ADGConfig, where: str) -> None:
+    from adg_plugin.pipeline.plan import plan_selection
+
+    with _launched_team() as team:
+        _refuse_url(where, team)
+        plan = plan_selection(settings, where, team=team)
+        if team.rank == 0:
+            print("\n".join(plan.lines()))
+
+
 @app.command()
 def sample(config: Config, set_: Set = None, out: Out = None, executor: Executor = None, quiet: Quiet = False) -> None:
-    """Draw answers only, for `adg embed` or `adg select` to go on with, here or in another environment.
+    """Sample answers only, for `adg embed` or `adg select` to resume from, here or in another environment.
 
     The last line on stdout is the run folder.
     """
@@ -115,7 +131,7 @@ def sample(config: Config, set_: Set = None, out: Out = None, executor: Executor
 
 @app.command()
 def embed(config: Config, set_: Set = None, out: Out = None, quiet: Quiet = False) -> None:
-    """Embed the answers that `adg sample` drew. The last line on stdout is the run folder."""
+    """Embed the answers of `adg sample`. The last line on stdout is the run folder."""
     _run_stage("embed", config, set_, out, None, quiet)
 
 
@@ -127,7 +143,7 @@ def _run_stage(
     executor: str | None,
     quiet: bool,
 ) -> None:
-    settings, where = _settings(config, overrides, out, executor)
+    settings, where = load_selection(config, overrides, out, executor=executor)
     from adg_plugin.pipeline.run import run_stage
 
     with _launched_team() as team, _run_folder(where, team) as folder:
@@ -143,27 +159,19 @@ def _run_stage(
         print(where)
 
 
-def _settings(
-    config: Path, overrides: list[str] | None, out: str | None, executor: str | None, answers: Path | None = None
-) -> tuple[ADGConfig, str]:
-    """Return the settings and the run folder, which may be a URL."""
-    given = {"executor": executor, "answers": answers}
-    settings = load_config(config, overrides, **{key: value for key, value in given.items() if value is not None})
-    if not settings.datasets:
-        raise ConfigError([NO_POOL], source=str(config))
-    where = out or settings.output_dir or str(Path("runs") / config.stem)
-    return settings, where.rstrip("/") or "/"
-
-
 @contextmanager
 def _run_folder(where: str, team: Team) -> Iterator[Path]:
     """Yield the run folder, or a local copy of a URL."""
     from adg_plugin.store.mirror import local_run_folder
 
-    if "://" in where and team.size > 1:
-        raise ConfigError([f"--out is {where!r}: ranks meet in a folder that all of them see; give one, not a URL"])
+    _refuse_url(where, team)
     with local_run_folder(where) as folder:
         yield folder
+
+
+def _refuse_url(where: str, team: Team) -> None:
+    if "://" in where and team.size > 1:
+        raise ConfigError([f"--out is {where!r}: ranks meet in a folder that all of them see; give one, not a URL"])
 
 
 @contextmanager
@@ -210,9 +218,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 def _after_interruption(arguments: list[str]) -> str:
     command = arguments[0] if arguments else ""
-    if command == "eval":
-        return "interrupted: re-run the same command to resume after the last finished task"
-    if command in _GO_ON:
+    if command in _RESUMES:
         return "interrupted: re-run the same command to resume"
     return "interrupted"
 

@@ -27,13 +27,13 @@ class SamplingProgress:
         total: rows of the whole pool.
         done: rows that were there already.
         verb: what is done to the rows.
-        show: False says nothing.
+        show: False prints nothing.
     """
 
     def __init__(self, total: int, done: int = 0, *, verb: str = "sampling", show: bool = True) -> None:
         self.total, self.done, self._first = total, done, done
         self.tokens = self.rejected = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._shown_at = time.monotonic()
         self._console = Console(stderr=True)
         self._verb = verb
         self._show = show
@@ -81,7 +81,7 @@ class SamplingProgress:
         self.rejected += rejected
         if self._bar:
             self._bar.update(self._task, completed=self.done, speed=self._speed())
-        elif self._show and time.monotonic() - self._said >= _LINE_EVERY_S:
+        elif self._show and time.monotonic() - self._shown_at >= _LINE_EVERY_S:
             self._say()
 
     def _speed(self) -> str:
@@ -89,7 +89,7 @@ class SamplingProgress:
         return f" {self.tokens_per_s:,.0f} tokens/s ·" if self.tokens else ""
 
     def _say(self) -> None:
-        self._said = time.monotonic()
+        self._shown_at = time.monotonic()
         fresh = self.done - self._first
         each = self.seconds / fresh if fresh else math.nan
         left = each * (self.total - self.done) if self.done < self.total else 0.0
@@ -104,13 +104,13 @@ class SamplingProgress:
 
 
 def ticking(rows: Iterable[T], verb: str) -> Iterator[T]:
-    """Yield `rows`, and say on stderr now and then how many there have been."""
-    began = said = time.monotonic()
+    """Yield `rows`, and print on stderr now and then how many there have been."""
+    began = shown_at = time.monotonic()
     for number, row in enumerate(rows, 1):
         yield row
         now = time.monotonic()
-        if now - said >= _LINE_EVERY_S:
-            said = now
+        if now - shown_at >= _LINE_EVERY_S:
+            shown_at = now
             print(f"{verb}: {number} rows, {_clock(now - began)} passed", file=sys.stderr)
 
 

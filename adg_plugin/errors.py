@@ -69,6 +69,11 @@ class MissingExtraError(ADGError):
     exit_code = 2
 
 
+def first_line(err: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class where it has none."""
+    return (str(err).strip() or type(err).__name__).splitlines()[0]
+
+
 def need(module: str, *, extra: str, why: str) -> ModuleType:
     """Return the imported optional `module`, or raise naming the extra that brings it.
 

@@ -55,7 +55,7 @@ def read_prompts(backbone: Backbone, count: int) -> list[Prompt]:
     pool = SHARED_POOL if SHARED_POOL.exists() else pool_paths()[-1]
     renderer = PromptRenderer(backbone.tokenizer, "auto", None)
     rows = (r for r in unique_rows(iter_records([DatasetSpec(path=str(pool))])) if isinstance(r, Row))
-    prompts = (r for r in renderer.render_many(rows) if isinstance(r, Rendered))
+    prompts = (r for _, r in renderer.render_many(rows) if isinstance(r, Rendered))
     decode = backbone.tokenizer.decode
     return [
         Prompt(r.id, r.token_ids, r.span, instruction=decode(r.token_ids[slice(*r.span)]))

@@ -26,12 +26,14 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override: adg.budget=500, max_steps=20.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Output; default the recipe's output_dir.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all that comes before a model, print the plan.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Select, then train on the selection. The last line on stdout is the folder of the trained model.
 
-    Interrupted, the same command goes on: the selection from its run folder, TRL's training from its last checkpoint
+    Re-run the same command to resume: the selection from its run folder, TRL's training from its last checkpoint
     (Axolotl's where its `auto_resume_from_checkpoints` says so). On an Axolotl YAML, what follows `--` goes to
     `axolotl train`.
     """
@@ -42,27 +44,28 @@ def run(
     passed = context.args
     if axolotl_run.is_axolotl(recipe):
         axolotl = axolotl_run.make_plan(recipe, set_ or [], out, passed)
-        if _shown(axolotl.lines(), dry_run):
-            folder = axolotl_run.run(axolotl)
-            print(json.dumps({"model": str(folder)}) if as_json else folder)
+        if dry_run:
+            print("\n".join(axolotl_run.dry_run(axolotl)))
+            return
+        _show(axolotl.lines())
+        folder = axolotl_run.run(axolotl)
+        print(json.dumps({"model": str(folder)}) if as_json else folder)
         return
     if passed:
         raise ConfigError([f"{' '.join(passed)}: adg run takes one recipe of TRL; change its keys with --set"])
     plan = recipe_run.make_plan(recipe, set_ or [], out)
-    if _shown(plan.lines(), dry_run):
-        summary = recipe_run.run(plan)
-        print_training(summary, _console)
-        print(json.dumps(summary) if as_json else summary["model"])
-
-
-def _shown(plan: list[str], dry_run: bool) -> bool:
-    """Show a plan, and return whether it is to be carried out."""
     if dry_run:
-        print("\n".join(plan))
-        return False
+        print("\n".join(recipe_run.dry_run(plan)))
+        return
+    _show(plan.lines())
+    summary = recipe_run.run(plan)
+    print_training(summary, _console)
+    print(json.dumps(summary) if as_json else summary["model"])
+
+
+def _show(plan: list[str]) -> None:
     for line in plan:
         _console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return True
 
 
 def sft(context: typer.Context) -> None:

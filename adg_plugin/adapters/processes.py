@@ -33,17 +33,32 @@ def parent_watchdog(folder: Path) -> Iterator[None]:
         StoreError: another command has the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _NAME)
-    try:
-        lock.acquire(timeout=_WAIT_S, poll_interval=_POLL_S)
-    except Timeout:
-        raise StoreError(f"{folder} is in use by another `adg run`: wait for it, or give another --out") from None
+    lock = _acquired(folder, timeout_s=_WAIT_S)
     os.environ[_VARIABLE] = str(folder / _NAME)
     try:
         yield
     finally:
         del os.environ[_VARIABLE]
         lock.release()
+
+
+def check_free(folder: Path) -> None:
+    """Validate that no other command has the output folder, which need not be there.
+
+    Raises:
+        StoreError: one has it.
+    """
+    if (folder / _NAME).exists():
+        _acquired(folder, timeout_s=0).release()
+
+
+def _acquired(folder: Path, *, timeout_s: float) -> FileLock:
+    lock = FileLock(folder / _NAME)
+    try:
+        lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
+    except Timeout:
+        raise StoreError(f"{folder} is in use by another `adg run`: wait for it, or give another --out") from None
+    return lock
 
 
 def follow() -> None:

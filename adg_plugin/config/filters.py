@@ -1,4 +1,4 @@
-"""The settings of which rows are rejected before anything is sampled. All filters are off unless they are named."""
+"""The settings of which rows are rejected before or after they are sampled. All filters are off unless named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _language_codes(value: Any) -> Any:
 
 
 class Filters(BaseModel):
-    """Which rows are rejected before they are sampled."""
+    """Which rows are rejected, before or after they are sampled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,8 +62,8 @@ class Filters(BaseModel):
     )
     underspecified: bool = Field(
         False,
-        description="Reject instructions that point to an input that is not there (`Summarize the following text.`). "
-        "English, and the plainest phrases of Spanish, German and French.",
+        description="Reject a row if more than half of its sampled answers ask for an input that is not there (`Please "
+        "provide the text`), by a few English phrases. What it overlooks: [method](method.md#filters).",
     )
     languages: Annotated[tuple[str, ...], BeforeValidator(_language_codes)] = Field(
         (),
@@ -92,6 +92,11 @@ class Filters(BaseModel):
     def asks_agreement(self) -> bool:
         """Whether the reference responses are to be fed to the model, too."""
         return self.min_agreement is not None or self.drop_least_agreeing is not None
+
+    @property
+    def looks_at_answers(self) -> bool:
+        """Whether a filter looks at the sampled answers."""
+        return self.underspecified or self.asks_agreement
 
     @field_validator("max_words", "max_answer_words")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -55,9 +55,19 @@ def _fix(error: ErrorDetails, schema: type[BaseModel], entries: Mapping[str, typ
         if isinstance(extra, dict) and "fix" in extra:
             return str(extra["fix"])
     if error["type"] == "literal_error":
-        expected = error.get("ctx", {}).get("expected", "")
-        choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
-        close = difflib.get_close_matches(str(error["input"]), choices, n=1)
-        return f"use {expected}" + (f"; did you mean `{close[0]}`?" if close else "")
+        return literal_fix(error["input"], error.get("ctx", {}).get("expected", ""))
     message = error["msg"]
     return _FIXES.get(error["type"]) or message[0].lower() + message[1:]
+
+
+def listed(values: Sequence[str]) -> str:
+    """Return the values as pydantic lists those that are expected: 'a', 'b' or 'c'."""
+    *first, last = map(repr, values)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def literal_fix(value: object, expected: str) -> str:
+    """Return what to write in the place of a value, and which of the expected ones is close to it."""
+    choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    return f"use {expected}" + (f"; did you mean `{close[0]}`?" if close else "")

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from importlib.metadata import entry_points
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from adg_plugin.config.messages import listed, literal_fix
 from adg_plugin.config.values import PathText
 from adg_plugin.errors import ConfigError
 
-Method = Literal["adg", "random", "longest", "ifd", "superfiltering", "zip", "mig", "scar"]
+BUILT_IN = ("adg", "random", "longest", "ifd", "superfiltering", "zip", "mig", "scar")
+ENTRY_POINTS = "adg_plugin.selectors"  # the group under which other packages bring selectors
+
+
+def known_methods() -> tuple[str, ...]:
+    """Return the names of the selectors of this package, then of those that installed packages bring."""
+    others = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return (*BUILT_IN, *sorted(others.difference(BUILT_IN)))
+
+
+def unknown_method(name: str) -> str:
+    """Return the sentence on a method that is not there."""
+    return f"method is {name!r}: {literal_fix(name, listed(known_methods()))}"
+
+
+def samples(method: str) -> bool:
+    """Return whether the settings of sampled answers are about this method: they are ADG's."""
+    return method == "adg"
+
+
+def _known(value: Any) -> Any:
+    if value not in BUILT_IN and value not in (known := known_methods()):
+        raise PydanticKnownError("literal_error", {"expected": listed(known)})
+    return value
+
+
+Method = Annotated[str, BeforeValidator(_known)]
 
 
 class MethodSettings(BaseModel):
@@ -22,7 +50,7 @@ class MethodSettings(BaseModel):
         "adg",
         description="What chooses: `adg`, or, to compare with, `random`; `longest` (reference answers); `ifd`; "
         "`superfiltering`; `zip`; `mig`; `scar`. All but `adg` choose from the whole pool, without bins, and draw no "
-        "answers.",
+        "answers. Or a selector that an installed package brings.",
     )
     small_model: PathText = Field(
         "gpt2", min_length=1, description="Model of `superfiltering`: folder, hub name, or `demo`."
@@ -64,8 +92,8 @@ class MethodSettings(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _scores_given_answers(cls, value: Method, info: ValidationInfo) -> Method:
-        if value != "adg" and (answers := info.data.get("answers")) is not None:
+    def _scores_given_answers(cls, value: str, info: ValidationInfo) -> str:
+        if not samples(value) and (answers := info.data.get("answers")) is not None:
             message = f"answers is {answers!r}, and only ADG scores answers: use method: adg, or leave answers out"
             raise PydanticCustomError("given_answers", "{message}", {"message": message})
         return value
@@ -79,5 +107,5 @@ class MethodSettings(BaseModel):
         Raises:
             ConfigError: another method does.
         """
-        if self.method != "adg":
+        if not samples(self.method):
             raise ConfigError([f"method is {self.method!r}: {what}; use method: adg"])

@@ -41,10 +41,12 @@ def settings_page() -> str:
             "",
             "## Keys of `filters`",
             "",
-            "All are off by default. Rows that they reject are in `rejected.jsonl`, each with value and limit. A "
-            "changed filter samples nothing again that is there, except that switching agreement on or off "
-            "(`min_agreement`, `drop_least_agreeing`) samples rows with an answer of their own again; other values of "
-            "the two do not. `adg score` scores every row it is given.",
+            "All are off by default. Rows that they reject are in `rejected.jsonl`, each with value and limit. "
+            "`underspecified`, `min_agreement` and `drop_least_agreeing` look at the sampled answers, and so are for "
+            "`method: adg` alone; all others reject rows before they are sampled. A changed filter samples nothing "
+            "again that is there, except that switching agreement on or off (`min_agreement`, `drop_least_agreeing`) "
+            "samples rows with a reference response again; other values of the two do not. `adg score` scores every "
+            "row it is given.",
             "",
             *_table(Filters.model_fields),
             "",

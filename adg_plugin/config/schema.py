@@ -21,7 +21,7 @@ from adg_plugin.config.engines import ScaleSettings
 from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.filters import Filters, OptionalFilters
 from adg_plugin.config.messages import sentence
-from adg_plugin.config.methods import MethodSettings
+from adg_plugin.config.methods import MethodSettings, samples
 from adg_plugin.config.sampling import SamplingSettings
 from adg_plugin.config.values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
 from adg_plugin.errors import ConfigError
@@ -100,7 +100,7 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
     )
     filters: OptionalFilters = Field(
         Filters(),
-        description="Which rows are rejected before they are sampled, such as `{min_words: 3}`. Default: none.",
+        description="Which rows are rejected, such as `{min_words: 3}`. Default: none.",
         json_schema_extra={"fix": "use a mapping, such as {min_words: 3, underspecified: true}"},
     )
 
@@ -195,9 +195,9 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
     @classmethod
     def _only_for_adg(cls, value: Any, info: ValidationInfo) -> Any:
         method = info.data.get("method", "adg")
-        if method != "adg" and (value in ("middle", "bottom") or getattr(value, "asks_agreement", False)):
-            name = "leave it out" if info.field_name == "subset" else "leave min_agreement and drop_least_agreeing out"
-            message = f"{name}, or use method: adg: {method} draws no answers"
+        if not samples(method) and (value in ("middle", "bottom") or getattr(value, "looks_at_answers", False)):
+            named = "it" if info.field_name == "subset" else "min_agreement, drop_least_agreeing and underspecified"
+            message = f"leave {named} out, or use method: adg: {method} draws no answers"
             raise PydanticCustomError("only_for_adg", "{message}", {"message": message})
         return value
 
@@ -236,7 +236,11 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
     @classmethod
     def of_run(cls, stored: Mapping[str, Any], *, source: str = "") -> ADGConfig:
         """Return the settings stored in a run folder, also by an older version; arguments and errors of `parse`."""
-        return cls.parse({**OLDER, **stored}, source=source)
+        known = {**OLDER, **stored}
+        if not samples(known.get("method", "adg")) and known.get("filters"):
+            # Once it looked at instructions, whatever the method; what it rejected is in the run folder.
+            known["filters"] = {**known["filters"], "underspecified": False}
+        return cls.parse(known, source=source)
 
     def updated(self, **changes: Any) -> ADGConfig:
         """Return a copy with `changes`, checked again."""

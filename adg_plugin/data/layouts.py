@@ -21,12 +21,8 @@ ACCEPTED_ROWS = (
 _TURN_COLUMNS = {"messages": ("messages",), "sharegpt": ("conversations", "conversation")}
 _ROLES = {
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("observation", "function_response"), "tool"),
 }
 
 
@@ -89,35 +85,35 @@ def is_blank(text: str) -> bool:
 
 def find_layout(data: Mapping[str, Any], spec: DatasetSpec) -> Layout | None:
     """Return the layout whose columns a row has, or None. With `type` named, only that one is looked for."""
-    candidates: dict[Layout, tuple[str, ...]] = {
-        "messages": _turn_columns("messages", spec),
-        "sharegpt": _turn_columns("sharegpt", spec),
-        "alpaca": (spec.field_instruction,),
-        "prompt_completion": (spec.field_prompt,),
-    }
+    candidates = _columns(spec)
     if spec.type != "auto":
         candidates = {spec.type: candidates[spec.type]}
     filled = {name for name, value in data.items() if not is_missing(value)}
-    for names in (
-        filled,
-        data.keys(),
-    ):  # a table of mixed layouts has every column, and leaves those of other rows empty
+    # A table of mixed layouts has every column, and leaves those of other rows empty.
+    for names in (filled, data.keys()):
         for layout, columns in candidates.items():
             if any(column in names for column in columns):
                 return layout
     return None
 
 
+def _columns(spec: DatasetSpec) -> dict[Layout, tuple[str, ...]]:
+    """Return the columns by which each layout is known, one of which a row has."""
+    return {
+        "messages": _turn_columns("messages", spec),
+        "sharegpt": _turn_columns("sharegpt", spec),
+        "alpaca": (spec.field_instruction,),
+        "prompt_completion": (spec.field_prompt,),
+    }
+
+
 def unknown_layout(data: Mapping[str, Any], spec: DatasetSpec) -> str:
     """Return the sentence that says why a row's columns are not understood and what to do."""
     columns = ", ".join(map(str, data)) or "none"
-    if spec.type == "alpaca":
-        return _no_column(spec.type, f"`{spec.field_instruction}`", columns, "field_instruction")
-    if spec.type == "prompt_completion":
-        return _no_column(spec.type, f"`{spec.field_prompt}`", columns, "field_prompt")
     if spec.type != "auto":
-        names = " or ".join(f"`{name}`" for name in _turn_columns(spec.type, spec))
-        return _no_column(spec.type, names, columns, "field_messages")
+        names = " or ".join(f"`{name}`" for name in _columns(spec)[spec.type])
+        key = {"alpaca": "field_instruction", "prompt_completion": "field_prompt"}.get(spec.type, "field_messages")
+        return f"type is {spec.type}, but there is no column {names} (columns: {columns}): set {key}"
     if "chosen" in data and "rejected" in data:
         hint = "`chosen` and `rejected` are preference pairs: keep the chosen answer, as `prompt` and `completion`"
     elif "input_ids" in data:
@@ -127,10 +123,6 @@ def unknown_layout(data: Mapping[str, Any], spec: DatasetSpec) -> str:
     else:
         hint = "or name your columns, such as field_instruction: question and field_output: answer"
     return f"unknown row format (columns: {columns}). Accepted: {ACCEPTED_ROWS}; {hint}"
-
-
-def _no_column(row_type: str, names: str, columns: str, key: str) -> str:
-    return f"type is {row_type}, but there is no column {names} (columns: {columns}): set {key}"
 
 
 def read_content(data: Mapping[str, Any], spec: DatasetSpec, layout: Layout) -> Content:
@@ -194,13 +186,8 @@ def _alpaca(data: Mapping[str, Any], spec: DatasetSpec) -> Content:
     given = "" if is_blank(given) else given
     user = {"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}
     output = data.get(spec.field_output)
-    return Content(
-        messages=(*_system(data, spec), user),
-        text=None,
-        instruction=instruction,
-        input=given,
-        reference=output if isinstance(output, str) else "",
-    )
+    reference = output if isinstance(output, str) else ""
+    return Content((*_system(data, spec), user), None, instruction, given, reference)
 
 
 def _system(data: Mapping[str, Any], spec: DatasetSpec) -> list[Message]:
@@ -264,8 +251,8 @@ def _turn(turn: Any, name: str, properties: Mapping[str, str]) -> Message:
     elif role == "user":
         raise UnusableRowError(Reason.NO_INSTRUCTION, f"{name}: a user turn without {content_key}")
     # Parquet gives every turn the keys of all turns; templates that test for a key must not find it.
-    others = {key: value for key, value in turn.items() if key not in (role_key, content_key) and value is not None}
-    return {**message, **{key: value for key, value in others.items() if key not in message}}
+    known = {role_key, content_key, *message}
+    return message | {key: value for key, value in turn.items() if key not in known and value is not None}
 
 
 def _joined_parts(content: Any, name: str) -> str:
@@ -277,9 +264,8 @@ def _joined_parts(content: Any, name: str) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         if kind != "text":
-            raise UnusableRowError(
-                Reason.UNSUPPORTED_CONTENT, f"{name} holds a part of type {kind!r}: only text is supported"
-            )
+            detail = f"{name} holds a part of type {kind!r}: only text is supported"
+            raise UnusableRowError(Reason.UNSUPPORTED_CONTENT, detail)
         texts.append(_text(part.get("text") if isinstance(part, Mapping) else part, f"{name}: text"))
     return "".join(texts)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,12 @@ from adg_plugin.data.templates import PromptText, Template, make_template
 from adg_plugin.errors import ConfigError
 
 _BATCH_ROWS = 256
+
+Item = TypeVar("Item")
+
+
+def _itself(row: Row | Rejection) -> Row | Rejection:
+    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +93,24 @@ class PromptRenderer:
 
     def render(self, row: Row) -> Rendered | Rejection:
         """Return the prompt of one row, or why it has none."""
-        return next(self.render_many([row]))
+        ((_, prompt),) = self.render_many([row])
+        return prompt
 
-    def render_many(self, rows: Iterable[Row]) -> Iterator[Rendered | Rejection]:
-        """Yield the prompt of each row, or why it has none, in order; the tokenizer gets many rows at a time."""
-        remaining = iter(rows)
+    def render_many(
+        self, items: Iterable[Item], row_of: Callable[[Any], Row | Rejection] = _itself
+    ) -> Iterator[tuple[Item, Rendered | Rejection]]:
+        """Yield each item with its prompt, or why it has none, in order; the tokenizer gets many rows at a time.
+
+        Args:
+            items: rows, or what travels with a row; one that is rejected already stays so.
+            row_of: gives an item's row.
+        """
+        remaining = iter(items)
         while batch := list(islice(remaining, _BATCH_ROWS)):
-            yield from self._render_batch(batch)
+            yield from zip(batch, self._render_batch(list(map(row_of, batch))), strict=True)
 
-    def _render_batch(self, rows: Sequence[Row]) -> Iterator[Rendered | Rejection]:
-        shown = [self._text(row) for row in rows]
+    def _render_batch(self, rows: Sequence[Row | Rejection]) -> Iterator[Rendered | Rejection]:
+        shown = [row if isinstance(row, Rejection) else self._text(row) for row in rows]
         texts = [prompt.text for prompt in shown if isinstance(prompt, PromptText)]
         tokens = iter(_Tokens.of(self._tokenizer, texts) if texts else ())
         for row, prompt in zip(rows, shown, strict=True):
@@ -106,19 +120,19 @@ class PromptRenderer:
             try:
                 yield self._rendered(row.id, prompt, next(tokens))
             except UnusableRowError as err:
-                yield _rejection(row, err)
+                yield Rejection.of(row, err.reason, err.detail)
 
     def _text(self, row: Row) -> PromptText | Rejection:
         try:
             prompt = self._template.render(row)
             prompt.text.encode()
         except UnusableRowError as err:
-            return _rejection(row, err)
+            return Rejection.of(row, err.reason, err.detail)
         except UnicodeEncodeError as err:
             detail = (
                 f"{err.object[err.start]!r} at character {err.start} of the prompt is half a character: repair the text"
             )
-            return _rejection(row, UnusableRowError(Reason.BAD_TEXT, detail))
+            return Rejection.of(row, Reason.BAD_TEXT, detail)
         return prompt
 
     def _rendered(self, row_id: str, prompt: PromptText, tokens: _Tokens) -> Rendered:
@@ -209,7 +223,3 @@ def _leading_tokens(tokenizer: Any) -> list[int]:
     full = list(tokenizer("text")["input_ids"])
     starts = [n for n in range(len(full) - len(plain) + 1) if full[n : n + len(plain)] == plain]
     return full[: starts[0]]
-
-
-def _rejection(row: Row, err: UnusableRowError) -> Rejection:
-    return Rejection(row.id, err.reason, err.detail, row.where, row.data)

@@ -98,6 +98,11 @@ class Rejection:
     where: str
     data: dict[str, Any]
 
+    @classmethod
+    def of(cls, row: Row | Rejection, reason: Reason, detail: str) -> Rejection:
+        """Return the rejection of a row that was read."""
+        return cls(row.id, reason, detail, row.where, row.data)
+
 
 def canonical_json(data: Mapping[str, Any]) -> str:
     """Return the same ASCII text for equal mappings, whatever the order of their keys.

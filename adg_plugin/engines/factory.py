@@ -17,7 +17,7 @@ from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedProm
 from adg_plugin.engines.forward.hidden_states import last_layers
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.models.loading import Backbone, Source, max_positions
+from adg_plugin.engines.models.loading import Backbone, Source, max_positions, need_quantization, pick_device
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.engines.one_pass.probe import one_pass_problem
 from adg_plugin.engines.split import SplitEngine
@@ -33,6 +33,7 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
     Raises:
         ADGError: the model, vLLM, or a server cannot be used as configured; nothing has been sampled then.
     """
+    check_requirements(config)
     if config.answers is not None:
         yield SplitEngine(GivenAnswers(), make_encoder(source.load(), config, longest=source.positions))
         return
@@ -52,11 +53,35 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
 @contextmanager
 def sampler_for(source: Source, config: ADGConfig) -> Iterator[Sampler]:
     """Yield what draws answers only, for an engine other than `hf`, and give back what it holds; raises likewise."""
+    check_requirements(config)
     sampler = make_sampler(source, config, None)
     try:
         yield sampler
     finally:
         sampler.close()
+
+
+def check_requirements(config: ADGConfig) -> None:
+    """Validate that what the engine of this process needs is installed and its device here, before a model loads.
+
+    Raises:
+        MissingExtraError: a package is missing.
+        ConfigError: vLLM cannot quantise as the settings ask.
+        ModelError: there is no such device.
+    """
+    if config.engine == "vllm":
+        from adg_plugin.engines.vllm.in_process import import_vllm, quantization
+
+        import_vllm()
+        quantization(config)
+        return
+    if config.engine == "vllm-server":
+        from adg_plugin.engines.vllm.server import need_clients
+
+        need_clients()
+    pick_device(config.device)
+    if config.load_in_4bit:
+        need_quantization()
 
 
 def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None) -> Sampler:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from adg_plugin.engines.encode.shared_prompt import encoded_one_by_one
 from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.forward.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import stream_keys
+from adg_plugin.engines.models.inference_state import replaced
 from adg_plugin.store.records import Answer, Prompt, RowResult
 
 
@@ -36,7 +36,7 @@ class GenerateEngine:
     @torch.no_grad()
     def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
         """Yield one result per prompt, in their order."""
-        with generation_config(self.model, self._settings()):
+        with replaced(self.model, generation_config=self._settings()):
             for prompt in prompts:
                 try:
                     yield self._row(prompt)
@@ -56,7 +56,7 @@ class GenerateEngine:
             max_new_tokens=self.config.max_new_tokens,
             eos_token_id=self._eos,
             pad_token_id=self._eos[0],
-            remove_invalid_values=True,  # sampling must not die of NaN: the row's vectors tell
+            remove_invalid_values=True,  # sampling must not die of NaN: the row's vectors show it
         )
 
     def _row(self, prompt: Prompt) -> RowResult:
@@ -98,14 +98,3 @@ class GenerateEngine:
                 text = str(self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
                 answers.append(Answer(tokens, text, "eos" if len(ends) else "length"))
         return answers
-
-
-@contextmanager
-def generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    """Put `settings` in the place of the model's own, from which `generate` would fill in what they leave open."""
-    before = model.generation_config
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = before

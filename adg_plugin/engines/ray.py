@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ADGError, ModelError, need
+from adg_plugin.errors import ADGError, ModelError, first_line, need
 from adg_plugin.store.parts import to_results, to_table
 from adg_plugin.store.records import Prompt, RowResult
 
@@ -24,6 +24,17 @@ _ROWS_AT_ONCE = 1 << 17
 
 
 _OWN_ERRORS = f"{ADGError.__module__}."
+
+
+def need_ray() -> Any:
+    """Return Ray.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    ray = need("ray", extra="ray", why="executor: ray")
+    need("ray.data", extra="ray", why="executor: ray")
+    return ray
 
 
 class RayEngine:
@@ -42,8 +53,7 @@ class RayEngine:
     """
 
     def __init__(self, config: ADGConfig, identity: str, *, embed: bool = True) -> None:
-        self._ray = need("ray", extra="ray", why="executor: ray")
-        need("ray.data", extra="ray", why="executor: ray")
+        self._ray = need_ray()
         self._config, self._identity, self._embed = config, identity, embed
         if not self._ray.is_initialized():
             try:
@@ -54,12 +64,11 @@ class RayEngine:
                     configure_logging=False,
                 )
             except (ConnectionError, ValueError, RuntimeError) as err:
-                text = str(err).strip().splitlines()[0]
                 if config.ray_address is None:
-                    raise ADGError(f"Ray cannot be started on this machine: {text}") from err
+                    raise ADGError(f"Ray cannot be started on this machine: {first_line(err)}") from err
                 raise ADGError(
-                    f"ray_address is {config.ray_address!r}: there is no such cluster ({text}); start one with "
-                    "`ray start --head`, or leave ray_address out"
+                    f"ray_address is {config.ray_address!r}: there is no such cluster ({first_line(err)}); start "
+                    "one with `ray start --head`, or leave ray_address out"
                 ) from err
 
     def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.answer_file import MIN_ANSWERS, AnswerFile, counted
 from adg_plugin.data.layouts import Reason, UnusableRowError, is_blank
 from adg_plugin.data.prompts import Rendered
-from adg_plugin.data.rows import Row
+from adg_plugin.data.rows import Rejection, Row
 from adg_plugin.store.records import Answer
 
 
@@ -93,19 +94,27 @@ class AnswerRules:
         return notes
 
 
+@dataclass(frozen=True, slots=True)
 class Given:
-    """The given answers of a pool's rows.
+    """The given answers of a pool's rows: where they are, and what counts of them."""
 
-    Args:
-        file: where they are.
-        rules: what counts of them.
-        notes: gets sentences for the user when all rows of the pool have been seen.
-    """
+    file: AnswerFile
+    rules: AnswerRules
 
-    def __init__(self, file: AnswerFile, rules: AnswerRules, notes: list[str]) -> None:
-        self._file, self._rules, self._notes = file, rules, notes
-        self.know, self.texts, self.answers = file.know, file.texts, rules.answers
+    def answers(self, row: Row | Rejection, prompt: Rendered | Rejection) -> tuple[Answer, ...] | Rejection:
+        """Return the answers of a row that count, or why it cannot be scored; takes every row of the pool once.
 
-    def finish(self) -> None:
-        """Write the notes."""
-        self._notes += [*self._file.notes(), *self._rules.notes()]
+        Rejected rows, too: answers to such a row are answers to a row of the pool, and not left over in the file.
+        """
+        if isinstance(row, Rejection):
+            self.file.know(row.id)
+            return row
+        try:
+            texts = self.file.texts(row)
+            return prompt if isinstance(prompt, Rejection) else self.rules.answers(texts, row, prompt)
+        except UnusableRowError as err:
+            return Rejection.of(row, err.reason, err.detail)
+
+    def notes(self) -> list[str]:
+        """Return sentences about the rows seen so far."""
+        return [*self.file.notes(), *self.rules.notes()]

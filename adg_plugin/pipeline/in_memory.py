@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig, DatasetSpec
 from adg_plugin.data.rows import Row, canonical_json, unique_rows
 from adg_plugin.data.sources import iter_memory
@@ -15,6 +16,7 @@ from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.pipeline.ranks import SingleProcess, Team
 from adg_plugin.pipeline.run import Selection, run_selection
 from adg_plugin.pipeline.stage import Pool, memory_spec
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store.keys import FOUR_BIT
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def select_dataset(
         ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
     """
     settings = config if isinstance(config, ADGConfig) else ADGConfig.parse(config or {})
-    run_dir = Path(output_dir or settings.output_dir or "runs/selection")
+    run_dir = Path(run_folder(output_dir, settings.output_dir))
     chosen = choose_in_memory(dataset, model, processing_class, settings, run_dir, show_progress=show_progress)
     return dataset.select(positions(dataset, chosen.ids, memory_spec(settings)))
 
@@ -89,7 +91,7 @@ def choose_in_memory(
     with ExitStack() as stack:
         backbone = stack.enter_context(inference_state(model))
         settings = with_model_of(config, backbone, training)
-        source = Source.loaded(backbone, tokenizer, settings)
+        source = Source.loaded(backbone, tokenizer, settings, asked=selector(settings.method).asks_backbone)
         if settings.dtype not in ("auto", _dtype_of(backbone)):
             source = stack.enter_context(cast_when_loaded(source, getattr(torch, settings.dtype)))
         return run_selection(

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, StoreError
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.parts import results_of
+from adg_plugin.store.lookup import results_of
 from adg_plugin.store.records import Prompt
 from adg_plugin.store.staging import row_digest
 
@@ -70,9 +71,7 @@ def refuse_for_teams(config: ADGConfig, team: Team) -> None:
     problems = []
     if config.executor == "ray":
         config.refuse_other_methods("only ADG samples on Ray's workers")
-    measures = config.method in ("ifd", "superfiltering", "scar")
-    measures |= config.method == "mig" and bool(config.tagger or config.quality_scorer)
-    if team.size > 1 and measures:
+    if team.size > 1 and not selector(config.method).shares_work(config):
         problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
     if team.size > 1 and config.executor != "inline":
         problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError, DataError, StoreError
+from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.pipeline.checks import other_answers, refuse_other_answers, refuse_unfit
 from adg_plugin.pipeline.ranks import SingleProcess, Team, merge_rank_results, refuse_for_teams
 from adg_plugin.pipeline.stage import Pool, pool_counts, stage_pool
 from adg_plugin.pipeline.training_rows import write_training_rows
-from adg_plugin.selectors.dispatch import decide, fill_measures
+from adg_plugin.selectors.base import Task
+from adg_plugin.selectors.registry import package_of, selector
 from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.reader import SELECTED, Counts
 from adg_plugin.store.versions import versions
@@ -104,7 +107,7 @@ def select(
     settings = settings.updated(**changes) if changes else settings
     if rows is None and not settings.datasets:
         raise ConfigError([NO_POOL])
-    where = str(output_dir or settings.output_dir or "runs/selection")
+    where = run_folder(output_dir, settings.output_dir)
     if "://" in where:
         raise ConfigError([f"output_dir is {where!r}: only `adg select --out` takes URLs; give a folder"])
     run_dir = Path(where)
@@ -133,11 +136,10 @@ def run_selection(
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.pipeline.sample import fill
 
-    if config.budget_per_dataset is not None:
-        raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     began = time.monotonic()
     team = team or SingleProcess()
-    refuse_for_teams(config, team)
+    refuse_unfit(config, team)
+    chooser = selector(config.method)
     source = source or Source.configured(config)
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with ExitStack() as stack:
@@ -145,12 +147,12 @@ def run_selection(
             run = stack.enter_context(RunFolder.open(run_dir)) if team.rank == 0 else None
             if run is not None:
                 prepare(run, pool, config, source, recipe, own=own)
-        if config.method == "adg":
+        stats: dict[str, Any] = {"rows": 0}
+        if chooser.samples_answers:
             stats = fill(("sample", "embed"), run, run_dir, config, source, team, show=show_progress)
         with team.barrier("choosing"):
             if run is not None:
-                if config.method != "adg":
-                    stats = fill_measures(run, config, source, show=show_progress)
+                stats |= chooser.fill(run, config, source, show=show_progress)
                 about = {"stats": stats, "began": began}
                 selection = choose(run, config, recipe, about, source, show_progress=show_progress)
         found = team.broadcast({"ids": selection.ids, "manifest": selection.manifest} if run is not None else None)
@@ -192,7 +194,7 @@ def run_stage(
             if run is not None and stage == "sample":
                 prepare(run, Pool.of(config), config, source, recipe, own=False)
             elif run is not None:
-                _refuse_other_answers(run, config, recipe)
+                refuse_other_answers(run, config, recipe)
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
         counts = team.broadcast(asdict(run.counts()) if run is not None else None)
     return Counts(**counts)
@@ -210,8 +212,8 @@ def prepare(
         ADGError: as `run_selection`; in particular a DataError where no row can be sampled.
     """
     if own:
-        _refuse_other_answers(run, config, recipe)
-    elif other := _other_answers(run, config, recipe):
+        refuse_other_answers(run, config, recipe)
+    elif other := other_answers(run, config, recipe):
         differing = ", ".join(other.values())
         logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
@@ -230,25 +232,6 @@ def prepare(
                 f"{where}"
             )
         raise DataError(f"none of the {counts.rejected} rows can be sampled ({told}): see {where}")
-
-
-def _refuse_other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
-    if told := _other_answers(run, config, recipe):
-        back = "" if "version" in told else "go back to that, "
-        raise StoreError(
-            f"run folder {run.path} was made with {', '.join(told.values())}: {back}give another folder, or delete "
-            "this one"
-        )
-
-
-def _other_answers(run: RunFolder, config: ADGConfig, recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Return how the answers in a run folder came of other settings or another model, by setting."""
-    stored = run.read_config()
-    told = keys.differences(stored.get("recipe", recipe), recipe)
-    if "model" in told:
-        model = f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)"
-        told = {"model": model, **{name: text for name, text in told.items() if name != "model"}}
-    return told
 
 
 def choose(
@@ -271,14 +254,16 @@ def choose(
         DataError: no row can be chosen.
     """
     pool = pool_counts(run)
-    decision = decide(run, config, source, pool.unique, about["stats"].pop("skipped", None), show=show_progress)
+    chooser = selector(config.method)
+    skipped = about["stats"].pop("skipped", {})
+    decision = chooser.decide(Task(run, config, source, pool.unique, skipped, show=show_progress))
     reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
     if not decision.ids:
         told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         where = run.path / "rejected.jsonl"
-        if config.method == "adg":
+        if chooser.samples_answers:
             raise DataError(f"none of the {pool.candidates} sampled rows can be scored ({told}): see {where}")
-        raise DataError(f"none of the {pool.candidates} rows can be chosen by {config.method} ({told}): see {where}")
+        raise DataError(f"none of the {pool.candidates} rows can be chosen by {chooser.name} ({told}): see {where}")
     run.write_scores(decision.table)
     path = run.write_selected(decision.ids)
     if source is not None:
@@ -301,7 +286,7 @@ def choose(
         "warnings": [*run.staged_notes(), *decision.warnings],
         "config": config.model_dump(mode="json"),
         "recipe": dict(recipe),
-        "versions": versions(),
+        "versions": {**versions(), **package_of(config.method)},
     }
     for sentence in decision.warnings:
         logger.warning("%s", sentence)

@@ -12,18 +12,14 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines import factory
 from adg_plugin.engines.base import Engine
-from adg_plugin.engines.forward.results import OUT_OF_MEMORY, TRANSIENT
+from adg_plugin.engines.failures import FailureGuard
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.ray import RayEngine
 from adg_plugin.engines.split import SplitEngine
-from adg_plugin.errors import ConfigError, OutOfMemoryError, ServerError, StoreError
-from adg_plugin.pipeline.non_finite import NonFiniteGuard
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.pipeline.ranks import Team, is_mine, merge_rank_results, my_windows, open_share
 from adg_plugin.store import RunFolder, RunReader, keys
-from adg_plugin.store.records import Prompt, RowResult, Sampled
-
-_UNFIT_ROWS = 3  # without memory, or refused, one after the other: then it is not the rows
-
+from adg_plugin.store.records import Prompt, Sampled
 
 Stage = Literal["sample", "embed"]
 
@@ -125,8 +121,7 @@ def _fill_answers(
         show: report progress on stderr.
 
     Raises:
-        NumericalError: most rows of a batch give NaN or infinity.
-        OutOfMemoryError, ServerError: several consecutive rows do not fit even at batch size 1, or are refused.
+        NumericalError, OutOfMemoryError, ServerError: as `FailureGuard.watched`.
     """
     counts = pool.counts()
     pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
@@ -137,8 +132,10 @@ def _fill_answers(
     total = counts.prompts if team.size == 1 else known + pending
     windows = my_windows(pool, team)
     if draws_first(config) or (config.engine != "hf" and not embed):
+        guard = _guard()
         with _sampler(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
-            for result in _watched(sampler.run(chain.from_iterable(windows)), progress, stats):
+            found = sampler.run(guard.taking(chain.from_iterable(windows)))
+            for result in guard.watched(found, progress, stats):
                 to.append_sample(result)
     else:
         verb = "sampling" if config.answers is None else "embedding"
@@ -175,20 +172,16 @@ def sample(
 ) -> None:
     """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
 
-    A row that is rejected for a passing reason is not stored: it has no result, and the next run tries it again.
-
     Args:
-        stats: gets `skipped`, the reason of each row that is not stored, by id.
+        stats: gets `skipped`, see `FailureGuard.watched`.
 
     Raises:
-        NumericalError: most rows of a batch give NaN or infinity.
-        OutOfMemoryError, ServerError: several consecutive rows do not fit even at batch size 1, or are refused.
+        NumericalError, OutOfMemoryError, ServerError: as `FailureGuard.watched`.
     """
-    guard, in_turn = NonFiniteGuard(), not isinstance(engine, SplitEngine | RayEngine)
+    guard = _guard(in_turn=not isinstance(engine, SplitEngine | RayEngine))
     found = engine.run(guard.taking(_by_length(windows)))
-    for result in _watched(found, progress, {} if stats is None else stats, guard, in_turn=in_turn):
+    for result in guard.watched(found, progress, {} if stats is None else stats):
         run.append(result)
-    guard.finish()
 
 
 def _fill_vectors(
@@ -206,11 +199,10 @@ def _fill_vectors(
     recipe = keys.digest(keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids))
     rows = chain.from_iterable(pool.sampled_windows())
     mine = (_checked(row, recipe, pool) for row in rows if team.size == 1 or is_mine(row.prompt, team))
-    guard = NonFiniteGuard()
+    guard = _guard()
     with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
-        for result in _watched(encoder.run(guard.taking(mine)), progress, stats, guard):
+        for result in guard.watched(encoder.run(guard.taking(mine)), progress, stats):
             to.append(result)
-        guard.finish()
     return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
@@ -228,43 +220,13 @@ def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
     return row
 
 
-def _watched(
-    results: Iterable[RowResult],
-    progress: SamplingProgress,
-    stats: dict[str, Any],
-    guard: NonFiniteGuard | None = None,
-    *,
-    in_turn: bool = False,
-) -> Iterator[RowResult]:
-    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong.
-
-    Args:
-        in_turn: the results come in the order in which the engine ended the rows.
-    """
-    unfit = stored = 0
-    for result in results:
-        if result.reason in TRANSIENT:
-            unfit += 1
-            stats.setdefault("skipped", {})[result.id] = result.reason
-            # Most engines hand rows over in chunks, those that failed together: there, only many mean something.
-            if unfit >= _UNFIT_ROWS and (in_turn or unfit > stored):
-                _give_up(result.reason)
-        else:
-            stored += 1
-            unfit = 0 if in_turn else unfit
-            yield result
-        progress.add(result.num_tokens, rejected=result.reason is not None)
-        if guard is not None:
-            guard.add(result)
-
-
-def _give_up(reason: str) -> None:
-    if reason == OUT_OF_MEMORY:
-        raise OutOfMemoryError(
-            f"out of memory on {_UNFIT_ROWS} consecutive rows at batch size 1: free the device, lower max_new_tokens "
-            "or max_prompt_tokens, or use load_in_4bit. What is sampled is kept"
-        )
-    raise ServerError("most rows were refused; the warnings say why. What is sampled is kept")
+def _guard(*, in_turn: bool = False) -> FailureGuard:
+    return FailureGuard(
+        memory="free the device, lower max_new_tokens or max_prompt_tokens, or use load_in_4bit",
+        numbers="set dtype to bfloat16 or float32 (float16 overflows in many models), or check the model's weights",
+        kept="What is sampled is kept",
+        in_turn=in_turn,
+    )
 
 
 def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:

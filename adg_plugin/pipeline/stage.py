@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import tee
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.answer_file import AnswerFile, answers_fingerprint
 from adg_plugin.data.filters import RowFilters, row_settings
 from adg_plugin.data.filters.agreement import ReferenceResponses
-from adg_plugin.data.layouts import UnusableRowError
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Reason, Rejection, Row, row_json, unique_rows
 from adg_plugin.data.sources import Record, iter_memory, iter_records, pool_fingerprint
@@ -127,15 +126,15 @@ def stage_pool(
         logger.info("the pool is staged already")
         return
     renderer = PromptRenderer(tokenizer, config.template, _limit(config, positions), config.truncate)
-    own, filters = ReferenceResponses.of(config, tokenizer), RowFilters(config.filters)
+    filters, own = RowFilters(config.filters), ReferenceResponses.of(config, tokenizer)
+    walk = partial(_staged, pool, renderer, filters, own, keys.digest(recipe))
     if config.answers is None:
-        run.stage_prompts(_staged(pool, renderer, filters, own, keys.digest(recipe)), digest=digest)
+        run.stage_prompts(walk(), digest=digest)
         return
     notes: list[str] = []
     with closing(AnswerFile.read(config)) as file:
-        given = Given(file, AnswerRules(config, tokenizer, positions), notes)
-        rows = _staged(pool, renderer, filters, own, keys.digest(recipe), given)
-        run.stage_prompts(rows, digest=digest, notes=notes, given=True)
+        given = Given(file, AnswerRules(config, tokenizer, positions))
+        run.stage_prompts(walk(given, notes), digest=digest, notes=notes, given=True)
 
 
 def _limit(config: ADGConfig, positions: int | None) -> PromptLimit:
@@ -181,50 +180,41 @@ def _staged(
     own: ReferenceResponses,
     recipe: bytes,
     given: Given | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[StagedRow | StoredRejection]:
-    """Yield every record once, as a prompt or as a rejection; order is kept among the prompts.
+    """Yield every record once, as a prompt or as a rejection, in the pool's order.
 
-    The filters see only rows that could be sampled: a row without a prompt cannot stand for its near-duplicates.
+    A row that is rejected goes on with its reason, and no later step looks at it. The filters see only rows that could
+    be sampled: a row without a prompt cannot stand for its near-duplicates.
+
+    Args:
+        given: answers that somebody else generated,
+        notes: which gets sentences about them after the last row.
     """
-    rejected: list[Rejection] = []
-    rows, rendered_of = tee(_usable(unique_rows(pool.records), rejected, pool.for_training))
-
-    def unusable() -> Iterator[StoredRejection]:
-        for rejection in rejected:
-            if given is not None:
-                given.know(rejection.id)
-            yield _stored(rejection)
-        rejected.clear()
-
-    for row, rendered in zip(rows, renderer.render_many(rendered_of), strict=True):
-        yield from unusable()
-        answers = None
-        try:
-            # First of all: answers to a row that is rejected are answers to a row of the pool, too.
-            texts = None if given is None else given.texts(row)
-            if not isinstance(rendered, Rejection) and given is not None and texts is not None:
-                answers = given.answers(texts, row, rendered)
-        except UnusableRowError as err:
-            rendered = Rejection(row.id, err.reason, err.detail, row.where, row.data)
-        if isinstance(rendered, Rejection):
-            yield _stored(rendered)
+    rows = unique_rows(pool.records)
+    if pool.for_training:
+        rows = map(_with_an_answer, rows)
+    for row, prompt in renderer.render_many(rows):
+        answers = None if given is None else given.answers(row, prompt)
+        if isinstance(answers, Rejection):
+            yield _stored(answers)
+        elif isinstance(row, Rejection):
+            yield _stored(row)
+        elif isinstance(prompt, Rejection):
+            yield _stored(prompt)
         elif (filtered := filters.rejection(row)) is not None:
             yield _stored(filtered)
         else:
-            yield _staged_row(row, rendered, own, recipe, answers)
-    yield from unusable()
-    if given is not None:
-        given.finish()
+            yield _staged_row(row, prompt, own, recipe, answers)
+    if given is not None and notes is not None:
+        notes += given.notes()
 
 
-def _usable(rows: Iterable[Row | Rejection], rejected: list[Rejection], for_training: bool) -> Iterator[Row]:
-    for row in rows:
-        if isinstance(row, Rejection):
-            rejected.append(row)
-        elif for_training and row.answer() is None:
-            rejected.append(Rejection(row.id, Reason.NO_ANSWER, _NO_ANSWER, row.where, row.data))
-        else:
-            yield row
+def _with_an_answer(row: Row | Rejection) -> Row | Rejection:
+    """Return the row, rejected where there is nothing to train on."""
+    if isinstance(row, Rejection) or row.answer() is not None:
+        return row
+    return Rejection.of(row, Reason.NO_ANSWER, _NO_ANSWER)
 
 
 def _staged_row(

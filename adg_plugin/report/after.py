@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def offer_report(run_dir: Path) -> Path | None:
-    """Write the report into a run folder and return its path; None where it cannot be made, which is said."""
+    """Write the report into a run folder and return its path; None, after a warning, where it cannot be made."""
     path = run_dir / REPORT
     try:
         path.unlink(missing_ok=True)  # of an earlier choice

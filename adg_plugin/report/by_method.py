@@ -14,21 +14,22 @@ from adg_plugin.report import figures
 from adg_plugin.report.drawn import compositions, lengths
 from adg_plugin.report.facets import Facets
 from adg_plugin.report.figures import Figure, Floats
-from adg_plugin.selectors.columns import PART_MEANINGS, part_names
+from adg_plugin.selectors.base import Selector
+from adg_plugin.selectors.columns import part_names
 
 _STEPS = 2_000  # points of a line
 _LENGTHS = ("reference_tokens",)  # of which the words of the reference tell the same
 
 
 def method_figures(
-    table: pa.Table, facets: Facets, method: str, composition: dict[str, Any], sampled: Collection[str]
+    table: pa.Table, facets: Facets, chooser: Selector, composition: dict[str, Any], sampled: Collection[str]
 ) -> list[Figure]:
     """Return the figures, in their order on the page; a number that is the same everywhere has none.
 
     Args:
         table: of scores, N rows.
         facets: of the same rows.
-        method: that chose.
+        chooser: the selector.
         composition: by facet, its values and their rows.
         sampled: facets of which a sample is known.
     """
@@ -36,10 +37,10 @@ def method_figures(
     found = []
     score = table["score"].to_numpy()
     # Random numbers say nothing of the rows, and a method that goes step by step scores only what it chose.
-    if method != "random" and not np.isnan(score).any() and np.ptp(score) > 0:
+    if not chooser.random_scores and not np.isnan(score).any() and np.ptp(score) > 0:
         found.append(_scores(score, chosen))
     for name in part_names(table):
-        values, title = table[name].to_numpy().astype(np.float64), PART_MEANINGS.get(name, name)
+        values, title = table[name].to_numpy().astype(np.float64), chooser.part_meanings.get(name, name)
         known = ~np.isnan(values)
         if name in _LENGTHS or not known.any() or np.ptp(values[known]) == 0:
             continue

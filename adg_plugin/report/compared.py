@@ -10,7 +10,7 @@ from typing import Any
 from adg_plugin.errors import StoreError
 from adg_plugin.report.figures import CHOSEN, Figure, chart
 from adg_plugin.report.side_files import COMPARE, format_chance, read_comparison
-from adg_plugin.selectors.own_settings import CHOICE_SETTINGS
+from adg_plugin.selectors.registry import choice_settings
 from adg_plugin.store import RunReader
 
 _PALE, _DEEP, _INK = "#eaf0fd", "#17408f", "#1d232d"  # the cells are the same on white and on black
@@ -152,7 +152,7 @@ def _beside(found: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any
 
 def _of_choice(config: Mapping[str, Any]) -> dict[str, Any]:
     filters = {f"filters.{key}": value for key, value in (config.get("filters") or {}).items()}
-    return {**{key: config.get(key) for key in CHOICE_SETTINGS}, **filters}
+    return {**{key: config.get(key) for key in choice_settings()}, **filters}
 
 
 def overlaps(comparison: dict[str, Any]) -> Figure:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from adg_plugin.report.explain import Explanation
 from adg_plugin.report.explain_method import MethodExplanation
-from adg_plugin.selectors.columns import PART_MEANINGS, SCORE_MEANINGS, printable, shown
+from adg_plugin.selectors.columns import printable, shown
 
 _LONGEST = 1200  # characters of a text
 
@@ -60,12 +60,13 @@ def _numbers(about: Explanation) -> Table:
 
 def _parts(about: MethodExplanation) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("method", about.method, "")
+    table.add_row("method", about.chooser.name, "")
     for name, value in about.parts.items():
-        table.add_row(name, shown(value), PART_MEANINGS.get(name, ""))
-    table.add_row("score", shown(about.score), SCORE_MEANINGS[about.method])
+        table.add_row(name, shown(value), about.chooser.part_meanings.get(name, ""))
+    table.add_row("score", shown(about.score), about.chooser.score_meaning)
     if about.rank is None:
-        table.add_row("rank", "none", f"{about.method} never came to the row")
+        why = "never came to the row" if about.chooser.stepwise else "gave it no score"
+        table.add_row("rank", "none", f"{about.chooser.name} {why}")
     else:
         table.add_row("rank", f"{about.rank:,} of {about.rows:,}", "1 is the best")
     return table

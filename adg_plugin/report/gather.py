@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters.near_duplicates import NearDuplicates, text_shingles
@@ -25,8 +26,8 @@ from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure
 from adg_plugin.report.side_files import COMPARE
 from adg_plugin.scoring.jackknife import calibrated
-from adg_plugin.scoring.score import eligible
 from adg_plugin.scoring.stability import Stability, stability_of
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import Geometry, Rejection, RunFolder, RunReader
 from adg_plugin.store.finished import check_answers, finished
 from adg_plugin.store.stats import seconds_of
@@ -77,7 +78,8 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     config = finished(run)
     assert manifest is not None
     table = run.scores()
-    drawn = _Drawn.of(run, table, config) if config.method == "adg" else None
+    chooser = selector(config.method)
+    drawn = _Drawn.of(run, table, config) if chooser.by_divergence else None
     rng = np.random.default_rng(config.seed)
     ids, chosen = table["id"].to_pylist(), table["chosen"].to_numpy()
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], _CHARACTERS)
@@ -114,7 +116,7 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     shown = (
         all_figures(table, drawn.vectors, facets, manifest, drawn.medians, *made_of, rng)
         if drawn
-        else method_figures(table, facets, config.method, *made_of)
+        else method_figures(table, facets, chooser, *made_of)
     )
     return Gathered(about, (*shown, *beside.figures), columns, texts, _rejected(run.rejections()))
 
@@ -167,7 +169,8 @@ class _Drawn:
     def of(cls, run: RunReader, table: pa.Table, config: ADGConfig) -> _Drawn:
         geometry = run.geometry()
         check_answers(run, geometry)
-        geometry = eligible(geometry, config)
+        scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=table["id"]).to_numpy(zero_copy_only=False)
+        geometry = geometry.without(~scored, ())  # rows that a filter on the answers has rejected
         return cls(geometry.prompt_vectors, *_quadrants(table), _stability(table, geometry, config))
 
 

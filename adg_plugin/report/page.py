@@ -15,6 +15,7 @@ from adg_plugin import __version__
 from adg_plugin.errors import need
 from adg_plugin.report.figures import described
 from adg_plugin.report.gather import Gathered
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store.files import replacing, writing
 
 LARGEST = 9_500_000  # bytes of the file
@@ -62,7 +63,7 @@ def _title(summary: dict[str, Any]) -> str:
     method, run = summary["method"], summary["run"]
     if method is None:
         return f"Comparison of methods: {run}"
-    return f"ADG selection {run}" if method == "adg" else f"Selection by {method}: {run}"
+    return selector(method).title(run)
 
 
 def _escaped(text: str) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adg_plugin.selectors.columns import by_rank, part_names, plain, printable, shown
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
 
 _EXAMPLES = 5
@@ -28,17 +29,17 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
     if manifest is None:
         console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False, markup=False)
         return
-    rows, method = manifest["rows"], manifest["config"].get("method", "adg")
+    rows, chooser = manifest["rows"], selector(manifest["config"].get("method", "adg"))
     rejected = sum(rows["rejected"].values())
     reasons = ", ".join(f"{name} {count}" for name, count in rows["rejected"].items())
     console.print(
         f"[bold]{rows['selected']}[/] of {rows['scored']} scored rows chosen "
-        + (f"from {rows['bins']} bins" if method == "adg" else f"by {method}")
+        + (f"from {rows['bins']} bins" if chooser.by_divergence else f"by {chooser.name}")
         + f"; pool {rows['pool']}, rejected {rejected}"
         + (f" ({reasons})" if reasons else ""),
         highlight=False,
     )
-    if method == "adg":
+    if chooser.by_divergence:
         console.print(_parts(manifest["score"]))
         _print_examples(run, console, examples)
     else:

@@ -114,9 +114,6 @@ def centred_spectrum(gram: AnyFloats) -> Floats:
     Returns:
         (N, K), each >= 0; a row sums to K * dispersion.
 
-    Raises:
-        ValueError: as `centre`.
-
     Source: arXiv 2604.10448.
     """
     return _spectrum(centre(gram))
@@ -133,9 +130,6 @@ def dispersion(gram: AnyFloats) -> Floats:
     Returns:
         (N,), in [0, 1].
 
-    Raises:
-        ValueError: as `centre`.
-
     Source: arXiv 2604.10448.
     """
     return _dispersion(centre(gram))
@@ -150,9 +144,6 @@ def anisotropy(gram: AnyFloats) -> Floats:
     Returns:
         (N,), in [0, 1 - 1/(K-1)]; 0 where the trace is below 1e-12.
 
-    Raises:
-        ValueError: as `centre`.
-
     Source: arXiv 2604.10448.
     """
     return _anisotropy(_centred(_checked(gram, fewest=3)))
@@ -163,9 +154,6 @@ def parts(grams: AnyFloats) -> Parts:
 
     Args:
         grams: (N, K, K) inner products of unit answer vectors, any float type; K >= 3.
-
-    Raises:
-        ValueError: as `centre`.
     """
     spread, directions = np.empty(len(grams)), np.empty(len(grams))
     for start in range(0, len(grams), _BLOCK_ROWS):

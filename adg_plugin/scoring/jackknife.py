@@ -42,7 +42,7 @@ class Calibrated:
     Attributes:
         of_pool: by the rows' numbers.
         of_equal_rows: of simulated rows that all have the same distribution of answers: how much the estimates scatter
-            where nothing but luck tells rows apart.
+            where rows differ by sampling noise alone.
         num_answers: (N,) K of each row.
     """
 

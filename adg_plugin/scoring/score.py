@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from adg_plugin.config.filters import Filters
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters.agreement import DISAGREES, details, least_agreeing
+from adg_plugin.data.filters.underspecified import underspecified
+from adg_plugin.data.layouts import Reason
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.scoring.geometry import Balance, balance, combine, parts
 from adg_plugin.scoring.quota import Choice, choose, resolve_budget
-from adg_plugin.store import Geometry, Rejection
+from adg_plugin.store import Geometry, Rejection, RunReader
 
 Floats = npt.NDArray[np.float64]
 Assign = Callable[[npt.NDArray[np.floating], int | None, int], npt.NDArray[np.int32]]
@@ -61,14 +64,23 @@ class Scored:
         return pa.table(columns)
 
 
-def eligible(geometry: Geometry, config: ADGConfig) -> Geometry:
-    """Return the rows that may be chosen: without those that the filter on agreement rejects, each with its reason."""
-    if not config.filters.asks_agreement:
-        return geometry
-    rejected = least_agreeing(geometry.agreement, config.filters)
-    told = details(geometry.agreement[rejected], config.filters)
-    rows = zip(geometry.ids[rejected], told, strict=True)
-    return geometry.without(rejected, [Rejection(str(id), DISAGREES, detail) for id, detail in rows])
+def eligible(run: RunReader, filters: Filters) -> Geometry:
+    """Return the rows that may be chosen: without those that filters on the sampled answers reject, with the reasons.
+
+    Raises:
+        StoreError: no pool is staged, or a file is damaged.
+    """
+    geometry = run.geometry()
+    if filters.underspecified:
+        lacking = underspecified(run.answer_texts())
+        rejected = np.array([id in lacking for id in geometry.ids], bool)
+        rejections = [Rejection(id, Reason.UNDERSPECIFIED, lacking[id]) for id in map(str, geometry.ids[rejected])]
+        geometry = geometry.without(rejected, rejections)
+    if filters.asks_agreement:
+        rejected = least_agreeing(geometry.agreement, filters)
+        rows = zip(geometry.ids[rejected], details(geometry.agreement[rejected], filters), strict=True)
+        geometry = geometry.without(rejected, [Rejection(str(id), DISAGREES, detail) for id, detail in rows])
+    return geometry
 
 
 def _nothing_to_agree_with(geometry: Geometry, config: ADGConfig) -> str | None:

@@ -177,10 +177,10 @@ def _notes(estimates: Calibrated, scores: Floats, tied: Bools, config: ADGConfig
         yield "all scores are equal: the choice is by id"
     elif tied.any():
         yield f"all scores are equal in {int(tied.sum())} of {len(tied)} bins with a cut: the choice there is by id"
-    if config.filters.asks_agreement:
+    if config.filters.looks_at_answers:
         yield (
-            "the filter on agreement looks at the drawn answers, too: another run would also have other rows to choose "
-            "from, and share less than this"
+            "the filters on agreement and underspecified look at the sampled answers, too: another run would also have "
+            "other rows to choose from, and share less than this"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,13 @@ import pyarrow as pa
 from adg_plugin.data.layouts import Reason
 from adg_plugin.data.rows import answer_turn
 from adg_plugin.scoring.percentiles import percentiles
+from adg_plugin.selectors.columns import OF_ALL
 from adg_plugin.selectors.decision import Decision, Floats
 from adg_plugin.store import Rejection, RunReader
 
 Ints = npt.NDArray[np.integer]
+
+OwnAnswer = Literal["text", "turn", "none"]
 
 CHOSEN = "among the best"
 BELOW = "below the cut"
@@ -60,17 +63,18 @@ class Candidates:
 
 
 def read_candidates(
-    run: RunReader, columns: Sequence[str] = (), *, text: bool = True
+    run: RunReader, columns: Sequence[str] = (), *, own_answer: OwnAnswer = "text"
 ) -> tuple[Candidates, list[Rejection]]:
     """Return the staged prompts of a run folder that have an answer of their own, and the others as rejections.
 
-    Training has no use for a row without an answer, so no method may spend its budget on one. The pool is read a group
-    at a time: as one Arrow array, a column of text ends at 2 GiB.
+    Training has no use for a row without an answer, so few methods may spend their budget on one. The pool is read a
+    group at a time: as one Arrow array, a column of text ends at 2 GiB.
 
     Args:
         run: the run folder.
         columns: of the texts that memory is to hold: `instruction`, `reference`, `data`.
-        text: whether the answer has to hold text; a turn that only calls tools does not, and can be trained on.
+        own_answer: what it must have: text; a turn, which may only call tools and can be trained on; or nothing, and
+            no row is left out.
     """
     held: dict[str, list[str]] = {name: [] for name in ("id", "where", *columns)}
     answered: list[bool] = []
@@ -79,7 +83,9 @@ def read_candidates(
         for name, values in held.items():
             values += table[name].to_pylist()
     ids, where = held["id"], held["where"]
-    if not text and not all(answered):
+    if own_answer == "none":
+        answered = [True] * len(ids)
+    elif own_answer == "turn" and not all(answered):
         turns = _with_an_answer_turn(run)
         answered = [known or id in turns for known, id in zip(answered, ids, strict=True)]
     order = sorted(range(len(ids)), key=ids.__getitem__)  # by code point, as everywhere
@@ -106,8 +112,8 @@ class Picked:
 
     Attributes:
         rows: of the choice, the best first.
-        scores: (N,), higher is better; NaN where a method that goes step by step never came to the row.
-        columns: (N,) each: what the score was made of.
+        scores: (N,), higher is better; NaN where the row has none: it is not among those that a stepwise method chose.
+        columns: (N,) numbers each, for instance what the score was made of; NaN where a row has none.
         warnings: sentences.
     """
 
@@ -116,8 +122,60 @@ class Picked:
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    @classmethod
+    def best(cls, scores: npt.ArrayLike, budget: int, columns: Mapping[str, npt.ArrayLike] | None = None) -> Picked:
+        """Return the rows of the highest scores (N,), equal ones in the order of the rows, that is of their ids.
+
+        A row with a score of NaN is not chosen.
+        """
+        known = np.asarray(scores, dtype=np.float64)
+        order = np.argsort(-known, kind="stable")[: min(budget, int((~np.isnan(known)).sum()))]
+        return cls(order, known, {name: np.asarray(values) for name, values in (columns or {}).items()})
+
+    @classmethod
+    def stepwise(
+        cls,
+        order: npt.ArrayLike,
+        total: int,
+        steps: Mapping[str, npt.ArrayLike] | None = None,
+        columns: Mapping[str, npt.ArrayLike] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> Picked:
+        """Return the rows that were chosen one after another, among N.
+
+        Args:
+            order: (M,) rows, the first choice first; its score is M, the last one's 1.
+            total: N.
+            steps: (M,) numbers each, in this order: what each step found.
+            columns: (N,) numbers each, of every row.
+            warnings: sentences.
+        """
+        rows = np.asarray(order, dtype=np.int64)
+
+        def of_chosen(values: npt.ArrayLike) -> Floats:
+            found = np.full(total, np.nan)
+            found[rows] = values
+            return found
+
+        of_steps = {name: of_chosen(values) for name, values in (steps or {}).items()}
+        of_all = {name: np.asarray(values) for name, values in (columns or {}).items()}
+        return cls(rows, of_chosen(np.arange(len(rows), 0, -1)), {**of_steps, **of_all}, tuple(warnings))
+
 
 Pick = Callable[[Candidates, int], Picked]  # rows and budget -> the choice
+
+
+def check_picked(picked: Picked, total: int, budget: int) -> str | None:
+    """Return what is wrong with a choice of at most `budget` among `total` rows; None where nothing is."""
+    rows = np.asarray(picked.rows)
+    if len(rows) > budget or len(np.unique(rows)) < len(rows) or not np.isin(rows, np.arange(total)).all():
+        return f"its rows are to be up to {budget} different numbers from 0 to {total - 1}"
+    for name, values in {"scores": picked.scores, **picked.columns}.items():
+        if np.shape(values) != (total,) or np.asarray(values).dtype.kind not in "fiu":
+            return f"its {name} are to be {total} numbers, one for each row"
+    if taken := sorted(set(OF_ALL) & picked.columns.keys()):
+        return f"its column {taken[0]!r} is one that every method has: give it another name"
+    return None
 
 
 def decided(
@@ -156,12 +214,6 @@ def _nullable(values: npt.NDArray[Any]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))
 
 
-def highest(scores: Floats, budget: int) -> Ints:
-    """Return the rows of the highest scores, the best first; equal scores in the order of the rows, that is of ids."""
-    best: Ints = np.argsort(-scores, kind="stable")[:budget]
-    return best
-
-
 def without(candidates: Candidates, reasons: Sequence[tuple[str, str] | None]) -> tuple[Candidates, list[Rejection]]:
     """Return the candidates without those that have a reason and a detail, and these as rejections."""
     rejected = np.array([reason is not None for reason in reasons], dtype=bool)
@@ -171,10 +223,3 @@ def without(candidates: Candidates, reasons: Sequence[tuple[str, str] | None]) -
         if reason is not None
     ]
     return candidates.keep(~rejected), found
-
-
-def of_chosen(total: int, order: npt.NDArray[np.integer], values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return (N,) values of the rows that were chosen, NaN of the others: the method never came to them."""
-    found = np.full(total, np.nan)
-    found[order] = values
-    return found

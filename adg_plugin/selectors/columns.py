@@ -1,4 +1,4 @@
-"""What the scores of a method other than ADG consist of, for those who show them."""
+"""The columns of a table of scores, for those who show them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,12 @@ Number: TypeAlias = float | int | None
 
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but line breaks
 
-STEPWISE = ("zip", "mig")  # choose one row after another, and come only to those that they choose
-
-SCORE_MEANINGS = {
-    "random": "drawn uniformly at random",
-    "longest": "tokens of the reference response",
-    "ifd": "mean NLL of the answer after the prompt over that of the answer alone",
-    "superfiltering": "perplexity of the answer after the prompt over that of the answer alone",
-    "zip": "place in the choice, counted from its end",
-    "mig": "place in the choice, counted from its end",
-    "scar": "of the ranker",
-}
-PART_MEANINGS = {
-    "reference_tokens": "tokens of the reference response",
-    "answer_nll": "mean NLL of the answer after the prompt",
-    "answer_nll_alone": "mean NLL of the answer alone",
-    "set_compression_ratio": "compression ratio of the choice, up to the row's step",
-    "information_gain": "information that the row brought to the choice, by the derivative",
-    "quality": "quality of the row",
-}
-_OF_ALL = ("id", "score", "rank", "chosen", "reason")
+OF_ALL = ("id", "score", "rank", "chosen", "reason")
 
 
 def part_names(table: pa.Table) -> list[str]:
     """Return the columns of `scores.parquet` that are the method's own parts of its score."""
-    return [name for name in table.column_names if name not in _OF_ALL]
+    return [name for name in table.column_names if name not in OF_ALL]
 
 
 def numbers(table: pa.Table, name: str) -> list[Number]:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from adg_plugin.console import SamplingProgress
-from adg_plugin.errors import NumericalError, OutOfMemoryError
-from adg_plugin.store.measures import Measures, Result
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.measures import open_measures, read_measures
+from adg_plugin.store.staging import row_digest
+
+if TYPE_CHECKING:
+    from adg_plugin.engines.judges.judge import Input, Judge, Row
+    from adg_plugin.store.measures import Finding
+
+logger = logging.getLogger(__name__)
 
 NOT_MEASURED = "not_measured"
 
-_WATCHED_ROWS = 256  # that many come in the order of their lengths: fewer may all be of a kind
-_UNFIT_ROWS = 3  # without memory, and no more than that with a result
-
-
-class Measured(Result, Protocol):
-    """What a model found of a row."""
-
-    @property
-    def tokens(self) -> int: ...  # noqa: D102
-    @property
-    def reason(self) -> str | None: ...  # noqa: D102
-
-
-M = TypeVar("M", bound=Measured)
+_WATCHED_ROWS = 256  # fewer may all be of a kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,68 +40,100 @@ class Advice:
     numbers: str
 
 
-def add_measures(
-    measures: Measures,
-    results: Iterator[M],
-    advice: Advice,
-    *,
-    total: int,
-    pending: int,
-    show: bool,
-    verb: str = "scoring",
-) -> dict[str, Any]:
-    """Store the results, and return what they took.
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is kept of each row, and how.
+
+    Attributes:
+        name: of its folder.
+        schema: see `adg_plugin.store.measures.measure_schema`.
+        advice: for the errors.
+        verb: what the model does, for the progress.
+        each_batch: whether each batch is on the disk before the next begins: an answer in words takes long.
+    """
+
+    name: str
+    schema: pa.Schema
+    advice: Advice
+    verb: str = "scoring"
+    each_batch: bool = False
+
+
+def fill_measure(run: RunFolder, measure: Measure, judge: Judge[Row, Input], *, show: bool) -> dict[str, Any]:
+    """Measure the prompts of a run folder that have no result yet, and return what it took.
 
     Args:
-        measures: where they go.
-        results: of the rows that have none yet.
-        advice: for the errors.
-        total: rows that there are to ask about.
-        pending: of these, without a result.
+        run: the run folder, with a staged pool.
+        measure: what is kept.
+        judge: what is asked of which model; loaded only if there is something to ask.
         show: report progress on stderr.
-        verb: what the model does, for the progress.
 
     Returns:
         `rows` that had no result, of `total`; where there were any `seconds` and `tokens`; where memory was short
         `skipped`, the reason of each row that is not stored, by id.
 
     Raises:
+        ModelError: the model cannot be used.
         NumericalError: most rows give NaN or infinity.
         OutOfMemoryError: several consecutive rows do not fit even at batch size 1.
-        StoreError: a part cannot be written; what is measured is kept.
+        StoreError: no pool is staged, or a file cannot be read or written; what is measured is kept.
     """
-    stats: dict[str, Any] = {"rows": pending, "total": total}
-    if not pending:
-        return stats
-    with SamplingProgress(total, total - pending, verb=verb, show=show) as progress:
-        for result in _watched(results, progress, stats, advice):
-            measures.append(result)
-    return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
+    with open_measures(run, measure.name, measure.schema) as measures:
+        for sentence in measures.stock.damage:
+            logger.warning("%s", sentence)
+
+        def is_pending(row: Row) -> bool:
+            return row_digest(row.id, judge.key(row)) not in measures.stock.completed
+
+        total = pending = 0
+        for row in judge.rows(run):
+            total += 1
+            pending += is_pending(row)
+        stats: dict[str, Any] = {"rows": pending, "total": total}
+        if not pending:
+            return stats
+        from adg_plugin.engines.failures import FailureGuard
+        from adg_plugin.engines.judges.judge import judged
+
+        advice = measure.advice
+        guard = FailureGuard(
+            memory=advice.memory, numbers=advice.numbers, kept="What is measured is kept", batch_rows=_WATCHED_ROWS
+        )
+
+        def findings() -> Iterator[Finding]:
+            for batch in judged(judge, filter(is_pending, judge.rows(run)), guard.take):
+                yield from batch
+                if measure.each_batch:
+                    measures.flush()
+
+        with SamplingProgress(total, total - pending, verb=measure.verb, show=show) as progress:
+            for finding in guard.watched(findings(), progress, stats):
+                measures.append(finding)
+        return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
-def _watched(results: Iterator[M], progress: SamplingProgress, stats: dict[str, Any], advice: Advice) -> Iterator[M]:
-    """Yield what is to be stored, count everything, and stop where it is not the rows that are wrong."""
-    from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
+def stored_measure(run: RunReader, measure: Measure, judge: Judge[Row, Input], rows: Iterable[Row]) -> pa.Table:
+    """Return what is stored of each of the rows, in their order; the reason of those without is `not_measured`.
 
-    unfit = finite = bad = 0
-    for result in results:
-        progress.add(result.tokens, rejected=result.reason is not None)
-        if result.reason == OUT_OF_MEMORY:  # not stored: the next run may have more
-            stats.setdefault("skipped", {})[result.id] = result.reason
-            unfit += 1
-        else:
-            bad += result.reason == NON_FINITE
-            finite += result.reason is None
-            yield result
-        if unfit >= _UNFIT_ROWS and unfit > finite:
-            raise OutOfMemoryError(
-                f"out of memory on {unfit} rows at batch size 1: {advice.memory}. What is measured is kept"
-            )
-        if finite + bad >= _WATCHED_ROWS:
-            _refuse_not_finite(bad, finite + bad, advice)
-    _refuse_not_finite(bad, finite + bad, advice)
+    Raises:
+        StoreError: a file is damaged.
+    """
+    ids: list[str] = []
+    wanted: list[bytes] = []
+    for row in rows:
+        ids.append(row.id)
+        wanted.append(row_digest(row.id, judge.key(row)))
+    table = read_measures(run, measure.name, measure.schema, wanted)
+    reasons = pc.if_else(pc.is_null(table["id"]), NOT_MEASURED, table["reason"])
+    table = table.set_column(table.column_names.index("reason"), "reason", reasons)
+    return table.set_column(table.column_names.index("id"), "id", pa.array(ids, pa.string()))
 
 
-def _refuse_not_finite(bad: int, rows: int, advice: Advice) -> None:
-    if bad > rows / 2:
-        raise NumericalError(f"{bad} of {rows} rows gave NaN or infinity: {advice.numbers}")
+def text_key(recipe: bytes, *texts: str) -> bytes:
+    """Return the 16-byte key of what a recipe's digest and some texts produce."""
+    hashed = hashlib.blake2b(recipe, digest_size=16)
+    for text in texts:
+        data = text.encode(errors="surrogatepass")
+        hashed.update(len(data).to_bytes(8, "little"))  # where one ends and the next begins
+        hashed.update(data)
+    return hashed.digest()

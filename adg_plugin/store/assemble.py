@@ -98,7 +98,7 @@ def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> G
     Raises:
         StoreError: a file is missing or damaged.
     """
-    pool = _read_pool(prompts)
+    pool = read_pool(prompts)
     found = _find_results(pool, parts)
     by_id = pc.sort_indices(pool.ids).to_numpy()
     chosen = by_id[found.num_answers[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
@@ -115,7 +115,8 @@ def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> G
     )
 
 
-def _read_pool(prompts: Path) -> _Pool:
+def read_pool(prompts: Path) -> _Pool:
+    """Return the ids of the prompts, searchable by digest."""
     ids: list[pa.Array] = []
     joined = bytearray()
     for table in groups(prompts, ["id", "key"]):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,14 +16,15 @@ import pyarrow.parquet as pq
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
-from adg_plugin.store.assemble import Geometry
 from adg_plugin.store.files import TEMPORARY, digest_file, remove_leftovers, replacing, write_json, writing
-from adg_plugin.store.ledger import Ledger
-from adg_plugin.store.lock import HOLDER, LOCK, hold, let_go
-from adg_plugin.store.parts import Inventory
+from adg_plugin.store.ledger import SMALL_PARTS, Ledger
+from adg_plugin.store.lock import HOLDER, LOCK, check_free, hold, let_go
+from adg_plugin.store.lookup import write_index
+from adg_plugin.store.parts import SCHEMA, Inventory, to_record
 from adg_plugin.store.reader import (
     ANSWERS,
     CONFIG,
+    INDEX,
     MANIFEST,
     MARKER,
     PROMPTS,
@@ -39,8 +41,6 @@ from adg_plugin.store.records import RowResult
 from adg_plugin.store.selected import write_chosen
 from adg_plugin.store.staging import Rejection, StagedRow
 
-SMALL_PARTS = 64  # more than these, and closing merges them
-
 
 class RunFolder(RunReader):
     """A run folder held by this process alone. Use it in a `with` statement: leaving it writes what is buffered."""
@@ -51,7 +51,9 @@ class RunFolder(RunReader):
         try:
             self._begin()
             options: dict[str, Any] = {"rows_per_part": rows_per_part, "flush_s": flush_s}
-            self._answers, self._samples = Ledger(path / ANSWERS, **options), Ledger(path / SAMPLES, **options)
+            self._answers, self._samples = (
+                Ledger(path / folder, SCHEMA, to_record, **options) for folder in (ANSWERS, SAMPLES)
+            )
         except BaseException:
             let_go(path, self._lock)
             raise
@@ -84,10 +86,7 @@ class RunFolder(RunReader):
                 path.mkdir(parents=True, exist_ok=True)
         elif not path.is_dir():
             raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
-        with writing(path):
-            is_new = all(_is_ours(entry) for entry in path.iterdir())
-        if not is_new:
-            check_is_run_folder(path)
+        _check_content(path)
         return cls(path, wait_s=wait_s, rows_per_part=rows_per_part, flush_s=flush_s)
 
     @staticmethod
@@ -207,16 +206,6 @@ class RunFolder(RunReader):
         self._answers.flush()
         self._samples.flush()
 
-    def results(self, ids: Collection[str] | None = None) -> Iterator[RowResult]:
-        """Yield the results of the current prompts, after writing what is buffered; see `RunReader.results`."""
-        self.flush()
-        return super().results(ids)
-
-    def geometry(self, *, vectors: bool = True) -> Geometry:
-        """Return the geometry of the current prompts, after writing what is buffered; see `RunReader.geometry`."""
-        self.flush()
-        return super().geometry(vectors=vectors)
-
     def compact(self, *, more_than: int = 1) -> int:
         """Merge neighbouring small parts of answers if there are more than so many, and return how many fewer are left.
 
@@ -266,12 +255,35 @@ class RunFolder(RunReader):
             if not path.is_file():
                 raise StoreError(f"{path} does not exist: write it before {MANIFEST}, which says that all is there")
             files[name] = {"blake2b": digest_file(path), "bytes": path.stat().st_size}
+        write_index(self.path / INDEX, self.path / PROMPTS, self.stock.parts)
         write_json(self.path / MANIFEST, {**manifest, "files": files})
 
     def _drop_manifest(self) -> None:
         for name in (MANIFEST, REPORT):  # a page about another choice would be taken for this one's
             with writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
+
+
+def check_folder(path: str | Path) -> None:
+    """Validate that a run may go into a folder, which need not be there; nothing in it changes.
+
+    Raises:
+        StoreError: in use by another process, not a run folder, or unwritable.
+    """
+    path = Path(path)
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    with writing(path), TemporaryFile(dir=there):
+        pass
+    if there == path:
+        _check_content(path)
+        check_free(path)
+
+
+def _check_content(path: Path) -> None:
+    with writing(path):
+        is_new = all(_is_ours(entry) for entry in path.iterdir())
+    if not is_new:
+        check_is_run_folder(path)
 
 
 def _is_ours(entry: Path) -> bool:

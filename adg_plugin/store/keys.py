@@ -30,7 +30,6 @@ _OF_SAMPLING = (
     "seed",
 )
 _OF_VECTORS = ("pooling", "layers", "dtype", "load_in_4bit")
-_SAID = {"version": "sampling rules of version"}
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
 
 
@@ -54,16 +53,24 @@ def sampling_fingerprint(config: ADGConfig, *, model: str, eos_ids: tuple[int, .
     return {**recipe, "model": model, "version": SAMPLING_VERSION}
 
 
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return what differs between the settings of two runs, such as `top_k 0 (now 50)`, by name."""
+    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return {name: f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differing}
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Return by name what differs between recipes, such as `top_k 0 (now 50)`; `before` may be an older version's."""
+    """Return what differs between two fingerprints of sampling, by name; `before` may be an older version's."""
     if "answers" in {*before, *now} and before.get("answers") != now.get("answers"):
         # Then nothing of the sampling can be compared.
         now_given = "answers" in now
         return {"answers": "sampled answers (now those of a file)" if now_given else "answers of a file (now sampled)"}
     if "temperature" in before:
         before = {**OLDER, **before}
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    return {name: f"{_SAID.get(name, name)} {before.get(name)!r} (now {now.get(name)!r})" for name in differing}
+    found = changes(before, now)
+    if "version" in found:
+        found["version"] = f"sampling rules of {found['version']}"
+    return found
 
 
 def digest(settings: Mapping[str, Any]) -> bytes:

@@ -27,14 +27,7 @@ def hold(folder: Path, *, wait_s: float) -> FileLock:
     Raises:
         StoreError: another process has it (the text says which), or the folder cannot be written.
     """
-    lock = FileLock(folder / LOCK, thread_local=False)
-    with writing(folder / LOCK):
-        try:
-            lock.acquire(timeout=wait_s, poll_interval=0.1)
-        except Timeout:
-            raise StoreError(
-                f"run folder {folder} is in use by {_holder(folder)}: wait for it, or give another --out"
-            ) from None
+    lock = _acquired(folder, wait_s=wait_s)
     try:
         since = datetime.now().astimezone().isoformat(timespec="seconds")
         write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
@@ -44,11 +37,33 @@ def hold(folder: Path, *, wait_s: float) -> FileLock:
     return lock
 
 
+def check_free(folder: Path) -> None:
+    """Validate that no other process has a run folder.
+
+    Raises:
+        StoreError: one has it (the text says which).
+    """
+    if (folder / LOCK).exists():
+        _acquired(folder, wait_s=0).release()
+
+
 def let_go(folder: Path, lock: FileLock) -> None:
     """Release a lock that `hold` returned; once released it may be another's, so a second call does nothing."""
     if lock.is_locked:
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
+
+
+def _acquired(folder: Path, *, wait_s: float) -> FileLock:
+    lock = FileLock(folder / LOCK, thread_local=False)
+    with writing(folder / LOCK):
+        try:
+            lock.acquire(timeout=wait_s, poll_interval=0.1)
+        except Timeout:
+            raise StoreError(
+                f"run folder {folder} is in use by {_holder(folder)}: wait for it, or give another --out"
+            ) from None
+    return lock
 
 
 def _holder(folder: Path) -> str:

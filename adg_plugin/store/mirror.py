@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import fsspec
 from filelock import FileLock, Timeout
 
-from adg_plugin.errors import ADGError, ConfigError, StoreError
+from adg_plugin.errors import ADGError, ConfigError, StoreError, first_line
 from adg_plugin.store.files import digest_file
 from adg_plugin.store.lock import HOLDER, LOCK
 from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, MEASURES, SAMPLES
@@ -52,6 +52,16 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
             yield mirror.path
 
 
+def check_url(url: str) -> None:
+    """Validate the form of a run folder's URL, and that its driver is here; nothing there is read.
+
+    Raises:
+        ConfigError: a password stands in it.
+        StoreError: there is no driver for it.
+    """
+    _Mirror(url)
+
+
 class _Mirror:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -73,10 +83,9 @@ class _Mirror:
         except ADGError:
             raise
         except Exception as err:  # every driver has errors of its own
-            first = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise StoreError(
-                f"cannot {verb} {self.url}: {first}. Check the URL, the credentials and that its fsspec driver (s3fs, "
-                "gcsfs, ...) is installed; re-run the same command to resume"
+                f"cannot {verb} {self.url}: {first_line(err)}. Check the URL, the credentials and that its fsspec "
+                "driver (s3fs, gcsfs, ...) is installed; re-run the same command to resume"
             ) from err
 
     # --- one process at a time

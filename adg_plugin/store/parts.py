@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,10 +80,11 @@ class Inventory:
 
 def to_table(results: Sequence[RowResult]) -> pa.Table:
     """Return the results in the parts' schema."""
-    return pa.Table.from_pylist([_record(result) for result in results], SCHEMA)
+    return pa.Table.from_pylist([to_record(result) for result in results], SCHEMA)
 
 
-def _record(result: RowResult) -> dict[str, Any]:
+def to_record(result: RowResult) -> dict[str, Any]:
+    """Return one result as a row of the parts' schema."""
     return {
         "id": result.id,
         "key": result.key,
@@ -134,25 +134,21 @@ def write_part(folder: Path, sequence: int, table: pa.Table) -> Part:
     return Part(path, sequence, table.num_rows, data.size)
 
 
-def load(part: Part) -> pa.Table:
-    """Return a part's rows, after checking its bytes again.
-
-    Raises:
-        StoreError: it changed since the folder was opened.
-    """
+def _load(part: Part, schema: pa.Schema) -> pa.Table:
+    """Return a part's rows, after checking its bytes again; a StoreError if they have changed since."""
     with reading(part.path, fix=_VANISHED):
         data = part.path.read_bytes()
     if digest_bytes(data) not in part.path.name:
         raise StoreError(f"{part.path} was altered while in use: run the same command again, it will be set aside")
-    return with_columns(pq.read_table(pa.BufferReader(data), use_threads=False), SCHEMA.names, SCHEMA)
+    return with_columns(pq.read_table(pa.BufferReader(data), use_threads=False), schema.names, schema)
 
 
-def row_groups(part: Part, columns: list[str]) -> Iterator[pa.Table]:
+def row_groups(part: Part, columns: list[str], schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
     """Yield some columns of a part, a row group at a time."""
     with reading(part.path, fix=_VANISHED), pq.ParquetFile(part.path, pre_buffer=False) as file:
         for index in range(file.num_row_groups):
             table = file.read_row_group(index, columns=columns, use_threads=False)
-            yield with_columns(table, columns, SCHEMA).combine_chunks()
+            yield with_columns(table, columns, schema).combine_chunks()
 
 
 def take_stock(folder: Path, *, repair: bool) -> Inventory:
@@ -171,7 +167,7 @@ def take_stock(folder: Path, *, repair: bool) -> Inventory:
         return stock
     if repair:
         remove_leftovers(folder)
-    for path, sequence, digest in _named_parts(folder, stock):
+    for path, sequence, digest in named_parts(folder, stock):
         with reading(path, fix=_VANISHED):
             is_whole = digest_file(path) == digest
         if not is_whole:
@@ -190,7 +186,8 @@ def take_stock(folder: Path, *, repair: bool) -> Inventory:
     return stock
 
 
-def _named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
+def named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
+    """Return path, number and checksum of each part, unread, by number; what is none goes to the stock's damage."""
     named = []
     for path in folder.iterdir():
         if match := _NAME.fullmatch(path.name):
@@ -217,7 +214,7 @@ def _set_aside(path: Path) -> str:
     return sentence
 
 
-def merge_small(stock: Inventory, folder: Path, *, small_rows: int) -> int:
+def merge_small(stock: Inventory, folder: Path, *, small_rows: int, schema: pa.Schema = SCHEMA) -> int:
     """Merge neighbouring small parts, and return how many fewer there are now.
 
     A crash at any moment loses nothing: the sources go only when the merged part is on the disk. It duplicates
@@ -227,6 +224,7 @@ def merge_small(stock: Inventory, folder: Path, *, small_rows: int) -> int:
         stock: what `folder` holds; its list of parts is brought up to date.
         folder: the folder of parts.
         small_rows: parts with fewer rows are merged.
+        schema: of the parts.
 
     Raises:
         StoreError: a part cannot be written, or was altered.
@@ -234,7 +232,7 @@ def merge_small(stock: Inventory, folder: Path, *, small_rows: int) -> int:
     before = len(stock.parts)
     merged: list[Part] = []
     for run in _runs(stock.parts, small_rows):
-        merged.extend([_merge(run, folder)] if len(run) > 1 else run)
+        merged.extend([_merge(run, folder, schema)] if len(run) > 1 else run)
     stock.parts = merged
     return before - len(merged)
 
@@ -253,8 +251,8 @@ def _runs(parts: Sequence[Part], small_rows: int) -> Iterable[list[Part]]:
         yield run
 
 
-def _merge(run: list[Part], folder: Path) -> Part:
-    table = pa.concat_tables([load(part) for part in run])
+def _merge(run: list[Part], folder: Path, schema: pa.Schema) -> Part:
+    table = pa.concat_tables([_load(part, schema) for part in run])
     first_at: dict[bytes, int] = {}
     for row, digest in enumerate(digests(table)):
         first_at.setdefault(digest, row)
@@ -266,37 +264,3 @@ def _merge(run: list[Part], folder: Path) -> Part:
     with writing(folder):
         sync_folder(folder)
     return part
-
-
-def results_of(parts: Sequence[Part], wanted: set[bytes]) -> Iterator[RowResult]:
-    """Yield the first result of each wanted row."""
-    left = set(wanted)
-    for table in itertools.chain.from_iterable(row_groups(part, SCHEMA.names) for part in parts):
-        rows = []
-        for row, digest in enumerate(digests(table)):
-            if digest in left:
-                left.discard(digest)
-                rows.append(row)
-        yield from to_results(table.take(pa.array(rows, pa.int64())))
-        if not left:
-            return
-
-
-class PartIndex:
-    """Which part holds a row's result, for reading rows in another order than that in which they were written."""
-
-    def __init__(self, stock: Inventory) -> None:
-        self._parts = stock.parts
-        self._part_of: dict[bytes, int] = {}
-        for number, part in enumerate(stock.parts):
-            for table in row_groups(part, ["id", "key"]):
-                for digest in digests(table):
-                    self._part_of.setdefault(digest, number)
-
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._part_of
-
-    def results(self, wanted: set[bytes]) -> Iterator[RowResult]:
-        """Yield the first result of each wanted row; reads only the parts that hold one."""
-        numbers = sorted({self._part_of[digest] for digest in wanted})
-        return results_of([self._parts[number] for number in numbers], wanted)

@@ -15,13 +15,15 @@ from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry, assemble
 from adg_plugin.store.files import digest_file, read_json, reading
-from adg_plugin.store.parts import Inventory, PartIndex, digests, results_of, take_stock
+from adg_plugin.store.lookup import PartIndex, find_result, results_of, texts_of
+from adg_plugin.store.parts import Inventory, digests, take_stock
 from adg_plugin.store.records import Prompt, RowResult, Sampled
 from adg_plugin.store.staging import Rejection, StagedRow, row_digest
 
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
 SAMPLES = "samples"  # answers that are still to be embedded
 MEASURES = "measures"  # what other selectors than ADG want to know of each row
+INDEX = "index.parquet"  # which part of the answers holds each row
 SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
 REPORT = "report.html"
 MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
@@ -86,6 +88,9 @@ class RunReader:
         if folder not in self._stocks:
             self._stocks[folder] = take_stock(self.path / folder, repair=False)
         return self._stocks[folder]
+
+    def flush(self) -> None:
+        """Do nothing: all that a reader knows is on the disk. Whoever writes has results to write first."""
 
     @property
     def damage(self) -> list[str]:
@@ -206,12 +211,28 @@ class RunReader:
         Args:
             ids: only these rows; None: all. Memory holds 16 bytes per row.
         """
+        self.flush()
+        return results_of(self.stock.parts, self._answered(ids))
+
+    def _answered(self, ids: Collection[str] | None = None) -> set[bytes]:
+        """Return the digests of the current prompts, or of some of them, that have a result."""
         wanted = set()
         for table in staging.groups(self.path / PROMPTS, ["id", "key"]):
             for id, key in zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True):
                 if ids is None or id in ids:
                     wanted.add(row_digest(id, key))
-        return results_of(self.stock.parts, wanted & self.stock.completed)
+        return wanted & self.stock.completed
+
+    def result(self, prompt: Prompt) -> RowResult | None:
+        """Return the result of one prompt, or None. Of a finished run, only the part that holds it is read."""
+        digest = row_digest(prompt.id, prompt.key)
+        found = find_result(self.path / INDEX, self.path / ANSWERS, prompt.id, digest)
+        return found or next(self.results([prompt.id]), None)
+
+    def answer_texts(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield id and answers, as texts, of the current prompts that have a result, in the order of `results`."""
+        self.flush()
+        return texts_of(self.stock.parts, self._answered())
 
     def geometry(self, *, vectors: bool = True) -> Geometry:
         """Return Gram matrices and prompt vectors of the current prompts that have a result, by ascending id.
@@ -222,6 +243,7 @@ class RunReader:
         Raises:
             StoreError: no pool is staged, or a file is damaged.
         """
+        self.flush()
         return assemble(self.path / PROMPTS, self.stock.parts, vectors=vectors)
 
     def scores(self) -> pa.Table:

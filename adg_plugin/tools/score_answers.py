@@ -6,7 +6,8 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, tee
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,16 +133,14 @@ def _detail(result: RowResult) -> str:
 
 def _prompts(records: Iterable[Record], renderer: PromptRenderer, rules: AnswerRules, rows: _Rows) -> Iterator[Prompt]:
     """Yield the rows that can be scored with their answers; the id of each is its place among `rows.ids`."""
-    usable, shown = tee(_usable(records, rows))
-    rendered = renderer.render_many(row for _, row, _ in shown)
-    for (place, row, texts), prompt in zip(usable, rendered, strict=True):
+    for (place, row, texts), prompt in renderer.render_many(_usable(records, rows), itemgetter(1)):
         if isinstance(prompt, Rejection):
             rows.reject(place, prompt)
             continue
         try:
             given = rules.answers(texts, row, prompt)
         except UnusableRowError as err:
-            rows.reject(place, Rejection(row.id, err.reason, err.detail, row.where, row.data))
+            rows.reject(place, Rejection.of(row, err.reason, err.detail))
             continue
         yield Prompt(str(place), prompt.token_ids, prompt.span, instruction=row.question, given=given)
 

@@ -159,7 +159,7 @@ def test_help_names_every_option(adg):
     assert "select" in out
     assert "score" in out
     _, out, _ = adg("select", "--help")
-    for word in ("CONFIG.yaml", "--set", "KEY=VALUE", "--out", "--quiet", "goes on when the same command is given"):
+    for word in ("CONFIG.yaml", "--set", "KEY=VALUE", "--out", "--quiet", "Re-run the same command to resume"):
         assert word in " ".join(out.split()), word
     _, out, _ = adg("score", "--help")
     for word in ("CONFIG.yaml", "--answers", "--out", "generated_answers", "--set"):

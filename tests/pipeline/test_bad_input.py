@@ -176,7 +176,7 @@ import os, resource, sys, traceback
 import torch
 torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
-import adg_plugin.pipeline.run, adg_plugin.report.summary
+import adg_plugin.pipeline.run, adg_plugin.report.summary, adg_plugin.selectors.adg
 from adg_plugin.cli import main
 import adg_plugin.engines.models.loading
 print("ready", flush=True)

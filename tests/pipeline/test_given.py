@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny_models import save_tiny_model
-from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
+from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin import ADGConfig, select
 from adg_plugin.cli import main
@@ -27,11 +27,6 @@ from adg_plugin.tools.score_answers import score_answers
 pytestmark = pytest.mark.tiny
 
 K = 5
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def answered(row: dict[str, object], answers: list[str] | None = None, **changes: object) -> dict[str, object]:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from tiny_runs import choose, pool_rows, read_jsonl, save
+from tiny_runs import choose, pool_rows, read_jsonl
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models import loading
@@ -16,11 +16,6 @@ from adg_plugin.pipeline.stage import Pool
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -6,17 +6,12 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_runs import choose, pool_rows, save, write_jsonl
+from tiny_runs import choose, pool_rows, write_jsonl
 
 from adg_plugin.pipeline import training_rows
 from adg_plugin.pipeline.training_rows import TRAINING_FILE
 
 pytestmark = pytest.mark.tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def table(run):
@@ -55,3 +50,40 @@ def test_a_chosen_row_without_an_answer_leaves_the_table_out(model, tmp_path, ca
     choose(rows, model, tmp_path / "run", budget=4)
     assert not (tmp_path / "run" / TRAINING_FILE).exists()
     assert any("is not written: dataset:4: the row has no answer to train on" in r.message for r in caplog.records)
+
+
+TURNS = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
+
+
+@pytest.mark.parametrize("group", [2, 1000])
+def test_conversations_stay_whole_only_where_all_rows_are_some(model, tmp_path, monkeypatch, group):
+    monkeypatch.setattr(training_rows, "_GROUP_ROWS", group)
+    whole = [{"id": f"t{n}", **TURNS} for n in range(6)]
+    choose(whole, model, tmp_path / "whole", budget=6, template="chat")
+    assert [row["messages"] for row in table(tmp_path / "whole")] == [TURNS["messages"]] * 6
+    choose([*whole, *pool_rows(1)], model, tmp_path / "mixed", budget=7, template="chat")
+    found = {row["id"]: (row["prompt"], row["completion"]) for row in table(tmp_path / "mixed")}
+    assert len(found) == 7
+    assert all(found[f"t{n}"] == (TURNS["messages"][:1], TURNS["messages"][1:]) for n in range(6))
+
+
+def test_each_chosen_row_is_parsed_once_and_nothing_temporary_is_left(model, tmp_path, monkeypatch):
+    parse, read = training_rows.parse_chosen, []
+    monkeypatch.setattr(
+        training_rows, "parse_chosen", lambda data, *rest: read.append(data["id"]) or parse(data, *rest)
+    )
+    selection = choose(pool_rows(9), model, tmp_path / "run", budget=5)
+    assert read == list(selection.ids)
+    refused = [*pool_rows(3), {"id": "x", "instruction": "Say no."}]
+    choose(refused, model, tmp_path / "run", budget=4)
+    assert not list((tmp_path / "run").rglob("*.adg-tmp"))
+
+
+def test_a_column_that_no_table_can_hold_is_in_the_way_only_where_it_is_used(model, tmp_path):
+    """Turns whose contents are texts in some rows and lists of parts in others make no column `messages`."""
+    parts = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
+    rows = [{"id": "text", **TURNS}, {"id": "parts", "messages": [parts, TURNS["messages"][1]]}]
+    choose(rows, model, tmp_path / "whole", budget=2, template="chat")
+    assert not (tmp_path / "whole" / TRAINING_FILE).exists()
+    choose([*rows, *pool_rows(1)], model, tmp_path / "mixed", budget=3, template="chat")
+    assert {row["prompt"][0]["content"] for row in table(tmp_path / "mixed")} >= {"Why?"}

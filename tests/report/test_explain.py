@@ -7,6 +7,7 @@ import re
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,7 +18,8 @@ from adg_plugin.errors import DataError, StoreError
 from adg_plugin.report.explain import explain
 from adg_plugin.report.explain_view import print_explanation
 from adg_plugin.report.summary import print_summary
-from adg_plugin.store import RunFolder
+from adg_plugin.store import RunFolder, lookup, parts
+from adg_plugin.store.parts import SCHEMA, row_groups, write_part
 
 pytestmark = pytest.mark.tiny
 
@@ -136,6 +138,70 @@ def test_the_heading_names_what_stands_below_it(run):
     (row, *_) = sorted(table(run.run_dir).values(), key=lambda row: -row["score"] * row["chosen"])
     assert "rank/quota" in out.getvalue()
     assert f" {row['rank_in_bin']}/{row['bin_quota']} " in out.getvalue()
+
+
+@pytest.fixture
+def many_parts(run, tmp_path):
+    """Return a copy of the finished run whose answers lie in one part for each row."""
+    copy = tmp_path / "many"
+    shutil.copytree(run.run_dir, copy)
+    (whole,) = RunFolder.read(copy).stock.parts
+    (table,) = row_groups(whole, SCHEMA.names)
+    whole.path.unlink()
+    for number in range(len(table)):
+        write_part(copy / "answers", number, table.slice(number, 1))
+    with RunFolder.open(copy) as folder:
+        folder.write_manifest({key: value for key, value in run.manifest.items() if key != "files"})
+    return copy
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Return the parts that are opened, or read for their checksum."""
+    found = set()
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def noting(path, *arguments, **options):
+            found.update(re.findall(r"part-\d+", str(path)))
+            return original(path, *arguments, **options)
+
+        monkeypatch.setattr(module, name, noting)
+
+    for module, name in ((pq, "ParquetFile"), (pq, "read_table"), (parts, "digest_file"), (lookup, "digest_file")):
+        spy(module, name)
+    return found
+
+
+def test_one_row_is_explained_from_one_part(many_parts, run, opened):
+    for id in ("row-3", "row-59"):
+        opened.clear()
+        found, expected = explain(str(many_parts), id), explain(str(run.run_dir), id)
+        assert len(opened) == 2  # one of each run
+        assert [answer.text for answer in found.answers] == [answer.text for answer in expected.answers]
+        np.testing.assert_array_equal(found.similarity, expected.similarity)
+
+
+def test_it_is_found_in_the_part_that_its_own_was_merged_into(many_parts, opened):
+    with RunFolder.open(many_parts) as folder:
+        assert folder.compact() > 0
+    for harmless in ("index", "no index"):
+        opened.clear()
+        assert explain(str(many_parts), "row-59").id == "row-59"
+        assert len(opened) == 1, harmless
+        (many_parts / "index.parquet").unlink(missing_ok=True)  # as in a run of before: all parts are read
+
+
+def test_only_damage_to_its_own_part_is_in_the_way(many_parts):
+    index = {row["id"]: row["part"] for row in pq.read_table(many_parts / "index.parquet").to_pylist()}
+    assert len(set(index.values())) == len(index) == 61
+    for path in (many_parts / "answers").glob("part-*"):
+        if f"part-{index['row-3']:06d}" not in path.name:
+            path.write_bytes(path.read_bytes()[:-50])
+    assert explain(str(many_parts), "row-3").id == "row-3"
+    with pytest.raises(StoreError, match="lost answers since it was finished: run adg select on it again"):
+        explain(str(many_parts), "row-4")
 
 
 @pytest.mark.parametrize("harm", ["removed", "damaged"])

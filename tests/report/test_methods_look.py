@@ -10,13 +10,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from browser import browser, opened
 from rich.console import Console
 from tiny_runs import choose, pool_rows, save
 
-from adg_plugin.adapters.trl.run import _how_chosen
 from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError
@@ -27,7 +25,7 @@ from adg_plugin.report.page import page, write_figures
 from adg_plugin.report.rows import answered_rows
 from adg_plugin.report.summary import print_summary
 from adg_plugin.scoring.stability import stability
-from adg_plugin.selectors.columns import by_rank, plain, shown
+from adg_plugin.selectors.columns import plain
 from adg_plugin.store import RunFolder
 from adg_plugin.tools.estimate.estimate import estimate
 from adg_plugin.tools.stability.resample import resample_rows
@@ -161,7 +159,7 @@ def test_the_numbers_are_those_of_the_selection(run_of, method):
     asked = {row["id"]: row for row in rows()}
     for id, row in list(scored.items())[::7]:
         about = explain(str(selection.run_dir), id)
-        assert (about.method, about.rank, about.rows, about.chosen, about.reason) == (
+        assert (about.chooser.name, about.rank, about.rows, about.chosen, about.reason) == (
             method,
             row["rank"],
             len(scored),
@@ -392,41 +390,3 @@ def test_what_is_about_draws_refuses_with_a_plain_sentence(run_of, model, tmp_pa
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
         estimate(config, tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("settings", "line"),
-    [
-        ({}, "asked of demo: 5 answers each, 256 tokens at most"),
-        ({"load_in_4bit": True}, "asked of demo in 4-bit: 5 answers each, 256 tokens at most"),
-        ({"method": "random"}, "chosen by random"),
-        ({"method": "ifd", "load_in_4bit": True}, "chosen by ifd, judged by demo in 4-bit"),
-        ({"method": "superfiltering"}, "chosen by superfiltering, judged by gpt2"),
-        ({"method": "scar", "scar_model": "a/ranker"}, "chosen by scar, judged by a/ranker"),
-    ],
-)
-def test_the_plan_of_a_recipe_says_who_chooses(settings, line):
-    assert _how_chosen(ADGConfig.parse({"model": "demo", **settings})) == line
-
-
-# -- numbers for people ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "text", "signed"),
-    [
-        (None, "", ""),
-        (float("nan"), "", ""),
-        (48.0, "48", "+48"),
-        (-3, "-3", "-3"),
-        (0.91234, "0.9123", "+0.9123"),
-        (0, "0", "+0"),
-    ],
-)
-def test_numbers_are_shown_as_they_are(value, text, signed):
-    assert (shown(plain(value)), shown(plain(value), "+")) == (text, signed)
-
-
-def test_rows_without_a_rank_come_last_by_id():
-    scores = pa.table({"id": list("abcd"), "rank": pa.array([None, 2, None, 1], pa.int32())})
-    assert by_rank(scores).tolist() == [3, 1, 0, 2]

@@ -149,7 +149,7 @@ def test_every_reason_of_a_rejection_is_in_the_table():
     from adg_plugin.engines.forward import results
     from adg_plugin.engines.judges.likelihood import ANSWER_TOO_SHORT
     from adg_plugin.selectors.likelihood import ifd, superfiltering
-    from adg_plugin.selectors.likelihood.measure import NOT_MEASURED
+    from adg_plugin.selectors.measure import NOT_MEASURED
     from adg_plugin.selectors.mig.select import BAD_LABELS
 
     of_engines = {value for name, value in vars(results).items() if name.isupper() and isinstance(value, str)}

@@ -59,6 +59,7 @@ CLAIMED = (  # what another environment runs: the test, and what stands in it
     (r"axolotl preprocess \S+", "adapters/axolotl/test_axolotl_commands.py", 'axolotl("preprocess", config)'),
     (r"axolotl train \S+( --launcher python)?", "adapters/axolotl/test_axolotl_commands.py", 'axolotl("train", config'),
     (r"adg run config\.yaml( .*)?", "adapters/axolotl/test_axolotl_commands.py", '"run", str(recipe)'),
+    (r"(?:adg|pip) .*votes.*", "selectors/test_third_party.py", 'line.startswith("    adg ")'),
     (r"vllm serve .*", "helpers/vllm_runs.py", '"vllm.entrypoints.openai.api_server"'),
     (r"adg select .*engine=vllm", "engines/vllm/test_vllm_inprocess.py", 'adg("select", config'),
     (r"adg select .*engine=vllm-server .*", "engines/vllm/test_vllm_server.py", 'adg("select", config'),
@@ -288,7 +289,7 @@ def check_result(command: Command, out: str) -> None:
     if " --json" in command.text:
         json.loads(last if command.text.startswith("adg run") else out)  # trainers, which have no process here, print
     elif re.match(
-        r"adg (?:select|sample|embed|score|run(?!.* --dry-run)|sft|recipes cp|report|export)\b", command.text
+        r"adg (?:select|sample|embed|score|run|sft|recipes cp|report|export)\b(?!.* --dry-run)", command.text
     ):
         assert Path(last.removeprefix("file://")).exists(), f"{command.text}: there is no {last}"
     elif command.program == "adg":

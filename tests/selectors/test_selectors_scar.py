@@ -64,16 +64,17 @@ def backbone(tmp_path_factory):
 
 def results(folder, pairs=PAIRS):
     """What the ranker makes of each pair, by its number."""
+    from judging import findings
+
     from adg_plugin.engines.judges.style_ranker import StyleRanker, StyleRow
 
-    rows = [StyleRow(str(n), bytes([n]) * 16, *pair) for n, pair in enumerate(pairs)]
-    found = {result.id: result for result in StyleRanker(str(folder), "cpu").run(rows)}
-    assert [found[row.id].key for row in rows] == [row.key for row in rows]
+    rows, ranker = [StyleRow(str(n), *pair) for n, pair in enumerate(pairs)], StyleRanker(str(folder), "cpu")
+    found = findings(ranker.load(), rows, lambda row: next(ranker.inputs([row])))
     return [found[row.id] for row in rows]
 
 
 def scored(folder, pairs=PAIRS):
-    return [result.score for result in results(folder, pairs)]
+    return [result.values.get("score") for result in results(folder, pairs)]
 
 
 def change_weights(ranker, change):
@@ -131,7 +132,9 @@ def test_long_texts_are_cut(ranker, monkeypatch):
 def test_rows_with_an_empty_side_are_rejected_and_the_others_scored(ranker):
     found = results(ranker, [PAIRS[0], ("ask", " \n"), ("", "x"), PAIRS[1]])
     assert [result.reason for result in found] == [None, "no_answer", "no_instruction", None]
-    np.testing.assert_allclose([found[0].score, found[3].score], published_scores(ranker, PAIRS[:2]), atol=1e-5)
+    np.testing.assert_allclose(
+        [found[n].values["score"] for n in (0, 3)], published_scores(ranker, PAIRS[:2]), atol=1e-5
+    )
     assert results(ranker, []) == []
 
 
@@ -141,20 +144,20 @@ def test_a_row_without_memory_alone_is_told_and_the_others_are_scored(ranker, mo
 
     from adg_plugin.engines.judges import style_ranker
 
-    expected, sizes, scores_of = scored(ranker), [], style_ranker._scores
+    expected, sizes, answers = scored(ranker), [], style_ranker.StyleScores.answers
 
-    def limited(model, tokenizer, rows):
+    def limited(self, rows):
         sizes.append(len(rows))
         if len(rows) > 2 or any(row.answer == PAIRS[3][1] for row in rows):
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
-        return scores_of(model, tokenizer, rows)
+        return answers(self, rows)
 
-    monkeypatch.setattr(style_ranker, "_scores", limited)
+    monkeypatch.setattr(style_ranker.StyleScores, "answers", limited)
     found = results(ranker)
     assert [result.reason for result in found] == [None, None, None, "out_of_memory", None]
     assert sizes[:3] == [5, 2, 1]
     for number in (0, 1, 2, 4):
-        assert found[number].score == pytest.approx(expected[number], abs=1e-5)
+        assert found[number].values["score"] == pytest.approx(expected[number], abs=1e-5)
 
 
 @pytest.mark.tiny
@@ -268,31 +271,31 @@ def test_scores_are_kept_and_a_run_that_was_cut_off_goes_on(ranker, pool, backbo
     from tiny_runs import choose
 
     from adg_plugin.engines.judges import style_ranker
-    from adg_plugin.store.measures import Measures
+    from adg_plugin.store.ledger import Ledger
 
     def chosen(**settings):
         return choose(pool, backbone, tmp_path / "run", method="scar", scar_model=str(ranker), **settings)
 
-    append, seen, scores_of = Measures.append, [], style_ranker._scores
+    append, seen, answers = Ledger.append, [], style_ranker.StyleScores.answers
 
     def dying(self, result):
-        if len(self.completed) == 2:
+        if len(self.stock.completed) == 2:
             raise KeyboardInterrupt
         append(self, result)
 
-    def noted(model, tokenizer, rows):
+    def noted(self, rows):
         seen.extend(row.id for row in rows)
-        return scores_of(model, tokenizer, rows)
+        return answers(self, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Measures, "append", dying)
+        patched.setattr(Ledger, "append", dying)
         with pytest.raises(KeyboardInterrupt):
             chosen(budget=5)
-    monkeypatch.setattr(style_ranker, "_scores", noted)
+    monkeypatch.setattr(style_ranker.StyleScores, "answers", noted)
     first = chosen(budget=5)
     assert first.manifest["sampling"]["rows"] == len(seen) == 4  # six rows have an answer
     assert first.manifest["sampling"]["tokens"] > 0
-    monkeypatch.setattr(style_ranker.StyleRanker, "_load", lambda self: pytest.fail("the ranker was loaded"))
+    monkeypatch.setattr(style_ranker.StyleRanker, "load", lambda self: pytest.fail("the ranker was loaded"))
     again = chosen(budget=2)
     assert again.manifest["sampling"]["rows"] == 0
     assert again.ids == first.ids[:2]
@@ -334,7 +337,7 @@ def test_a_comparison_scores_once_and_counts_the_cost(ranker, pool, backbone, tm
     name = f"scar {ranker}"
     assert [one.asked for one in found.methods] == [(name,), ()]
     assert (found.costs[name].rows, found.methods[0].rejected) == (6, {"no_answer": 1})
-    monkeypatch.setattr(style_ranker.StyleRanker, "_load", lambda self: pytest.fail("the ranker was loaded"))
+    monkeypatch.setattr(style_ranker.StyleRanker, "load", lambda self: pytest.fail("the ranker was loaded"))
     again = compare(settings, ["scar"], tmp_path / "run", show_progress=False)
     assert again.methods[0].ids == found.methods[0].ids
     assert (again.costs[name].rows, again.costs[name].seconds_now) == (6, 0)

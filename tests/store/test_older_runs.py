@@ -52,3 +52,18 @@ def test_an_interrupted_run_samples_what_is_missing(older):
     choose("pool.jsonl", Path("model"), Path("interrupted"), budget=6)
     assert before.items() <= parts(Path("interrupted")).items()
     assert chosen("interrupted") == chosen("finished")
+
+
+@pytest.mark.parametrize(
+    ("settings", "ids"),
+    [
+        ({"method": "ifd"}, ("row-8", "row-9")),
+        ({"method": "superfiltering", "small_model": "model"}, ("row-13", "row-10")),
+        ({"method": "mig", "field_labels": "instruction", "quality_scorer": "model"}, ("row-9", "row-7")),
+    ],
+)
+def test_what_side_models_found_is_not_asked_again(older, settings, ids):
+    found = choose("pool.jsonl", Path("model"), Path("finished"), budget=2, **settings)
+    stats = found.manifest["sampling"]
+    assert stats.get("rating", stats) == {"rows": 0, "total": 16, **({} if "rating" in stats else {"cut": 0})}
+    assert found.ids == ids

@@ -17,11 +17,7 @@ from adg_plugin.store import RunFolder
 
 
 def select_staged(run_dir: Path, fingerprint: str) -> None:
-    """Finish the selection in a run folder whose pool is staged under `fingerprint`.
-
-    Raises:
-        ADGError: the selection cannot be made.
-    """
+    """Finish the selection in a run folder whose pool is staged under `fingerprint`."""
     config = ADGConfig.parse(RunFolder.read(run_dir).read_config()["config"])
     selection = run_selection(Pool((), fingerprint), config, run_dir)
     print_summary(selection.run_dir, Console(stderr=True))

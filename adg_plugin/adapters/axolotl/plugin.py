@@ -32,9 +32,6 @@ class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is n
         Args:
             cfg: the validated configuration.
             preprocess: whether `axolotl preprocess` asks, which needs no steps.
-
-        Raises:
-            ADGError: the selection cannot be made; Axolotl stops.
         """
         from adg_plugin.adapters.axolotl.select import load_selected
 

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.adapters.axolotl.raw_rows import columns_of, read_raw
 from adg_plugin.data.filters import RowFilters
 from adg_plugin.data.filters.agreement import ReferenceResponses
 from adg_plugin.data.layouts import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
-from adg_plugin.data.rows import Rejection, Row, parse_row, row_json
-from adg_plugin.data.sources import Record
-from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.data.rows import Rejection, Row, row_json
+from adg_plugin.errors import ConfigError
 from adg_plugin.store import Rejection as StoredRejection
 from adg_plugin.store import StagedRow, keys
 from adg_plugin.store.records import Prompt
@@ -155,7 +154,7 @@ class _Reader:
         self._training = training
         is_on = filters is not None and (filters.settings or training.reference_responses.tokens)
         self._filters = filters if is_on else None
-        self._spec = _spec(source)
+        self._spec = columns_of(source)
 
     def rows(self) -> Iterator[_TokenRow]:
         """Yield the rows in order."""
@@ -167,16 +166,16 @@ class _Reader:
             start = answer_start(labels[: training.sequence_len], training.end_tokens)
             prompt = None if start is None else tokens[:start]
             answer = tokens[start:][labels[start:] != _MASKED]
-            row = None if data is None else _row(data, where, self._spec, training.template_kwargs)
+            row = None if data is None else read_raw(data, where, self._spec, training.template_kwargs)
             yield _TokenRow(_digest(tokens, training.sequence_len), prompt, answer, row, where)
 
     def staged(self, rows: Sequence[tuple[_TokenRow, str]]) -> Iterator[Staged]:
         """Yield the rows, given with their ids, as prompts or with the reason why they are none."""
         parsed = [row.row for row, _ in rows if isinstance(row.row, Row)]
         prompt_of = self._as_trained if self._training.other_tokens is None else self._in_other_tokens
-        shown = self._renderer.render_many(parsed) if self._renderer else iter(repeat(None))
+        rendered_of = self._renderer.render_many(parsed) if self._renderer else iter(repeat((None, None)))
         for row, id in rows:
-            rendered = next(shown) if isinstance(row.row, Row) else None
+            rendered = next(rendered_of)[1] if isinstance(row.row, Row) else None
             if isinstance(row.row, Rejection):
                 yield StoredRejection(id, row.row.reason.value, row.row.detail, row.where)
             else:
@@ -249,46 +248,6 @@ class _Reader:
     @cached_property
     def _frame(self) -> tuple[int, int]:
         return frame(row.prompt for row in self.rows() if row.prompt is not None)
-
-
-def _spec(source: Any) -> DatasetSpec:
-    columns = {key: value for key, value in source.columns.items() if key in DatasetSpec.model_fields and value}
-    mappings = columns.pop("message_property_mappings", None) or {}
-    columns["message_property_mappings"] = {k: v for k, v in mappings.items() if k in ("role", "content")}
-    return DatasetSpec(path=source.path, **columns)
-
-
-def _row(
-    data: Mapping[str, Any], where: str, spec: DatasetSpec, template_kwargs: Mapping[str, Any]
-) -> Row | Rejection | None:
-    # A table gives every row the columns of all others; without the empty ones it is the row that was written.
-    present = {key: _present(value) for key, value in data.items() if value is not None}
-    _refuse_flags(present, where)
-    try:
-        row = parse_row(Record(present, where, spec))
-    except DataError:
-        return None
-    if isinstance(row, Row) and template_kwargs:
-        return replace(row, chat_template_kwargs={**template_kwargs, **row.chat_template_kwargs})
-    return row
-
-
-def _present(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _present(item) for key, item in value.items() if item is not None}
-    return [_present(item) for item in value] if isinstance(value, list) else value
-
-
-def _refuse_flags(data: Mapping[str, Any], where: str) -> None:
-    for turns in data.values():
-        for turn in turns if isinstance(turns, list) else []:
-            parts = turn.get("content") if isinstance(turn, Mapping) else None
-            for part in parts if isinstance(parts, list) else []:
-                flag = next((key for key in ("train", "weight") if isinstance(part, Mapping) and key in part), None)
-                if flag:
-                    raise ConfigError(
-                        [f"{where}: a part of `content` has `{flag}`: it hides where the answer begins; drop it"]
-                    )
 
 
 def _digest(tokens: Tokens, sequence_len: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from adg_plugin.adapters.axolotl.args import ADGArgs, check_supported
-from adg_plugin.adapters.processes import parent_watchdog, run_stage
+from adg_plugin.adapters.processes import check_free, parent_watchdog, run_stage
 from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, need
@@ -22,12 +22,18 @@ _OUT = "model-out"  # Axolotl's default for output_dir
 
 
 def is_axolotl(path: Path) -> bool:
-    """Return whether a YAML is Axolotl's: it names its model `base_model`, which no other accepted YAML does.
+    """Return whether a YAML is Axolotl's: it has the key `base_model`, which no other accepted YAML has, or the plugin.
 
     Raises:
         ConfigError: it cannot be read.
     """
-    return "base_model" in load_yaml(path)
+    data = load_yaml(path)
+    return "base_model" in data or _names_the_plugin(data)
+
+
+def _names_the_plugin(data: Mapping[str, Any]) -> bool:
+    plugins = data.get("plugins")
+    return isinstance(plugins, list) and any("ADGPlugin" in str(name) for name in plugins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +93,9 @@ def make_plan(
             problems.append(f"--set {text}: {err}")
     if out is not None:
         data = {**data, "output_dir": str(out)}
-    if not any("ADGPlugin" in str(name) for name in data.get("plugins") or []):
+    if not data.get("base_model"):
+        problems.append("base_model is missing: set it to the model to train, a folder or a hub name")
+    if not _names_the_plugin(data):
         problems.append("plugins does not name adg_plugin.ADGPlugin: add plugins: [adg_plugin.ADGPlugin]")
     for check in (check_supported, _check_block):
         try:
@@ -100,19 +108,38 @@ def make_plan(
     return Plan(config, data, tuple(written), tuple(train_arguments or _default_launcher()))
 
 
+def dry_run(plan: Plan) -> list[str]:
+    """Return the plan for people, a line each, after the checks that `run` makes before it starts Axolotl.
+
+    Raises:
+        MissingExtraError: Axolotl is not installed here.
+        ConfigError: an override names a key that Axolotl does not have.
+        StoreError: the output folder is in use by another `adg run`.
+    """
+    _check_axolotl(plan)
+    check_free(plan.out)
+    return plan.lines()
+
+
+def _check_axolotl(plan: Plan) -> None:
+    need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
+    if plan.overrides:
+        _refuse_unknown(plan.overrides)
+
+
 def run(plan: Plan) -> Path:
     """Run `axolotl preprocess` and `axolotl train`, and return the folder of the trained model.
 
     Raises:
         MissingExtraError: Axolotl is not installed here.
+        ConfigError: an override names a key that Axolotl does not have.
         StoreError: the output folder is in use by another `adg run`.
         StageError: one of them failed; it has printed why.
     """
-    need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
+    _check_axolotl(plan)
     config = plan.config
     with parent_watchdog(plan.out):
         if plan.overrides:
-            _refuse_unknown(plan.overrides)
             config = plan.out / _CHANGED
             config.write_text(yaml.safe_dump(dict(plan.data), sort_keys=False, allow_unicode=True), encoding="utf-8")
         command = ["-m", "adg_plugin.adapters.axolotl.stage"]

@@ -71,9 +71,6 @@ def load_selected(cfg: Any, *, preprocess: bool) -> Any:
     Args:
         cfg: the validated configuration.
         preprocess: whether no training follows.
-
-    Raises:
-        ADGError: the selection cannot be made.
     """
     meta = axolotl.load_rows(cfg)
     keep, run_dirs = selected_positions(cfg, meta.train_dataset)

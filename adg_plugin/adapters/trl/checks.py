@@ -1,4 +1,4 @@
-"""What cannot be selected from or trained on in TRL, said before a model loads."""
+"""What cannot be selected from or trained on in TRL, refused before a model loads."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from adg_plugin.adapters.torch_team import this_team
 from adg_plugin.adapters.trl.rows import PoolForm
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError
 from adg_plugin.pipeline.in_memory import choose_in_memory, positions, rows_digest
@@ -83,14 +84,14 @@ class Choice:
 
     def __init__(self, pool: Dataset, form: PoolForm, config: ADGConfig, output_dir: str) -> None:
         self.pool, self.form, self.config = pool, form, config
-        self.run_dir = Path(config.output_dir or Path(output_dir) / "selection")
+        self.run_dir = Path(run_folder(config.output_dir, training=output_dir))
         self.output_dir = Path(output_dir)
         self.checkpoint: Path | None = None
         self.keeper = KeepChosenIds()
         self.counts: dict[str, int] | None = None
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Set the checkpoint that the next training goes on from.
+        """Set the checkpoint that the next training resumes from.
 
         Raises:
             DataError: rows are chosen already, and it was trained on others.
@@ -109,9 +110,6 @@ class Choice:
         Args:
             trainer: an SFTTrainer whose model is loaded.
             prepare: its `_prepare_dataset`.
-
-        Raises:
-            ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
         """
         tokenizer = _tokenizer(trainer)
         args = trainer.args
@@ -156,7 +154,7 @@ def training_precision(args: Any) -> str | None:
 
 
 def prepared_counts(chosen: int, prepared: Any, args: Any) -> dict[str, int]:
-    """Return the rows chosen and trained, after saying so; with packing, also the packed sequences.
+    """Return the rows chosen and trained, after logging them; with packing, also the packed sequences.
 
     Raises:
         DataError: no row is left.

@@ -14,7 +14,8 @@ from typing import IO, Any, ClassVar
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 
-from adg_plugin.config.schema import ADGConfig, load_config
+from adg_plugin.config.run_folder import run_folder
+from adg_plugin.config.schema import load_config
 from adg_plugin.data.sources import pool_fingerprint
 from adg_plugin.errors import ADGError
 from adg_plugin.pipeline.training_rows import TRAINING_FILE
@@ -66,7 +67,7 @@ def selected_file(path: str) -> Path:
         ADGError: the selection failed; it has printed why.
     """
     config_path, name = _parts(path)
-    run_dir = _run_dir(config_path, load_config(config_path))
+    run_dir = Path(run_folder(load_config(config_path).output_dir, settings=config_path)).absolute()
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(run_dir.with_name(f".{run_dir.name}.adg-route.lock")):
         command = [sys.executable, "-c", "from adg_plugin.cli import main; main()", "select", str(config_path)]
@@ -77,10 +78,6 @@ def selected_file(path: str) -> Path:
     if not file.is_file():
         raise ADGError(f"{path}: the chosen rows cannot be put into one table; read selected.jsonl instead")
     return file
-
-
-def _run_dir(config_path: Path, config: ADGConfig) -> Path:
-    return Path(config.output_dir or Path("runs") / config_path.stem).absolute()
 
 
 def _parts(path: str) -> tuple[Path, str]:

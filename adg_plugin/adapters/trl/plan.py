@@ -71,7 +71,7 @@ def _trainer_problems(request: Request) -> list[str]:
     problems = []
     if request.given.trainer.get("resume_from_checkpoint"):
         problems.append(
-            "resume_from_checkpoint is set: `adg run` goes on from the last checkpoint of its output by itself; "
+            "resume_from_checkpoint is set: `adg run` resumes from the last checkpoint of its output by itself; "
             "leave it out, or use `adg sft`"
         )
     for name, value in (("dataset_streaming", script.dataset_streaming), ("streaming", mixture.streaming)):

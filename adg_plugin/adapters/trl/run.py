@@ -13,18 +13,22 @@ from typing import Any
 
 import yaml
 
-from adg_plugin.adapters.processes import parent_watchdog, run_stage
+from adg_plugin.adapters.processes import check_free, parent_watchdog, run_stage
 from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, check, launcher_arguments, read_recipe
 from adg_plugin.adapters.trl.choice import last_whole_checkpoint
 from adg_plugin.adapters.trl.plan import selection_config
 from adg_plugin.adapters.trl.summary import read_summary
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import StoreError
+from adg_plugin.pipeline.plan import how_chosen, plan_selection
 from adg_plugin.store.files import read_json, write_json
+from adg_plugin.store.keys import changes
 
 logger = logging.getLogger(__name__)
 
 _THREADS = "--num_cpu_threads_per_process"
+_FINISHED = "%s is finished already: give another --out to do it again"
 _RECIPE, _SELECTION, _TRAINING = "adg_recipe.json", "adg_selection_config.json", "adg_training.yaml"
 
 
@@ -46,25 +50,13 @@ class Plan:
         checkpoint = last_whole_checkpoint(self.out)
         return [
             f"pool       {', '.join(spec.path for spec in config.datasets)}",
-            f"selection  {config.budget} rows, {_how_chosen(config)}",
+            f"selection  {config.budget} rows, {how_chosen(config)}",
             f"training   {model.model_name_or_path}{of_model}, {how}",
             f"launch     accelerate launch {' '.join(request.launch) or '(its defaults)'}",
             f"output     {self.out}",
             f"run folder {self.run_dir}",
-            f"goes on    {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
+            f"resumes    {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
         ]
-
-
-def _how_chosen(config: ADGConfig) -> str:
-    backbone = f"{config.model}{' in 4-bit' if config.load_in_4bit else ''}"
-    if config.answers is not None:
-        return f"by the answers in {config.answers}, embedded by {backbone}"
-    if config.method == "adg":
-        return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
-    judges = {"ifd": backbone, "superfiltering": config.small_model, "scar": config.scar_model}
-    judges |= {"mig": " and ".join(filter(None, (config.tagger, config.quality_scorer)))}
-    judge = judges.get(config.method)
-    return f"chosen by {config.method}" + (f", judged by {judge}" if judge else "")
 
 
 def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Plan:
@@ -75,9 +67,32 @@ def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = No
         DataError: a pool that cannot be selected from.
     """
     request = check(read_recipe(recipe, overrides))
-    folder = out or Path(request.given.trainer.get("output_dir") or Path("runs") / recipe.stem)
-    run_dir = Path(request.adg.get("output_dir") or folder / "selection")
+    folder = Path(run_folder(out, request.given.trainer.get("output_dir"), settings=recipe))
+    run_dir = Path(run_folder(request.adg.get("output_dir"), training=folder))
     return Plan(request, selection_config(request, run_dir), folder, run_dir)
+
+
+def dry_run(plan: Plan) -> list[str]:
+    """Return the plan for people, a line each, after the checks that `run` makes before a model loads.
+
+    Raises:
+        StoreError: the output folder is in use, or belongs to another recipe.
+    """
+    check_output(plan)
+    if read_summary(plan.out) is not None:
+        return [*plan.lines(), _FINISHED % plan.out]
+    selection = plan_selection(plan.config, str(plan.run_dir), for_training=True, own=True)
+    return [*plan.lines(), f"rows       {selection.rows()}"]
+
+
+def check_output(plan: Plan) -> None:
+    """Validate that the output folder is new, or of this recipe; nothing is written.
+
+    Raises:
+        StoreError: it is in use, or belongs to another recipe.
+    """
+    check_free(plan.out)
+    _refuse_other_recipe(plan)
 
 
 def run(plan: Plan) -> dict[str, Any]:
@@ -88,10 +103,11 @@ def run(plan: Plan) -> dict[str, Any]:
         StageError: a stage failed.
     """
     with parent_watchdog(plan.out):
-        _own(plan)
+        if not _refuse_other_recipe(plan):
+            write_json(plan.out / _RECIPE, _recipe(plan))
         done = read_summary(plan.out)
         if done is not None:
-            logger.warning("%s is finished already: give another --out to do it again", plan.out)
+            logger.warning(_FINISHED, plan.out)
             return done
         _select(plan)
         _train(plan)
@@ -100,25 +116,27 @@ def run(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def _own(plan: Plan) -> None:
-    """Refuse an output folder that another recipe has begun.
-
-    Raises:
-        StoreError: names each key that differs.
-    """
+def _recipe(plan: Plan) -> dict[str, Any]:
+    """Return what tells a recipe from others, by key."""
     mine = {f"adg.{key}": value for key, value in plan.config.model_dump(mode="json", exclude_unset=True).items()}
     mine |= {key: value for key, value in plan.request.given.trainer.items() if key != "output_dir"}
     mine["adg.output_dir"] = str(plan.run_dir.resolve())
-    mine = json.loads(json.dumps(mine, default=str))
-    path = plan.out / _RECIPE
-    before = read_json(path, fix="give another --out")
-    if before is None:
-        write_json(path, mine)
-        return
-    differing = [key for key in sorted({*before, *mine}) if before.get(key) != mine.get(key)]
-    if differing:
-        told = ", ".join(f"{key} {before.get(key)!r} (now {mine.get(key)!r})" for key in differing)
-        raise StoreError(f"{plan.out} was begun with {told}: go back to that, give another --out, or delete it")
+    found: dict[str, Any] = json.loads(json.dumps(mine, default=str))
+    return found
+
+
+def _refuse_other_recipe(plan: Plan) -> bool:
+    """Return whether the recipe has begun the output folder.
+
+    Raises:
+        StoreError: another recipe has; names each key that differs.
+    """
+    before = read_json(plan.out / _RECIPE, fix="give another --out")
+    if before is not None and (found := changes(before, _recipe(plan))):
+        raise StoreError(
+            f"{plan.out} was begun with {', '.join(found.values())}: go back to that, give another --out, or delete it"
+        )
+    return before is not None
 
 
 def _select(plan: Plan) -> None:

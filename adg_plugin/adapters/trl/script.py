@@ -16,6 +16,7 @@ from adg_plugin.adapters.trl.contract import trl
 from adg_plugin.adapters.trl.data import evaluation_set, training_set
 from adg_plugin.adapters.trl.rows import as_trl
 from adg_plugin.adapters.trl.summary import write_summary
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.pipeline.training_rows import TRAINING_FILE
@@ -38,11 +39,7 @@ class Job:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Select and train, or train on a finished run folder; writes model, checkpoints and adg_summary.json.
-
-    Raises:
-        ADGError: settings, data, model or run folder that cannot be used.
-    """
+    """Select and train, or train on a finished run folder; writes model, checkpoints and adg_summary.json."""
     follow()
     began = time.monotonic()
     request = check(read_command(sys.argv[1:] if arguments is None else arguments))
@@ -102,7 +99,7 @@ def _trainer_arguments(request: Request) -> dict[str, Any]:
 def _selecting(request: Request) -> Job:
     """Return the trainer that selects from its own data set with its own model."""
     from adg_plugin.adapters.trl.choice import checkpoint_of
-    from adg_plugin.adapters.trl.trainer import ADGSFTTrainer, default_run_dir
+    from adg_plugin.adapters.trl.trainer import ADGSFTTrainer
     from adg_plugin.pipeline.in_memory import model_problems
 
     config = ADGConfig.parse(request.adg, prefix="adg.")
@@ -121,7 +118,7 @@ def _selecting(request: Request) -> Job:
         selection_config=config, train_dataset=train, eval_dataset=held_out, **_trainer_arguments(request)
     )
     checkpoint = checkpoint_of(resume_value(request.training.resume_from_checkpoint), request.training.output_dir)
-    return Job(trainer, checkpoint, Path(config.output_dir or default_run_dir(request.training.output_dir)))
+    return Job(trainer, checkpoint, Path(run_folder(config.output_dir, training=request.training.output_dir)))
 
 
 def _of_run_folder(request: Request) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adg_plugin.adapters.trl.checks import check_pool, check_processing_class, check_settings
@@ -105,8 +104,3 @@ def _eval(dataset: Any, tokenizer: Any, template: str) -> Any:
         return {name: _eval(part, tokenizer, template) for name, part in dataset.items()}
     check_pool(dataset, "eval_dataset")
     return as_trl(dataset, tokenizer, template)
-
-
-def default_run_dir(output_dir: str | Path) -> Path:
-    """Return the run folder of a trainer whose selection names none."""
-    return Path(output_dir) / "selection"

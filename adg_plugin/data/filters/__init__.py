@@ -11,7 +11,6 @@ from adg_plugin.data.filters.base import Rejected, RowFilter
 from adg_plugin.data.filters.language import Languages
 from adg_plugin.data.filters.lengths import WordCounts
 from adg_plugin.data.filters.near_duplicates import NearDuplicates
-from adg_plugin.data.filters.underspecified import Underspecified
 from adg_plugin.data.rows import Rejection, Row
 
 _OF_ROWS = {  # the settings that are applied here, each with what it is where it is off
@@ -20,7 +19,6 @@ _OF_ROWS = {  # the settings that are applied here, each with what it is where i
     "min_answer_words": None,
     "max_answer_words": None,
     "near_duplicates": None,
-    "underspecified": False,
     "languages": (),
 }
 
@@ -45,8 +43,6 @@ class RowFilters:
         agreement = {name: getattr(filters, name) for name in AGREEMENT_SETTINGS}
         self._refused = {**self.settings, **{name: value for name, value in agreement.items() if value is not None}}
         self._filters: list[RowFilter] = [WordCounts(filters)] if any("words" in name for name in self.settings) else []
-        if filters.underspecified:
-            self._filters.append(Underspecified())
         if filters.languages:
             self._filters.append(Languages(filters.languages))
         if filters.near_duplicates is not None:  # last: it must not remember a row that another one rejects
@@ -69,7 +65,7 @@ class RowFilters:
         for check in self._filters:
             found: Rejected | None = check(row)
             if found is not None:
-                return Rejection(row.id, *found, row.where, row.data)
+                return Rejection.of(row, *found)
         return None
 
 

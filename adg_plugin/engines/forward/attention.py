@@ -70,7 +70,7 @@ class Decode:
 
 
 class FlatBatch(Protocol):
-    """A flat batch that attends to itself, such as `encoding.Encode`."""
+    """A flat batch that attends to itself, such as `encode.shared_prompt.Encode`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
         """Return the attention output (N, heads, D); query (heads, N, D), key and value likewise."""
@@ -179,7 +179,8 @@ def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tens
         end += length
         if reference:
             keys, values = (torch.cat((t[:, prompt], t[:, tokens]), dim=1)[None] for t in (key, value))
-            hidden = rule.hidden(*_after(length, reference, query.device))
+            positions = torch.arange(length + reference, device=query.device)
+            hidden = rule.hidden(positions[length:], positions)
             output[tokens] = continuing(query[None, :, tokens], keys, values, group, rule, hidden)[0].transpose(0, 1)
         start += reference
     output[start:] = 0  # tokens that only fill the batch up
@@ -196,12 +197,6 @@ def causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule) ->
         )[0]
     position = torch.arange(length, device=query.device)
     return masked(query, key, value, group, rule, rule.hidden(position, position))
-
-
-def _after(prompt: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the positions (M,) of an answer's tokens, and (N,) of its prompt's and its own."""
-    positions = torch.arange(prompt + length, device=device)
-    return positions[prompt:], positions
 
 
 def continuing(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:

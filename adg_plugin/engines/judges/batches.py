@@ -20,11 +20,17 @@ class Batches:
         most: of a batch, in the unit of the items' width: their number times the greatest of their widths. Halved when
             memory runs out; raised to half of this again when even one item does not fit, for that one is gone then.
         device: of the model that does the work.
+        by_number: `most` counts the items, whatever their width.
     """
 
-    def __init__(self, most: int, device: torch.device) -> None:
+    def __init__(self, most: int, device: torch.device, *, by_number: bool = False) -> None:
         self._first = self._most = most
-        self._device = device
+        self._device, self._by_number = device, by_number
+
+    @classmethod
+    def of_tokens(cls, given: int | None, device: torch.device, *, cpu: int, accelerator: int) -> Batches:
+        """Return batches of so many tokens as are given, or by the kind of device."""
+        return cls(given or (cpu if device.type == "cpu" else accelerator), device)
 
     def run(
         self, items: Sequence[T], width: Callable[[T], int], work: Callable[[Sequence[T]], Sequence[R]]
@@ -42,7 +48,7 @@ class Batches:
         order = sorted(items, key=width, reverse=True)
         start = 0
         while start < len(order):
-            widest = width(order[start])
+            widest = 1 if self._by_number else width(order[start])
             batch = order[start : start + max(1, self._most // widest)]
             results: Sequence[R] | None = None
             try:

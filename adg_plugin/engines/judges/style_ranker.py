@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from io import StringIO
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adg_plugin.data.layouts import Reason
-from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.engines.judges.batches import Batches
+from adg_plugin.engines.judges.judge import Answer
 from adg_plugin.engines.models.fingerprint import sample_file
 from adg_plugin.engines.models.loading import LOADING_ERRORS, pick_device
 from adg_plugin.errors import ModelError, need
@@ -31,7 +30,6 @@ EXAMPLE = "lizhuang144/scar-roberta-base"
 _LOADING_ERRORS = (*LOADING_ERRORS, TypeError)  # the latter is `scar-tool`'s, for files of another model
 _NEEDED_FILES = ("config.json", "pytorch_model.bin", "*token*", "vocab*", "merges.txt", "*.model")
 _FIX = f"give a folder that holds the ranker, or the name of one on the hub, such as {EXAMPLE}"
-_WINDOW_ROWS = 256  # sorted by length together
 _BATCH_ROWS = 32
 
 
@@ -40,24 +38,12 @@ class StyleRow:
     """An instruction and the reference response to it."""
 
     id: str
-    key: bytes  # 16-byte hash of all that produces the result
     instruction: str
     answer: str
 
 
-@dataclass(frozen=True, slots=True)
-class StyleResult:
-    """The ranker's score of a row. With a `reason` there is none."""
-
-    id: str
-    key: bytes
-    score: float | None  # any real number; higher is more consistent
-    tokens: int  # that were read, of both texts; 0 with a `reason`
-    reason: str | None = None
-
-
 class StyleRanker:
-    """Scores rows in batches. The weights are loaded for the first of them.
+    """A ranker whose weights are loaded when they are needed.
 
     Args:
         name: folder or hub name of a trained ranker.
@@ -82,45 +68,33 @@ class StyleRanker:
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
 
-    def run(self, rows: Iterable[StyleRow]) -> Iterator[StyleResult]:
-        """Yield a result for each row, 256 rows at a time by length, those that cannot be scored with a reason.
+    def inputs(self, rows: Sequence[StyleRow]) -> Iterator[Sequence[StyleRow] | str]:
+        """Yield each row, or the reason why there is nothing to score."""
+        for row in rows:
+            if row.instruction.strip() and row.answer.strip():
+                yield [row]
+            else:
+                yield (Reason.NO_ANSWER if row.instruction.strip() else Reason.NO_INSTRUCTION).value
 
-        A row's score does not depend on the others, up to rounding.
+    def load(self) -> StyleScores:
+        """Return the ranker, in evaluation mode on its device.
 
         Raises:
-            ModelError: the ranker cannot be loaded, or is not whole.
+            ModelError: it cannot be loaded, or is not whole.
         """
-        ranker, tokenizer = self._load()
-        batches = Batches(_BATCH_ROWS, ranker.device)
-        remaining = iter(rows)
-        while window := list(islice(remaining, _WINDOW_ROWS)):
-            whole = []
-            for row in window:
-                if row.instruction.strip() and row.answer.strip():
-                    whole.append(row)
-                else:
-                    lacks = Reason.NO_ANSWER if row.instruction.strip() else Reason.NO_INSTRUCTION
-                    yield StyleResult(row.id, row.key, None, 0, lacks.value)
-            whole.sort(key=lambda row: len(row.instruction) + len(row.answer), reverse=True)
-            for some, found in batches.run(whole, lambda _: 1, lambda some: _scores(ranker, tokenizer, some)):
-                # A row without a result is alone in its batch.
-                yield from found or [StyleResult(some[0].id, some[0].key, None, 0, OUT_OF_MEMORY)]
-
-    def _load(self) -> tuple[Any, Any]:
-        """Return the ranker, in evaluation mode on its device, and its tokenizer."""
         from transformers import AutoTokenizer
 
         ranker_class = import_module("style_ranker.ranker.model").StyleRanker
         try:
-            # It says on stdout what it loads, and which weights it has filled in at random.
-            with redirect_stdout(StringIO()) as said:
+            # It prints what it loads, and which weights it has filled in at random.
+            with redirect_stdout(StringIO()) as printed:
                 ranker = ranker_class.from_pretrained(str(self._folder))
             tokenizer = AutoTokenizer.from_pretrained(self._folder)
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
-        if "Missing keys" in said.getvalue():
+        if "Missing keys" in printed.getvalue():
             raise ModelError(f"{self._named}: the ranker is not whole, its weights do not fit its config: {_FIX}")
-        return ranker.to(pick_device(self._device)).eval(), tokenizer
+        return StyleScores(ranker.to(pick_device(self._device)).eval(), tokenizer)
 
     def _refuse_code(self, encoder: str) -> None:
         """Raise where `scar-tool` would run code that comes with the encoder: it trusts every encoder."""
@@ -138,20 +112,31 @@ class StyleRanker:
         return ModelError(f"{self._named}: the ranker cannot be loaded ({first}): {_FIX}")
 
 
-@torch.inference_mode()
-def _scores(ranker: Any, tokenizer: Any, rows: Sequence[StyleRow]) -> list[StyleResult]:
-    sides = [
-        tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS).to(ranker.device)
-        for texts in ([row.instruction for row in rows], [row.answer for row in rows])
-    ]
-    # Not the tool's own `score_pairs`: that fails where the last batch holds a single pair.
-    given = [part for side in sides for part in (side["input_ids"], side["attention_mask"])]
-    scores = ranker(*given).squeeze(1).cpu().double()
-    tokens = (sides[0]["attention_mask"].sum(1) + sides[1]["attention_mask"].sum(1)).tolist()
-    return [
-        StyleResult(row.id, row.key, score, count) if is_finite else StyleResult(row.id, row.key, None, 0, NON_FINITE)
-        for row, score, count, is_finite in zip(rows, scores.tolist(), tokens, scores.isfinite().tolist(), strict=True)
-    ]
+class StyleScores:
+    """A ranker in memory. A row's score does not depend on the others, up to rounding."""
+
+    def __init__(self, ranker: Any, tokenizer: Any) -> None:
+        self._ranker, self._tokenizer = ranker, tokenizer
+        self.batches = Batches(_BATCH_ROWS, ranker.device, by_number=True)
+
+    def width(self, row: StyleRow) -> int:
+        """Return the characters of both texts."""
+        return len(row.instruction) + len(row.answer)
+
+    @torch.inference_mode()
+    def answers(self, batch: Sequence[StyleRow]) -> list[Answer]:
+        """Return the `score` of each row, any real number, higher is more consistent, and the tokens of both texts."""
+        sides = [
+            self._tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=MAX_TOKENS).to(
+                self._ranker.device
+            )
+            for texts in ([row.instruction for row in batch], [row.answer for row in batch])
+        ]
+        # Not the tool's own `score_pairs`: that fails where the last batch holds a single pair.
+        given = [part for side in sides for part in (side["input_ids"], side["attention_mask"])]
+        scores = self._ranker(*given).squeeze(1).cpu().double().tolist()
+        tokens = (sides[0]["attention_mask"].sum(1) + sides[1]["attention_mask"].sum(1)).tolist()
+        return [({"score": score}, count) for score, count in zip(scores, tokens, strict=True)]
 
 
 def _folder(name: str) -> Path:

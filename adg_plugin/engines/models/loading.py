@@ -19,11 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from adg_plugin.config.methods import samples
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
 from adg_plugin.engines.models.location import model_location, unreadable
-from adg_plugin.errors import ConfigError, ModelError, need
+from adg_plugin.errors import ConfigError, ModelError, first_line, need
 
 # What transformers raises for files that are missing, damaged, of another model, or of code that is not there.
 LOADING_ERRORS = (
@@ -37,9 +38,6 @@ LOADING_ERRORS = (
     pickle.UnpicklingError,
     SafetensorError,
 )
-
-
-_ASKS_THE_BACKBONE = ("adg", "ifd")  # the methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +161,27 @@ class Source:
         )
 
     @classmethod
-    def loaded(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig) -> Source:
+    def loaded(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ADGConfig,
+        *,
+        asked: bool = True,
+    ) -> Source:
         """Return a model that is in memory already, such as a trainer's.
 
         Args:
             model: a causal language model of transformers; of a PEFT model, its base.
             tokenizer: of the model.
             config: for `eos_token`.
+            asked: whether the model is to be asked anything.
 
         Raises:
             ModelError: neither it nor its tokenizer names an end-of-answer token, or it is to be asked and is spread
                 over several devices.
         """
-        if config.method in _ASKS_THE_BACKBONE:
+        if asked:
             _refuse_spread(model)
         _refuse_more_than_all_tokens(config, model.config)
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
@@ -199,8 +205,8 @@ def _refuse_spread(model: PreTrainedModel) -> None:
 
 def _refuse_more_than_all_tokens(config: ADGConfig, about: PreTrainedConfig) -> None:
     vocabulary = getattr(about.get_text_config(), "vocab_size", None)
-    samples = config.method == "adg" and config.answers is None
-    if samples and vocabulary is not None and config.top_k > vocabulary:
+    sampled = samples(config.method) and config.answers is None
+    if sampled and vocabulary is not None and config.top_k > vocabulary:
         raise ConfigError([f"top_k is {config.top_k}: the model has {vocabulary} tokens; use fewer, or 0 for all"])
 
 
@@ -246,8 +252,7 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
-        first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise ModelError(f"device is {name!r}: not available here ({first}); use auto or cpu") from None
+        raise ModelError(f"device is {name!r}: not available here ({first_line(err)}); use auto or cpu") from None
     return torch.device(name)
 
 
@@ -258,9 +263,18 @@ def _own_generation_config(config: ADGConfig) -> GenerationConfig:
         return GenerationConfig.from_model_config(_from_pretrained(AutoConfig, "config", config))
 
 
+def need_quantization() -> None:
+    """Import what 4-bit weights need.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    for module in ("bitsandbytes", "accelerate"):
+        need(module, extra="quant", why="load_in_4bit")
+
+
 def _four_bit(config: ADGConfig) -> Any:
-    need("bitsandbytes", extra="quant", why="load_in_4bit")
-    need("accelerate", extra="quant", why="load_in_4bit")
+    need_quantization()
     from transformers import BitsAndBytesConfig
 
     compute = config.bnb_4bit_compute_dtype

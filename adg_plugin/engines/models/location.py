@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adg_plugin import demo
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ModelError
+from adg_plugin.errors import ModelError, first_line
 
 
 def model_location(config: ADGConfig) -> str:
@@ -22,9 +22,8 @@ def model_location(config: ADGConfig) -> str:
 
 def unreadable(what: str, location: str, err: Exception) -> ModelError:
     """Return the error to raise for a model whose `what` (`model`, `tokenizer`, `config`) transformers cannot load."""
-    text = str(err).strip()
-    first = text.splitlines()[0] if text else type(err).__name__
-    return ModelError(f"model is {location!r}: its {what} cannot be loaded ({first}): {_fix(location, text)}")
+    fix = _fix(location, str(err))
+    return ModelError(f"model is {location!r}: its {what} cannot be loaded ({first_line(err)}): {fix}")
 
 
 def _fix(location: str, text: str) -> str:

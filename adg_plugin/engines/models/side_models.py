@@ -40,18 +40,18 @@ def other_model(config: ADGConfig, key: str) -> Source:
     """
     from adg_plugin.engines.models.loading import Source
 
-    with told_under(config, key):
+    with errors_under(config, key):
         source = Source.configured(other_model_settings(config, key))
 
     def load() -> Backbone:
-        with told_under(config, key):
+        with errors_under(config, key):
             return source.load()
 
     return replace(source, load=load)
 
 
 @contextmanager
-def told_under(config: ADGConfig, key: str) -> Iterator[None]:
+def errors_under(config: ADGConfig, key: str) -> Iterator[None]:
     """Let errors about the model that `key` names say so: as they are raised, they are about the key `model`.
 
     Raises:
@@ -60,10 +60,10 @@ def told_under(config: ADGConfig, key: str) -> Iterator[None]:
     try:
         yield
     except (ModelError, MissingExtraError) as err:
-        raise type(err)(_told(err, key, getattr(config, key))) from err
+        raise type(err)(_renamed(err, key, getattr(config, key))) from err
 
 
-def _told(err: ModelError | MissingExtraError, key: str, name: str) -> str:
+def _renamed(err: ModelError | MissingExtraError, key: str, name: str) -> str:
     if "trust_remote_code" in str(err.__cause__):
         return (
             f"{key} is {name!r}: it brings its own code, and trust_remote_code is about the backbone; name a model "

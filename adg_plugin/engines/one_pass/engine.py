@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,24 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.attention import Decode, Prefill, attending, shared_prefix_attention
 from adg_plugin.engines.forward.decode_group import DecodeGroup, padded
-from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers, unit
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers
 from adg_plugin.engines.forward.memory import Capacity, is_out_of_memory, release_memory
-from adg_plugin.engines.forward.results import (
-    EMPTY,
-    MIN_ANSWERS,
-    NON_FINITE,
-    OUT_OF_MEMORY,
-    REDRAWS,
-    agreement_of,
-    gram_matrix,
-    rejection,
-    row_result,
-)
+from adg_plugin.engines.forward.results import OUT_OF_MEMORY, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import TokenSampler, stream_keys
 from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals
 from adg_plugin.engines.one_pass.decode_state import DecodeState, Prefilled, filled_up
+from adg_plugin.engines.one_pass.finish import finished_results
 from adg_plugin.engines.one_pass.queue import Queue, prefix_within
-from adg_plugin.store.records import Answer, Prompt, RowResult
+from adg_plugin.store.records import Prompt, RowResult
 
 _MIN_BATCH = 16  # below 12, some CPU matrix products sum in another order: small batches are filled up
 
@@ -102,9 +92,12 @@ class OnePassEngine:
             out_of_memory = True
         if out_of_memory:  # out of the block above, where the traceback still holds what filled the memory
             return self._retreat(active, waiting, queue, capacity)
-        results = [r for decoding in active for r in self._results(decoding, decoding.finished())]
+        results = [r for decoding in active for r in self._results(decoding)]
         active[:] = [d for d in active if len(d.rows)]
         return results
+
+    def _results(self, decoding: DecodeState) -> Iterator[RowResult]:
+        return finished_results(decoding, self.tokenizer, self.config, vectors=self.vectors)
 
     def _retreat(self, active: list[DecodeState], waiting: int, queue: Queue, capacity: Capacity) -> list[RowResult]:
         """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes.
@@ -280,45 +273,3 @@ class OnePassEngine:
             )
         logits: Tensor = output.logits[0, :keep]
         return logits
-
-    def _results(self, decoding: DecodeState, prompts: Sequence[int]) -> Iterator[RowResult]:
-        """Yield the results of prompts (numbers within `decoding`) whose answers have all ended."""
-        if not prompts:
-            return
-        samples = self.config.num_samples
-        rows = np.asarray(prompts)[:, None] * samples + np.arange(samples)  # (P, K)
-        index = torch.from_numpy(rows).to(self.device)
-        tokens = decoding.tokens[index].cpu().numpy()
-        units = unit(decoding.sums[index]).cpu() if self.vectors else None
-        grams = None if units is None else gram_matrix(units)
-        for i, prompt in enumerate(prompts):
-            kept = np.flatnonzero(decoding.lengths[rows[i]])
-            answers = self._answers(tokens[i], decoding.lengths[rows[i]], decoding.reasons[rows[i]], kept)
-            about = decoding.prompts[prompt]
-            if decoding.broken[prompt]:  # the tokens mean nothing, and may have ended the answers at once
-                yield rejection(about, NON_FINITE, answers)
-            elif len(kept) < MIN_ANSWERS:
-                yield rejection(about, EMPTY, answers)
-            elif grams is None or units is None or decoding.prompt_vectors is None:
-                yield RowResult(about.id, about.key, answers, None, None)
-            else:
-                own = decoding.references[prompt]
-                yield row_result(
-                    about,
-                    answers,
-                    grams[i][np.ix_(kept, kept)],
-                    decoding.prompt_vectors[prompt],
-                    units[i, kept] if self.config.keep_vectors else None,
-                    None if own is None else agreement_of(units[i, kept], own.cpu()),
-                )
-
-    def _answers(
-        self,
-        tokens: npt.NDArray[np.int32],
-        lengths: npt.NDArray[np.int64],
-        reasons: npt.NDArray[np.object_],
-        kept: npt.NDArray[np.int64],
-    ) -> tuple[Answer, ...]:
-        ids = [tokens[k, : lengths[k]] for k in kept]
-        texts = self.tokenizer.batch_decode([t.tolist() for t in ids], skip_special_tokens=True) if ids else []
-        return tuple(Answer(t, text, reasons[k]) for t, text, k in zip(ids, texts, kept, strict=True))

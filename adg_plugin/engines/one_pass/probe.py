@@ -62,7 +62,7 @@ def one_pass_problem(model: PreTrainedModel, indices: tuple[int, ...], longest: 
         gap = float(gaps.max() if model.dtype == torch.float32 else gaps.nanmedian())
         if not gap <= tolerance:
             return f"its {name} differ from those of a plain forward pass (1 - cosine {gap:.2g})"
-    return _untold_window(model, prompt)
+    return _undeclared_window(model, prompt)
 
 
 def _rotation_change(model: PreTrainedModel) -> int | None:
@@ -117,14 +117,14 @@ def _plain(model: PreTrainedModel, prompt: Tensor, answers: Tensor, indices: tup
     return states[:, of_answer].flatten(0, 1), output.logits[:, of_answer].flatten(0, 1)
 
 
-def _untold_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
+def _undeclared_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
     """Return the problem of a model that gives its masks a window, which ours do not use, but not its attention.
 
     The few tokens of the probe do not fill a window, so the question is put another way: masks that only name their
     window go through the model to an attention that compares.
     """
     reach = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    untold: list[int] = []
+    undeclared: list[int] = []
 
     def named(*_: object, local_size: int | None = None, **__: object) -> Tensor | None:
         return None if local_size is None else torch.tensor(local_size)
@@ -140,7 +140,7 @@ def _untold_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
     ) -> tuple[Tensor, None]:
         masked = reach if attention_mask is None else min(reach, int(attention_mask))
         if masked != min(reach, sliding_window or reach):
-            untold.append(masked)
+            undeclared.append(masked)
         return query.transpose(1, 2), None
 
     AttentionInterface.register(_ASKING, comparing)
@@ -151,4 +151,8 @@ def _untold_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
         model(input_ids=prompt[None], use_cache=False, logits_to_keep=1)
     finally:
         model.set_attn_implementation(before)
-    return f"its masks have a window of {untold[0]} tokens, of which its attention is not told" if untold else None
+    return (
+        f"its masks have a window of {undeclared[0]} tokens, of which its attention does not know"
+        if undeclared
+        else None
+    )

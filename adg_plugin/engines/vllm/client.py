@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: what can go wrong on the way, told apart by what to do about it."""
+"""One vLLM server over HTTP: what can go wrong on the way, by what to do about it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Server:
         model: the name it gives the model; known once `server_check` has asked.
         verified: whether it holds the right model, as far as is known: not after it was away.
         in_flight: requests it has.
-        busy_until: when it may be asked again after it said that it has too much to do; of `time.monotonic`.
+        busy_until: when it may be asked again after a response that it has too much to do; of `time.monotonic`.
     """
 
     def __init__(self, url: str, client: Any, key_env: str) -> None:
@@ -103,7 +103,7 @@ class Server:
             self.in_flight -= 1
         if response.is_success:
             return data
-        self._raise(response, f"{self.url}{path} says {response.status_code}: {_said(response)}")
+        self._raise(response, f"{self.url}{path} says {response.status_code}: {_reason(response)}")
 
     def _raise(self, response: Any, text: str) -> None:
         if response.status_code in (401, 403):
@@ -123,7 +123,7 @@ class Server:
         raise Refused(text)
 
 
-def _said(response: Any) -> str:
+def _reason(response: Any) -> str:
     """Return what an error's body says, on one line."""
     try:
         body = response.json()

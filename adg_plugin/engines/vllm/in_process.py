@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.location import model_location
 from adg_plugin.engines.vllm.requests import RowDraws, UnusableAnswer, sampling_settings
-from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, need
+from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, first_line, need
 from adg_plugin.store.records import Prompt, RowResult
 
 logger = logging.getLogger(__name__)
@@ -108,10 +108,9 @@ class VLLMSampler:
         try:
             return self._engine.step()
         except Exception as err:  # of any kind, see above; the engine is of no use any more
-            first = (str(err).strip() or type(err).__name__).splitlines()[0]
             raise ModelError(
-                f"vLLM has failed ({first}): see its own messages. What is sampled is kept, and the same command goes "
-                "on. If it was memory, lower vllm_options.gpu_memory_utilization or max_num_seqs"
+                f"vLLM has failed ({first_line(err)}): see its own messages. What is sampled is kept; re-run the "
+                "same command to resume. If it was memory, lower vllm_options.gpu_memory_utilization or max_num_seqs"
             ) from err
 
     def _ask(self, request: str, row: RowDraws) -> None:
@@ -175,8 +174,8 @@ def _options(config: ADGConfig, dtype: str, positions: int | None) -> dict[str, 
         "skip_tokenizer_init": True,
         "disable_log_stats": True,
     }
-    if config.load_in_4bit:
-        options["quantization"] = _four_bit(config)
+    if quantized := quantization(config):
+        options["quantization"] = quantized
     if current_platform.is_cpu():
         # A seeded request whose prefill is split kills the engine there, so a step must hold a whole prompt.
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, length), "enforce_eager": True}
@@ -186,13 +185,15 @@ def _options(config: ADGConfig, dtype: str, positions: int | None) -> dict[str, 
     return options | config.vllm_options
 
 
-def _four_bit(config: ADGConfig) -> str:
-    """Return vLLM's name of the quantisation.
+def quantization(config: ADGConfig) -> str | None:
+    """Return vLLM's name of the quantisation, None for weights as they are.
 
     Raises:
         MissingExtraError: vLLM cannot do it here; it would sample with whole weights.
         ConfigError: the plugin knows another form of 4-bit only.
     """
+    if not config.load_in_4bit:
+        return None
     try:
         version(_BNB_PLUGIN)
     except PackageNotFoundError:
@@ -210,7 +211,5 @@ def _four_bit(config: ADGConfig) -> str:
 
 
 def _refused(config: ADGConfig, err: Exception) -> ModelError:
-    text = str(err).strip() or type(err).__name__
-    first = text.splitlines()[0]
     fix = "see vllm_options (gpu_memory_utilization, tensor_parallel_size, enforce_eager), or use engine: hf"
-    return ModelError(f"model is {model_location(config)!r}: vLLM cannot load it ({first}): {fix}")
+    return ModelError(f"model is {model_location(config)!r}: vLLM cannot load it ({first_line(err)}): {fix}")

@@ -78,7 +78,7 @@ class ServerSampler:
         self._places = asyncio.Semaphore(config.server_concurrency * len(self._servers))
         self._last_success = self._asked_since = time.monotonic()
         self._rows = 0
-        self._said = 0.0
+        self._warned_at = 0.0
         try:
             for server in self._servers:
                 self._submit(self._first_check(server)).result()
@@ -183,7 +183,7 @@ class ServerSampler:
                 return rejection(prompt, REFUSED)
             except TryAgain as err:
                 raise ServerError(
-                    f"no server has responded for {self._config.server_timeout_s:.0f} s (the last said: {err}): start "
+                    f"no server has responded for {self._config.server_timeout_s:.0f} s (the last error: {err}): start "
                     "them again and give the same command. What is sampled is kept"
                 ) from err
             finally:
@@ -198,7 +198,7 @@ class ServerSampler:
             retry=tenacity.retry_if_exception_type(TryAgain),
             wait=tenacity.wait_random_exponential(multiplier=first, max=most),
             stop=stop,
-            before_sleep=self._tell,
+            before_sleep=self._warn,
             reraise=True,
         )
         async for attempt in retrying:
@@ -208,10 +208,10 @@ class ServerSampler:
     def _out_of_patience(self, state: Any) -> bool:
         return time.monotonic() - max(self._last_success, self._asked_since) > self._config.server_timeout_s
 
-    def _tell(self, state: Any) -> None:
+    def _warn(self, state: Any) -> None:
         """Say now and then why there is no progress."""
-        if time.monotonic() - max(self._said, self._last_success) > 5:
-            self._said = time.monotonic()
+        if time.monotonic() - max(self._warned_at, self._last_success) > 5:
+            self._warned_at = time.monotonic()
             logger.warning("waiting for a server: %s", state.outcome.exception())
 
     async def _ask(self, row: RowDraws, tried: Counter[str]) -> None:

@@ -118,7 +118,7 @@ async def _check_tokenizer(server: Server, probe: Probe) -> None:
     try:
         theirs = (await server.post("/tokenize", body))["tokens"]
     except Refused:
-        return  # not offered; the log-probabilities will tell
+        return  # not offered; the log-probabilities will show it
     ours = probe.token_ids.tolist()
     if theirs != ours:
         at = next(
@@ -143,8 +143,8 @@ async def _check_weights(server: Server, config: ADGConfig, probe: Probe) -> Non
     choice = (await server.post("/v1/completions", body))["choices"][0]
     if not isinstance(choice.get("token_ids"), list):
         raise ModelError(f"server {server.url} returns no token ids: it needs vLLM 0.10.2 or newer")
-    told = zip(choice["prompt_logprobs"][1:], probe.token_ids[1:], strict=True)
-    theirs = np.array([entry[str(token)]["logprob"] for entry, token in told])
+    found = zip(choice["prompt_logprobs"][1:], probe.token_ids[1:], strict=True)
+    theirs = np.array([entry[str(token)]["logprob"] for entry, token in found])
     gap = float(np.abs(theirs - probe.logprobs).mean())
     if not gap <= _TOLERANCE:
         raise ModelError(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.selectors.likelihood.selector import ByLikelihood
+
 ABOVE_1 = "ifd_above_1"
 
 Floats = npt.NDArray[np.float64]
@@ -34,3 +37,19 @@ def detail(score: float) -> str:
     if np.isnan(score):
         return "IFD cannot be computed: the answer is certain with the prompt and without it"
     return f"IFD is {score:.4f}, above 1: the prompt makes the answer harder to predict"
+
+
+class IFD(ByLikelihood):
+    """The highest IFD up to 1, by the model that will be trained. Source: arXiv 2308.12032."""
+
+    likelihood = "ifd"
+    score = staticmethod(ifd)
+    detail = staticmethod(detail)
+    dropped = ABOVE_1
+    shorter = "lower max_prompt_tokens and set truncate: true"
+    asks_backbone = True
+    score_meaning = "mean NLL of the answer after the prompt over that of the answer alone"
+
+    def who(self, config: ADGConfig) -> str:
+        """Return the backbone."""
+        return f"model {config.model!r}"

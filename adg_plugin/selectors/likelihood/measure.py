@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +16,13 @@ import pyarrow.compute as pc
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig
 from adg_plugin.engines.models.side_models import other_model, other_model_settings
-from adg_plugin.selectors.measure import NOT_MEASURED, Advice, add_measures
+from adg_plugin.selectors.measure import Advice, Measure, fill_measure, stored_measure
 from adg_plugin.store import RunFolder, RunReader, keys, staging
-from adg_plugin.store.measures import Measures, read_measures
+from adg_plugin.store.measures import measure_schema
 from adg_plugin.store.reader import PROMPTS
-from adg_plugin.store.staging import row_digest
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.judges.likelihood import LikelihoodResult, LikelihoodRow
+    from adg_plugin.engines.judges.likelihood import Continuation, LikelihoodRow, Likelihoods
     from adg_plugin.engines.models.loading import Source
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,7 @@ ADVICE: Mapping[LikelihoodMethod, Advice] = {
         numbers="check the weights of small_model, or name another one",
     ),
 }
+_SCHEMA = measure_schema(("with_prompt", pa.float64()), ("alone", pa.float64()))  # means of -log p, in nats
 
 # Raise it when the same settings come to give other likelihoods.
 _VERSION = 3
@@ -89,33 +89,23 @@ def measure(
         show: report progress on stderr.
 
     Returns:
-        As `adg_plugin.selectors.measure.add_measures`, and `cut`, the answers among all whose end is cut.
+        As `adg_plugin.selectors.measure.fill_measure`, and `cut`, the answers among all whose end is cut.
 
     Raises:
         ModelError: the model cannot be used.
-        NumericalError, OutOfMemoryError: as `adg_plugin.selectors.measure.add_measures`.
-        StoreError: no pool is staged, or a file cannot be read or written; what is measured is kept.
+        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`.
     """
-    asked = _asked(config, source, method)
-    with Measures.open(run, method) as measures:
-        for sentence in measures.damage:
-            logger.warning("%s", sentence)
-        total = pending = cut = 0
-        for row in asked.rows(run):
-            total += 1
-            cut += asked.cuts(row)
-            pending += not measures.has(row)
-        if cut:
-            logger.warning(
-                "%s: of %d of %d answers the end is left out, so that prompt and answer have at most %d tokens",
-                method,
-                cut,
-                total,
-                asked.max_tokens,
-            )
-        results = asked.results(row for row in asked.rows(run) if not measures.has(row))
-        stats = add_measures(measures, results, ADVICE[method], total=total, pending=pending, show=show)
-    return stats | {"cut": cut}
+    judge = _judge(config, source, method)
+    stats = fill_measure(run, _measure(method), judge, show=show)
+    if judge.cut:
+        logger.warning(
+            "%s: of %d of %d answers the end is left out, so that prompt and answer have at most %d tokens",
+            method,
+            judge.cut,
+            stats["total"],
+            judge.max_tokens,
+        )
+    return stats | {"cut": judge.cut}
 
 
 def likelihoods_of(run: RunReader, config: ADGConfig, source: Source, *, method: LikelihoodMethod) -> LikelihoodTable:
@@ -127,31 +117,29 @@ def likelihoods_of(run: RunReader, config: ADGConfig, source: Source, *, method:
         ModelError: the small model's tokenizer cannot be read.
         StoreError: no pool is staged, or a file is damaged.
     """
-    asked = _asked(config, source, method)
-    ids: list[str] = []
-    wanted: list[bytes] = []
+    judge = _judge(config, source, method)
     prompt_tokens: list[int] = []
-    for row in asked.rows(run):
-        ids.append(row.id)
-        wanted.append(row_digest(row.id, row.key))
-        prompt_tokens.append(len(row.prompt_ids))
-    table = read_measures(run, method, wanted)
-    by_id = sorted(range(len(ids)), key=ids.__getitem__)
-    found = table.take(pa.array(by_id, pa.int64()))
-    reasons = pc.if_else(pc.is_null(found["id"]), NOT_MEASURED, found["reason"])
+
+    def rows() -> Iterator[LikelihoodRow]:
+        for row in judge.rows(run):
+            prompt_tokens.append(len(row.prompt_ids))
+            yield row
+
+    table = stored_measure(run, _measure(method), judge, rows())
+    table = table.append_column("prompt_tokens", pa.array(prompt_tokens, pa.int32())).sort_by("id")
     return LikelihoodTable(
-        ids=np.array([ids[place] for place in by_id], dtype=object),
-        with_prompt=found["with_prompt"].to_numpy(),
-        alone=found["alone"].to_numpy(),
-        tokens=pc.fill_null(found["tokens"], 0).to_numpy(),
-        reasons=np.array(reasons.to_pylist(), dtype=object),
-        prompt_tokens=np.array(prompt_tokens, np.int32)[by_id],
-        max_tokens=asked.max_tokens,
+        ids=table["id"].to_numpy(),
+        with_prompt=table["with_prompt"].to_numpy(),
+        alone=table["alone"].to_numpy(),
+        tokens=pc.fill_null(table["tokens"], 0).to_numpy(),
+        reasons=table["reason"].to_numpy(),
+        prompt_tokens=table["prompt_tokens"].to_numpy(),
+        max_tokens=judge.max_tokens,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+@dataclass(slots=True)
+class _LikelihoodJudge:
     """What is asked of which model."""
 
     source: Source
@@ -159,6 +147,7 @@ class _Asked:
     method: LikelihoodMethod
     max_tokens: int | None
     recipe: bytes  # of all that the likelihoods depend on beside the row
+    cut: int = 0  # of the rows that were last gone through, those whose answer's end is left out
 
     def rows(self, run: RunReader) -> Iterator[LikelihoodRow]:
         """Yield the staged prompts with their reference responses, in the pool's order, a window at a time.
@@ -168,13 +157,15 @@ class _Asked:
         """
         from adg_plugin.engines.judges.likelihood import LikelihoodRow
 
+        self.cut = 0
         for group in staging.groups(run.path / PROMPTS, _COLUMNS):
             for start in range(0, len(group), _BATCH_ROWS):
                 rows = group.slice(start, _BATCH_ROWS).to_pylist()
                 answers = _tokens(self.source.tokenizer, [row["reference"] or "" for row in rows])
                 for row, (prompt, before), answer in zip(rows, self._prompts(rows), answers, strict=True):
-                    key = _key(self.recipe, prompt, before, answer)
-                    yield LikelihoodRow(row["id"], key, prompt, answer, before)
+                    total = len(prompt) + len(answer)
+                    self.cut += self.max_tokens is not None and len(prompt) < self.max_tokens < total
+                    yield LikelihoodRow(row["id"], prompt, answer, before)
 
     def _prompts(self, rows: list[dict[str, Any]]) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
         """Return each row's prompt (L,), and what stands before the answer alone (B,)."""
@@ -197,16 +188,25 @@ class _Asked:
         has_bos = bos is not None and prompt[0] == bos and not (prompt[1:] == bos).any()
         return np.concatenate((prompt[:1], after)) if has_bos else after
 
-    def cuts(self, row: LikelihoodRow) -> bool:
-        """Return whether the end of the row's answer is left out."""
-        prompt = len(row.prompt_ids)
-        return self.max_tokens is not None and prompt < self.max_tokens < prompt + len(row.answer_ids)
+    def key(self, row: LikelihoodRow) -> bytes:
+        """Return 16 bytes that stand for all that produces a row's likelihoods."""
+        hashed = hashlib.blake2b(self.recipe, digest_size=16)
+        for ids in (row.prompt_ids, row.before_ids, row.answer_ids):
+            hashed.update(len(ids).to_bytes(8, "little"))  # where one ends and the next begins
+            hashed.update(ids.astype("<i4").tobytes())
+        return hashed.digest()
 
-    def results(self, rows: Iterator[LikelihoodRow]) -> Iterator[LikelihoodResult]:
-        """Yield the result of each row, the model loaded for them."""
+    def inputs(self, rows: Sequence[LikelihoodRow]) -> Iterator[Sequence[Continuation] | str]:
+        """Yield each row's answer after its prompt and alone, or why there is nothing to compare."""
+        from adg_plugin.engines.judges.likelihood import continuations
+
+        return (continuations(row, self.max_tokens) for row in rows)
+
+    def load(self) -> Likelihoods:
+        """Return the model, in memory."""
         from adg_plugin.engines.judges.likelihood import Likelihoods
 
-        yield from Likelihoods(self.source.load().model, max_tokens=self.max_tokens).run(rows)
+        return Likelihoods(self.source.load().model)
 
 
 def plain_prompt(row: dict[str, Any], config: ADGConfig) -> str:
@@ -225,7 +225,11 @@ def plain_prompt(row: dict[str, Any], config: ADGConfig) -> str:
     return f"{asked}\n"
 
 
-def _asked(config: ADGConfig, source: Source, method: LikelihoodMethod) -> _Asked:
+def _measure(method: LikelihoodMethod) -> Measure:
+    return Measure(method, _SCHEMA, ADVICE[method])
+
+
+def _judge(config: ADGConfig, source: Source, method: LikelihoodMethod) -> _LikelihoodJudge:
     limit: int | None = None
     if method == "superfiltering":
         source, config = other_model(config, "small_model"), other_model_settings(config, "small_model")
@@ -235,7 +239,7 @@ def _asked(config: ADGConfig, source: Source, method: LikelihoodMethod) -> _Aske
     names = ("dtype", "load_in_4bit", *(keys.FOUR_BIT if config.load_in_4bit else ()))
     recipe = {name: getattr(config, name) for name in names}
     recipe |= {"model": source.identity, "max_tokens": limit}
-    return _Asked(source, config, method, limit, keys.digest({**recipe, "version": _VERSION}))
+    return _LikelihoodJudge(source, config, method, limit, keys.digest({**recipe, "version": _VERSION}))
 
 
 def _tokens(tokenizer: Any, texts: list[str]) -> list[npt.NDArray[np.int32]]:
@@ -251,11 +255,3 @@ def _leading(tokenizer: Any) -> list[int]:
     """Return the BOS that the tokenizer puts before a plain text, if it does."""
     first = list(tokenizer("text")["input_ids"])[:1]
     return first if first == [tokenizer.bos_token_id] else []
-
-
-def _key(recipe: bytes, *parts: npt.NDArray[np.int32]) -> bytes:
-    hashed = hashlib.blake2b(recipe, digest_size=16)
-    for ids in parts:
-        hashed.update(len(ids).to_bytes(8, "little"))  # where one ends and the next begins
-        hashed.update(ids.astype("<i4").tobytes())
-    return hashed.digest()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.engines.models.side_models import other_model
+from adg_plugin.selectors.likelihood.selector import ByLikelihood
 
 NOT_BELOW_1 = "superfiltering_not_below_1"
 
@@ -33,3 +40,23 @@ def superfiltering(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDAr
 def detail(score: float) -> str:
     """Return the sentence for a row that may not be chosen."""
     return f"the ratio of perplexities is {score:.4f}, not below 1: the prompt does not help to predict the answer"
+
+
+class SuperFiltering(ByLikelihood):
+    """The highest ratio of perplexities below 1, by a small model. Source: arXiv 2402.00530."""
+
+    likelihood = "superfiltering"
+    score = staticmethod(superfiltering)
+    detail = staticmethod(detail)
+    dropped = NOT_BELOW_1
+    shorter = "shorten its instruction"
+    settings = ("small_model",)
+    score_meaning = "perplexity of the answer after the prompt over that of the answer alone"
+
+    def models(self, config: ADGConfig) -> Mapping[str, Callable[[], object]]:
+        """Return how the small model is configured."""
+        return {"small_model": partial(other_model, config, "small_model")}
+
+    def who(self, config: ADGConfig) -> str:
+        """Return the small model."""
+        return f"small_model {config.small_model!r}"

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.layouts import Reason
-from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import Row
 from adg_plugin.engines.models.side_models import other_model
 from adg_plugin.errors import ModelError
-from adg_plugin.selectors.measure import NOT_MEASURED, Advice, add_measures
+from adg_plugin.selectors.measure import Advice, Measure, fill_measure, stored_measure, text_key
 from adg_plugin.selectors.mig.columns import column_of, has_quality, lacks_quality
 from adg_plugin.selectors.mig.grade_prompt import GRADES, QUESTION_VERSION, QualityTemplate
+from adg_plugin.selectors.mig.prompted import PromptedJudge, bare_question
 from adg_plugin.store import RunFolder, RunReader, keys
-from adg_plugin.store.measures import GRADES as GRADE_COLUMNS
-from adg_plugin.store.measures import Measures, read_measures
-from adg_plugin.store.staging import row_digest
+from adg_plugin.store.measures import measure_schema
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.judges.grades import Grade, GradeQuestion
-    from adg_plugin.engines.models.loading import Source
+    from adg_plugin.engines.judges.grades import Grades
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +33,8 @@ ADVICE = Advice(
     numbers="check the weights of quality_scorer, or name another one",
 )
 
-_MEASURE = "quality"
-_LEAST_TOKENS = 64  # that a question must leave for a row's own words
+_MEASURE = Measure("quality", measure_schema(("score", pa.float64()), ("share", pa.float64())), ADVICE, verb="grading")
 _VERSION = 1  # raise it when the same model and question come to give other grades
-_BATCH_ROWS = 256  # rendered together
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +66,20 @@ def rate(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, A
         show: report progress on stderr.
 
     Returns:
-        As `adg_plugin.selectors.measure.add_measures`.
+        As `adg_plugin.selectors.measure.fill_measure`.
 
     Raises:
         ModelError: the scorer cannot be used.
-        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.add_measures`; what is
+        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`; what is
             graded is kept.
     """
     if not lacks_quality(run, config.field_quality):
         return {"rows": 0}
-    asked = Rater.configured(config)
-    with Measures.open(run, _MEASURE, GRADE_COLUMNS) as measures:
-        for sentence in measures.damage:
-            logger.warning("%s", sentence)
-        total = pending = 0
-        for row in _bare(run, config.field_quality):
-            total += 1
-            pending += asked.digest(row) not in measures.completed
-        rows = (row for row in _bare(run, config.field_quality) if asked.digest(row) not in measures.completed)
-        return add_measures(
-            measures, asked.grades(rows), ADVICE, total=total, pending=pending, verb="grading", show=show
-        )
+    rater = Rater.configured(config)
+    stats = fill_measure(run, _MEASURE, rater, show=show)
+    if rater.cut:
+        logger.warning("the end of %d answers was not shown to the quality scorer: they are too long for it", rater.cut)
+    return stats
 
 
 def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> list[Rated]:
@@ -104,22 +93,21 @@ def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> l
     """
     found = dict.fromkeys(range(len(rows)), Rated(None, None, Reason.NO_ANSWER.value))
     if in_words := [number for number, row in enumerate(rows) if row.answer.strip()]:
-        asked = Rater.configured(config)
-        table = read_measures(run, _MEASURE, [asked.digest(rows[number]) for number in in_words], GRADE_COLUMNS)
-        columns = (table[name].to_pylist() for name in ("id", "score", "share", "reason"))
-        for number, id, score, share, reason in zip(in_words, *columns, strict=True):
-            found[number] = Rated(score, share, NOT_MEASURED if id is None else reason)
+        table = stored_measure(run, _MEASURE, Rater.configured(config), [rows[number] for number in in_words])
+        columns = (table[name].to_pylist() for name in ("score", "share", "reason"))
+        found |= {number: Rated(*values) for number, *values in zip(in_words, *columns, strict=True)}
     return list(found.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Rater:
-    """A model that can be asked for grades, loaded when it is."""
+@dataclass(slots=True, kw_only=True)
+class Rater(PromptedJudge[Answered]):
+    """A model that can be asked for grades.
 
-    source: Source
-    renderer: PromptRenderer
+    Attributes:
+        grade_ids: the token of each grade.
+    """
+
     grade_ids: tuple[int, ...]
-    recipe: bytes  # of all that a grade depends on beside the row's own words
 
     @classmethod
     def configured(cls, config: ADGConfig) -> Rater:
@@ -131,15 +119,8 @@ class Rater:
         named = f"quality_scorer is {config.quality_scorer!r}"
         source = other_model(config, "quality_scorer")
         template = QualityTemplate(source.tokenizer)
-        empty = PromptRenderer(source.tokenizer, template, None).render(_row(Answered("", "?", "?")))
-        if not isinstance(empty, Rendered):
-            raise ModelError(f"{named}: it cannot be asked ({empty.detail}); name another model")
         room = min(MAX_PROMPT_TOKENS, source.positions or MAX_PROMPT_TOKENS)
-        if room < len(empty.token_ids) + _LEAST_TOKENS:
-            raise ModelError(
-                f"{named}: a question may take {room} tokens, and has {len(empty.token_ids)} without the row's own "
-                "words; name a model with more positions or a larger vocabulary"
-            )
+        empty = bare_question(named, source.tokenizer, template, _row(Answered("", "?", "?")), room)
         grade_ids = tuple(_next_token(source.tokenizer, empty.text, grade, named) for grade in GRADES)
         if len(set(grade_ids)) < len(GRADES) or source.tokenizer.unk_token_id in grade_ids:
             raise ModelError(
@@ -154,44 +135,24 @@ class Rater:
             "version": [QUESTION_VERSION, _VERSION],
         }
         renderer = PromptRenderer(source.tokenizer, template, limit, truncate=True)
-        return cls(source, renderer, grade_ids, keys.digest(recipe))
+        return cls(source, renderer, _row, keys.digest(recipe), config.field_quality, grade_ids=grade_ids)
+
+    def rows(self, run: RunReader) -> Iterator[Answered]:
+        """Yield the staged prompts that have an answer and no quality of their own, in the pool's order."""
+        for table in run.staged_columns(["id", "instruction", "reference", "data"]):
+            for row in table.to_pylist():
+                if (row["reference"] or "").strip() and not has_quality(column_of(row["data"], self.column)):
+                    yield Answered(row["id"], row["instruction"], row["reference"])
 
     def key(self, row: Answered) -> bytes:
         """Return 16 bytes that stand for all that produces a row's grade."""
-        hashed = hashlib.blake2b(self.recipe, digest_size=16)
-        for text in (row.instruction, row.answer):
-            data = text.encode(errors="surrogatepass")
-            hashed.update(len(data).to_bytes(8, "little"))  # where one ends and the next begins
-            hashed.update(data)
-        return hashed.digest()
+        return text_key(self.recipe, row.instruction, row.answer)
 
-    def digest(self, row: Answered) -> bytes:
-        """Return the `row_digest` of a row's grade."""
-        return row_digest(row.id, self.key(row))
+    def load(self) -> Grades:
+        """Return the model, in memory."""
+        from adg_plugin.engines.judges.grades import Grades
 
-    def grades(self, rows: Iterable[Answered]) -> Iterator[Grade]:
-        """Yield the grade of each row, or why it has none; the model is loaded for them."""
-        from adg_plugin.engines.judges.grades import Grade, Grades
-
-        engine = Grades(self.source.load().model, self.grade_ids)
-        cut = 0
-        remaining = iter(rows)
-        while batch := list(islice(remaining, _BATCH_ROWS)):
-            questions: list[GradeQuestion] = []
-            for row, shown in zip(batch, self.renderer.render_many(map(_row, batch)), strict=True):
-                if isinstance(shown, Rendered):
-                    questions.append(self._question(row, shown))
-                    cut += shown.truncated
-                else:
-                    yield Grade(row.id, self.key(row), None, None, 0, shown.reason.value)
-            yield from engine.run(questions)
-        if cut:
-            logger.warning("the end of %d answers was not shown to the quality scorer: they are too long for it", cut)
-
-    def _question(self, row: Answered, shown: Rendered) -> GradeQuestion:
-        from adg_plugin.engines.judges.grades import GradeQuestion
-
-        return GradeQuestion(row.id, self.key(row), shown.token_ids)
+        return Grades(self.source.load().model, self.grade_ids)
 
 
 def _next_token(tokenizer: Any, prompt: str, grade: str, named: str) -> int:
@@ -206,14 +167,6 @@ def _next_token(tokenizer: Any, prompt: str, grade: str, named: str) -> int:
     if len(after) != len(before) + 1 or list(after[:-1]) != list(before):
         raise ModelError(f"{named}: after its prompt, {grade!r} is no token of its own; name another model")
     return int(after[-1])
-
-
-def _bare(run: RunReader, column: str) -> Iterator[Answered]:
-    """Yield the staged prompts that have an answer and no quality of their own, in the pool's order."""
-    for table in run.staged_columns(["id", "instruction", "reference", "data"]):
-        for row in table.to_pylist():
-            if (row["reference"] or "").strip() and not has_quality(column_of(row["data"], column)):
-                yield Answered(row["id"], row["instruction"], row["reference"])
 
 
 def _row(of: Answered) -> Row:

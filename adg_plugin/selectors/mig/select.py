@@ -9,10 +9,9 @@ import numpy as np
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.layouts import Reason
-from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
 from adg_plugin.errors import DataError
 from adg_plugin.scoring.bins import assign_bins
-from adg_plugin.selectors.candidates import Candidates, Pick, Picked, of_chosen, without
+from adg_plugin.selectors.candidates import Candidates, Pick, Picked, without
 from adg_plugin.selectors.measure import NOT_MEASURED
 from adg_plugin.selectors.measured import not_measured
 from adg_plugin.selectors.mig.columns import has_labels, listed_labels, read_labels, read_quality
@@ -85,9 +84,8 @@ def labelled(
     def pick(rows: Candidates, budget: int) -> Picked:
         graph, note = label_graph(labels, vectors)
         order, gains = mig_order(graph, labels, worth, budget)
-        scores = of_chosen(len(rows), order, np.arange(len(order), 0, -1))
-        columns = {"information_gain": of_chosen(len(rows), order, gains), "quality": worth}
-        return Picked(order, scores, columns, (*notes, *([note] if note and not are_bins else [])))
+        told = [*notes, *([note] if note and not are_bins else [])]
+        return Picked.stepwise(order, len(rows), {"information_gain": gains}, {"quality": worth}, told)
 
     return left, rejections, pick
 
@@ -172,9 +170,9 @@ def _no_grade(reason: str, config: ADGConfig) -> str:
     who = f"quality_scorer {config.quality_scorer!r}"
     if reason == Reason.NO_ANSWER:
         return f"{who} grades answers in words, and it has none; give it a quality ({config.field_quality!r})"
-    if reason in (NON_FINITE, OUT_OF_MEMORY, NOT_MEASURED):
-        return not_measured(reason, who, ADVICE)
-    return f"{who} cannot be shown it: give it a quality ({config.field_quality!r}), or shorten its instruction"
+    if reason in set(Reason):  # of the rendered question, not of the model
+        return f"{who} cannot be shown it: give it a quality ({config.field_quality!r}), or shorten its instruction"
+    return not_measured(reason, who, ADVICE)
 
 
 def _told_labels(config: ADGConfig, labels: Labels) -> list[str]:

@@ -36,7 +36,8 @@ def compare(
         typer.Option(
             metavar="METHOD,...",
             help="adg, random, longest, ifd, superfiltering, zip, mig, scar; with settings of its own "
-            "METHOD:KEY=VALUE, such as adg:weight=0; adg:rank is short for adg:score=rank.",
+            "METHOD:KEY=VALUE, such as adg:weight=0; adg:rank is short for adg:score=rank. Or what an installed "
+            "package brings.",
         ),
     ] = ",".join(DEFAULT_METHODS),
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,

@@ -16,23 +16,19 @@ import pyarrow as pa
 
 from adg_plugin.config.messages import NO_POOL
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.models.side_models import other_model
 from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.report.facets import read_facets
 from adg_plugin.report.side_files import COMPARE
-from adg_plugin.selectors.mig.columns import lacks_quality, listed_labels
-from adg_plugin.selectors.mig.grader import Rater
-from adg_plugin.selectors.mig.tagger import Tagger
-from adg_plugin.selectors.mig.vectors import read_label_vectors
+from adg_plugin.selectors.registry import package_of, selector
 from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.files import write_json
 from adg_plugin.store.versions import versions
 from adg_plugin.tools.compare.costs import Cost, costs_before
 from adg_plugin.tools.compare.facts import Facts, add_files, facts_of
 from adg_plugin.tools.compare.folder import ComparisonRunFolder
-from adg_plugin.tools.compare.plans import DEFAULT_METHODS, Plan, planned
+from adg_plugin.tools.compare.plans import DEFAULT_METHODS, planned
 from adg_plugin.tools.compare.runner import Compared, Runner
 
 logger = logging.getLogger(__name__)
@@ -111,11 +107,13 @@ def compare(
     _refuse_unfit(config)
     folder = Path(run_dir or config.output_dir or "runs/selection")
     source = Source.configured(config)
-    _refuse_what_cannot_run(plans)
+    for plan in plans:
+        selector(plan.method).check(plan.config)
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with ComparisonRunFolder.open(folder) as run:
         prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
-        _refuse_models_of_mig(run, plans)
+        for plan in plans:
+            selector(plan.method).check_rows(run, plan.config)
         runner = Runner(run, config, source, costs_before(run, recipe), show_progress)
         done = tuple(runner.chosen(plan) for plan in plans)
         done, found = _facts(run, config, runner, done)
@@ -124,7 +122,7 @@ def compare(
             "pool_digest": run.staged_digest(),
             "recipe": json.loads(json.dumps(recipe)),
             "config": config.model_dump(mode="json"),
-            "versions": versions(),
+            "versions": versions() | dict(item for plan in plans for item in package_of(plan.method).items()),
         }
         comparison = Comparison(run.path / COMPARE, runner.budget, runner.rows, done, runner.costs, found, about)
         write_json(comparison.path, comparison.summary())
@@ -139,29 +137,6 @@ def _refuse_unfit(config: ADGConfig) -> None:
         problems.append("budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget")
     if problems:
         raise ConfigError(problems)
-
-
-def _refuse_what_cannot_run(plans: Sequence[Plan]) -> None:
-    """Raise where a method lacks what it needs, as far as that can be known before anything is sampled."""
-    for plan in plans:
-        if plan.method == "scar":
-            from adg_plugin.engines.judges.style_ranker import StyleRanker
-
-            StyleRanker(plan.config.scar_model)
-        if plan.method == "superfiltering":
-            other_model(plan.config, "small_model")
-        if plan.method == "mig" and plan.config.label_vectors:
-            read_label_vectors(plan.config.label_vectors)
-
-
-def _refuse_models_of_mig(run: RunFolder, plans: Sequence[Plan]) -> None:
-    """Raise where a tagger or quality scorer that will be asked cannot be, before anything is sampled."""
-    for plan in plans:
-        config = plan.config
-        if plan.method == "mig" and config.tagger and listed_labels(run, config.field_labels)[1]:
-            Tagger.configured(config)
-        if plan.method == "mig" and config.quality_scorer and lacks_quality(run, config.field_quality):
-            Rater.configured(config)
 
 
 def _facts(
@@ -180,8 +155,8 @@ def _facts(
 
 
 def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
-    """Return what ADG chose with a warning where rows of it have no answer: it asks the model, and needs none."""
-    rows = len(silent & set(one.ids)) if one.method == "adg" else 0
+    """Return it with a warning where a method that needs no answers of the rows' own chose rows without one."""
+    rows = len(silent & set(one.ids)) if selector(one.method).own_answer == "none" else 0
     if not rows:
         return one
     have = "has" if rows == 1 else "have"

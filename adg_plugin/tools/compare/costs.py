@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adg_plugin.errors import StoreError
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.report.side_files import COMPARE, read_comparison
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunReader
 from adg_plugin.store.stats import seconds_of
-
-ANSWERS = "answers"  # to draw and to embed them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +60,6 @@ class Cost:
         }
 
 
-def tagger_cost(tagger: str, column: str) -> str:
-    """Return the name of what it takes to tag the rows that have no labels in a column."""
-    return f"tagger {tagger} for {column}"
-
-
-def scorer_cost(scorer: str, column: str) -> str:
-    """Return the name of what it takes to grade the rows that have no quality in a column."""
-    return f"quality scorer {scorer} for {column}"
-
-
 def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     """Return what earlier runs say of the cost of what the run folder holds.
 
@@ -82,7 +73,7 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     found: dict[str, Cost] = {}
     manifest = run.manifest()
     if manifest is not None and manifest.get("recipe") == dict(recipe):
-        for name, stats in _named(manifest["config"], manifest["sampling"]):
+        for name, stats in _recorded(manifest):
             found[name] = Cost().with_now(stats)
     before = read_comparison(run)
     if before is not None and before.get("recipe") == dict(recipe):
@@ -94,15 +85,8 @@ def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
     return {name: replace(cost, seconds_now=0.0) for name, cost in found.items() if cost.rows}
 
 
-def _named(config: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield name and record of each cost of a selection under these settings."""
-    method = config.get("method", "adg")
-    if method != "mig":
-        asked = {"superfiltering": "small_model", "scar": "scar_model"}.get(method)
-        name = ANSWERS if method == "adg" else method
-        yield f"{method} {config.get(asked, '')}" if asked else name, stats
-        return
-    tagger = config.get("tagger")
-    yield tagger_cost(tagger, config.get("field_labels", "")) if tagger else ANSWERS, {**stats, "rating": {}}
-    if scorer := config.get("quality_scorer"):
-        yield scorer_cost(scorer, config.get("field_quality", "")), stats.get("rating", {})
+def _recorded(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and record of each cost of a selection; none where what chose is not installed any more."""
+    with suppress(ConfigError):
+        config = ADGConfig.of_run(manifest["config"])
+        yield from selector(config.method).costs(config, manifest["sampling"])

@@ -9,7 +9,8 @@ from typing import Any, get_args
 from adg_plugin.config.schema import ADGConfig, ScoreForm
 from adg_plugin.config.values import typed_value
 from adg_plugin.errors import ConfigError
-from adg_plugin.selectors.own_settings import OWN
+from adg_plugin.selectors.base import Selector
+from adg_plugin.selectors.registry import built_in_selectors, selector
 
 DEFAULT_METHODS = ("adg", "random", "longest", "zip", "ifd")
 OPTION = "--methods"
@@ -73,8 +74,9 @@ def planned(config: ADGConfig, methods: Sequence[str]) -> tuple[Plan, ...]:
 def _plan(config: ADGConfig, text: str) -> Plan:
     method, colon, rest = text.partition(":")
     config = config.updated(method=method.strip())
-    changes = _changes(config.method, rest) if colon else {}
-    problems = [refusal for key, value in changes.items() if (refusal := _refusal(config.method, key, value))]
+    chooser = selector(config.method)
+    changes = _changes(chooser, rest) if colon else {}
+    problems = [refusal for key, value in changes.items() if (refusal := _refusal(chooser, key, value))]
     if problems:
         raise ConfigError(problems)
     config = config.updated(**changes) if changes else config
@@ -83,32 +85,32 @@ def _plan(config: ADGConfig, text: str) -> Plan:
     return Plan(f"{config.method}:{said}" if said else config.method, changes, config)
 
 
-def _changes(method: str, text: str) -> dict[str, Any]:
+def _changes(chooser: Selector, text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    forms = get_args(ScoreForm) if "score" in chooser.settings else ()
     for piece in text.split(","):
         key, equals, value = (part.strip() for part in piece.partition("="))
-        if method == "adg" and key in get_args(ScoreForm) and not equals:
+        if key in forms and not equals:
             key, value = "score", key
         elif not (key and value):
-            forms = f", or one of {', '.join(get_args(ScoreForm))}" if method == "adg" else ""
-            raise ConfigError([f"{piece.strip()!r} is no setting: write METHOD:KEY=VALUE, such as adg:weight=0{forms}"])
+            short = f", or one of {', '.join(forms)}" if forms else ""
+            raise ConfigError([f"{piece.strip()!r} is no setting: write METHOD:KEY=VALUE, such as adg:weight=0{short}"])
         if key in found:
             raise ConfigError([f"{key} is given twice: keep one"])
         found[key] = typed_value(value)
     return found
 
 
-def _refusal(method: str, key: str, value: Any) -> str | None:
+def _refusal(chooser: Selector, key: str, value: Any) -> str | None:
     """Return why a method cannot have a setting of its own; None where it can, or where the schema will say."""
-    own = OWN.get(method, ())
+    own = chooser.settings
     if key not in ADGConfig.model_fields or key in own:
         return None
     if key == "budget":
         return f"budget is {value!r}: all methods choose as many rows; use --set budget={value}"
-    others = [name for name, keys in OWN.items() if key in keys]
-    if others and key != "seed":
+    if key != "seed" and any(key in other.settings for other in built_in_selectors()):
         looks = f"it looks at {', '.join(own)}" if own else "it looks at no setting but the budget"
-        return f"{key} is {value!r}: {method} does not look at it, {looks}"
+        return f"{key} is {value!r}: {chooser.name} does not look at it, {looks}"
     return f"{key} is {value!r}: all methods share one pool and its answers; use a run folder of its own (--set, --out)"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,11 @@ from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.quota import resolve_budget
+from adg_plugin.selectors.base import Ask, Task
 from adg_plugin.selectors.decision import Decision
-from adg_plugin.selectors.dispatch import decide, fill_measures
-from adg_plugin.selectors.mig.columns import lacks_quality, listed_labels
-from adg_plugin.selectors.mig.grader import rate
-from adg_plugin.selectors.mig.tagger import tag
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder
-from adg_plugin.tools.compare.costs import ANSWERS, Cost, scorer_cost, tagger_cost
+from adg_plugin.tools.compare.costs import Cost
 from adg_plugin.tools.compare.plans import Plan
 
 if TYPE_CHECKING:
@@ -90,14 +88,17 @@ class Runner:
 
     def chosen(self, plan: Plan) -> Compared:
         """Return what the method chose, or its error."""
-        one = Compared(plan.name, plan.method, plan.changes, asked=self._asks(plan))
+        chooser = selector(plan.method)
+        asks = chooser.asks(self._run, plan.config)
+        one = Compared(plan.name, plan.method, plan.changes, asked=tuple(ask.cost for ask in asks))
         try:
             skipped: dict[str, str] = {}
-            for name in one.asked:
-                skipped |= self._ask(name, plan.config)
+            for ask in asks:
+                skipped |= self._ask(ask, plan.config)
             began = time.monotonic()
-            decision = decide(
-                self._run, plan.config, self._source, self.rows["pool"], skipped, self.assign, show=self._show
+            pool_rows = self.rows["pool"]
+            decision = chooser.decide(
+                Task(self._run, plan.config, self._source, pool_rows, skipped, self.assign, self._show)
             )
             seconds = time.monotonic() - began
             if not decision.ids:
@@ -110,7 +111,7 @@ class Runner:
         self.eligible[plan.name] = decision.table["id"]
         for sentence in decision.warnings:
             logger.warning("%s: %s", plan.name, sentence)
-        if self.binned is None and plan.method == "adg" and plan.config.bins == self._config.bins:
+        if self.binned is None and chooser.by_divergence and plan.config.bins == self._config.bins:
             self.binned = decision.table.select(["id", "bin"])
         return replace(
             one,
@@ -121,61 +122,33 @@ class Runner:
             warnings=decision.warnings,
         )
 
-    def _asks(self, plan: Plan) -> tuple[str, ...]:
-        """Return what a method wants to know of models beforehand: the names of its costs."""
-        config = plan.config
-        match plan.method:
-            case "adg":
-                return (ANSWERS,)
-            case "mig":
-                return tuple(self._asks_for_labels(config))
-            case "superfiltering":
-                return (f"superfiltering {config.small_model}",)
-            case "scar":
-                return (f"scar {config.scar_model}",)
-            case "ifd":
-                return ("ifd",)
-            case _:
-                return ()
-
-    def _asks_for_labels(self, config: ADGConfig) -> Iterator[str]:
-        some, lacking = listed_labels(self._run, config.field_labels)
-        if config.tagger and lacking:
-            yield tagger_cost(config.tagger, config.field_labels)
-        if not config.tagger and not some:
-            yield ANSWERS  # whose bins serve as labels
-        if config.quality_scorer and lacks_quality(self._run, config.field_quality):
-            yield scorer_cost(config.quality_scorer, config.field_quality)
-
-    def _ask(self, asked: str, config: ADGConfig) -> Mapping[str, str]:
+    def _ask(self, ask: Ask, config: ADGConfig) -> Mapping[str, str]:
         """Ask what is not there, once, and return the reason of each row that got nothing this time, by id.
 
         Raises:
             ADGError: it cannot be asked; whoever wants the same later meets the same error.
         """
-        if asked in self._errors:
-            raise self._errors[asked]
-        if asked not in self.costs:
+        name = ask.cost
+        if name in self._errors:
+            raise self._errors[name]
+        if name not in self.costs:
             try:
-                stats = self._stats(asked, config)
+                stats = self._stats(ask, config)
             except ADGError as err:
-                self._errors[asked] = err
+                self._errors[name] = err
                 raise
-            self._skipped[asked] = stats.pop("skipped", {})
-            self.costs[asked] = self._before.get(asked, Cost()).with_now(stats)
-        return self._skipped[asked]
+            self._skipped[name] = stats.pop("skipped", {})
+            self.costs[name] = self._before.get(name, Cost()).with_now(stats)
+        return self._skipped[name]
 
-    def _stats(self, asked: str, config: ADGConfig) -> dict[str, Any]:
+    def _stats(self, ask: Ask, config: ADGConfig) -> dict[str, Any]:
         from adg_plugin.pipeline.sample import fill
 
-        if asked == ANSWERS:
-            return fill(
-                ("sample", "embed"), self._run, self._run.path, config, self._source, SingleProcess(), show=self._show
-            )
-        if config.method == "mig":  # which may ask two models, each with a cost of its own
-            is_tagger = bool(config.tagger) and asked == tagger_cost(config.tagger or "", config.field_labels)
-            return (tag if is_tagger else rate)(self._run, config, show=self._show)
-        return fill_measures(self._run, config, self._source, show=self._show)
+        if ask.fill is not None:
+            return ask.fill(self._run, config, self._source, self._show)
+        return fill(
+            ("sample", "embed"), self._run, self._run.path, config, self._source, SingleProcess(), show=self._show
+        )
 
 
 def _reasons(decision: Decision) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from adg_plugin.config.run_folder import RUNS
 from adg_plugin.console import result_console
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _looks(config: Path | None, self_test: bool) -> Iterator[tuple[str, list[_Lo
     yield "conflicts", [packages.check_conflicts]
     yield "devices", [devices.check_devices]
     if config is None:
-        yield "disk", [lambda: devices.check_disk(Path("runs"))]
+        yield "disk", [lambda: devices.check_disk(Path(RUNS))]
     else:
         yield "configuration", [lambda: _check_file(config)]
     if self_test:

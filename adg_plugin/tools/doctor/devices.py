@@ -112,11 +112,11 @@ def _processor(torch: Any) -> Check:
     import psutil
 
     memory = psutil.virtual_memory()
-    # Of newer torch only, and on x86 only: elsewhere nothing is said.
+    # Of newer torch only, and on x86 only: elsewhere nothing is shown.
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = [known[name] for name in ("avx512_bf16", "amx_bf16") if name in known]
-    told = f", bf16 instructions: {'yes' if any(bf16) else 'no'}" if bf16 else ""
-    text = f"{_usable_cores()} cores, {gib(memory.available)} free of {gib(memory.total)}{told}"
+    instructions = f", bf16 instructions: {'yes' if any(bf16) else 'no'}" if bf16 else ""
+    text = f"{_usable_cores()} cores, {gib(memory.available)} free of {gib(memory.total)}{instructions}"
     return Check("CPU", "ok", text)
 
 

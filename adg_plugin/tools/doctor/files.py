@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,13 @@ from adg_plugin.adapters.axolotl import run as axolotl_run
 from adg_plugin.adapters.axolotl.args import selection_config
 from adg_plugin.adapters.trl import run as recipe_run
 from adg_plugin.config.files import load_yaml
+from adg_plugin.config.run_folder import load_selection
 from adg_plugin.config.schema import ADGConfig, DatasetSpec, load_config
 from adg_plugin.errors import ADGError, ConfigError, DataError
+from adg_plugin.pipeline.checks import refuse_unfit
+from adg_plugin.pipeline.ranks import SingleProcess
+from adg_plugin.store.folder import check_folder
+from adg_plugin.store.mirror import check_url
 from adg_plugin.tools.doctor.checks import Check, failures, guarded
 from adg_plugin.tools.doctor.devices import check_disk, is_offline
 from adg_plugin.tools.doctor.inputs import check_answers, check_data, check_model, check_settings
@@ -25,7 +30,7 @@ _PLACE_OF_ROWS = ("path", "ds_type", "data_files", "name", "split", "revision")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a YAML names, as far as it can be told.
+    """What a YAML names, as far as it is known.
 
     Attributes:
         kind: for people.
@@ -34,7 +39,8 @@ class Reading:
         trained: the model that will be trained; None where nothing is.
         data: its data sets.
         layouts: whether their rows must be of a layout that `adg select` knows.
-        out: where results go; None for a URL, and where it cannot be told.
+        out: where results go; None for a URL, and where it is not known.
+        checks: further checks of the command's own, by name.
     """
 
     kind: str
@@ -44,6 +50,7 @@ class Reading:
     data: tuple[DatasetSpec, ...] = ()
     layouts: bool = True
     out: Path | None = None
+    checks: Mapping[str, Callable[[], None]] = field(default_factory=dict)
 
 
 def check_file(path: Path) -> Iterator[Check]:
@@ -65,8 +72,16 @@ def check_file(path: Path) -> Iterator[Check]:
         if reading.config.answers is not None:
             yield from guarded("answers", partial(check_answers, reading.config.answers))
     yield from check_data(reading.data, layouts=reading.layouts)
+    for name, check in reading.checks.items():
+        yield from guarded(name, partial(_problems, check))
     if reading.out is not None:
         yield from guarded("disk", partial(check_disk, reading.out))
+
+
+def _problems(check: Callable[[], None]) -> tuple[Check, ...]:
+    """Return no finding where a command's own check passes; it raises where it does not."""
+    check()
+    return ()
 
 
 def read(path: Path) -> Reading:
@@ -76,7 +91,7 @@ def read(path: Path) -> Reading:
         ConfigError: it cannot be read as YAML.
     """
     data = load_yaml(path)
-    if axolotl_run.is_axolotl(path) or _names_the_plugin(data):
+    if axolotl_run.is_axolotl(path):
         return _read_axolotl(path, data)
     if urls := _adg_urls(data):
         return Reading("a YAML for the unmodified trl sft", tuple(_of_url(url) for url in urls))
@@ -85,26 +100,26 @@ def read(path: Path) -> Reading:
     return _read_settings(path)
 
 
-def _names_the_plugin(data: Mapping[str, Any]) -> bool:
-    plugins = data.get("plugins")
-    return isinstance(plugins, list) and any("ADGPlugin" in str(name) for name in plugins)
-
-
 def _read_settings(path: Path) -> Reading:
     kind = "settings of a selection"
     try:
-        config = load_config(path)
+        config, out = load_selection(path)
     except ConfigError as err:
-        return Reading(kind, failures("settings", err))
-    out = config.output_dir or f"runs/{path.stem}"
-    without_data = Check("data", "failed", "datasets is missing", "give a pool, such as datasets: [pool.jsonl]")
-    return Reading(
-        kind,
-        () if config.datasets else (without_data,),
-        config,
-        data=config.datasets,
-        out=None if "://" in out else Path(out),
-    )
+        return Reading(kind, failures("settings", err), _settings_alone(path))
+    is_url = "://" in out
+    checks = {
+        "settings": partial(refuse_unfit, config, SingleProcess()),
+        "output": partial(check_url if is_url else check_folder, out),
+    }
+    return Reading(kind, (), config, data=config.datasets, out=None if is_url else Path(out), checks=checks)
+
+
+def _settings_alone(path: Path) -> ADGConfig | None:
+    """Return the settings where only the pool is missing, so that the rest of what they name is looked at."""
+    try:
+        return load_config(path)
+    except ConfigError:
+        return None
 
 
 def _read_recipe(path: Path, data: Mapping[str, Any]) -> Reading:
@@ -114,19 +129,16 @@ def _read_recipe(path: Path, data: Mapping[str, Any]) -> Reading:
     except ADGError as err:
         block = data.get("adg")
         config = _parsed({"model": data.get("model_name_or_path"), **(block if isinstance(block, Mapping) else {})})
-        # A pool that cannot be read is what the error tells.
+        # A pool that cannot be read is what the error is about.
         pool = () if config is None or isinstance(err, DataError) else config.datasets
         return Reading(kind, failures("settings", err), config, data=pool)
     trained = str(plan.request.model.model_name_or_path)
-    return Reading(kind, (), plan.config, trained, plan.config.datasets, out=plan.out)
+    checks = {"output": partial(recipe_run.check_output, plan)}
+    return Reading(kind, (), plan.config, trained, plan.config.datasets, out=plan.out, checks=checks)
 
 
 def _read_axolotl(path: Path, data: Mapping[str, Any]) -> Reading:
     problems: list[Check] = []
-    trained = str(data["base_model"]) if data.get("base_model") else None
-    if trained is None:
-        text = "base_model is missing: plugins names adg_plugin.ADGPlugin, so this is a YAML of Axolotl"
-        problems.append(Check("settings", "failed", text, "base_model: the model to train, a folder or a hub name"))
     out = None
     try:
         out = axolotl_run.make_plan(path).out
@@ -145,7 +157,7 @@ def _read_axolotl(path: Path, data: Mapping[str, Any]) -> Reading:
         "a YAML of Axolotl",
         tuple(problems),
         _axolotl_config({**data, "adg": {key: value for key, value in block.items() if key != "datasets"}}),
-        trained,
+        str(data["base_model"]) if data.get("base_model") else None,
         tuple(spec for entry in entries for spec in _axolotl_data(entry)) if isinstance(entries, list) else (),
         layouts=False,
         out=out,
@@ -172,12 +184,12 @@ def _axolotl_config(data: Mapping[str, Any]) -> ADGConfig | None:
         return None
     try:
         return selection_config(data)
-    except ConfigError:  # told by the plan
+    except ConfigError:  # the plan reports it
         return None
 
 
 def _axolotl_data(entry: Any) -> tuple[DatasetSpec, ...]:
-    """Return where the rows of an entry are; nothing for one that is no mapping and not `demo`, as the plan tells."""
+    """Return where the rows of an entry are; nothing for what is neither a mapping nor `demo`: the plan refuses it."""
     named = entry if isinstance(entry, Mapping) else {"path": entry}
     place = {key: named[key] for key in _PLACE_OF_ROWS if named.get(key)}
     if "[" in str(place.get("split")):  # a part of a split, in the notation of `datasets`
@@ -187,7 +199,7 @@ def _axolotl_data(entry: Any) -> tuple[DatasetSpec, ...]:
 
 
 def _parsed(settings: Mapping[str, Any]) -> ADGConfig | None:
-    """Return the settings, or None where they are wrong, which the command's own reader has told."""
+    """Return the settings, or None where they are wrong, which the command's own reader reports."""
     try:
         return ADGConfig.parse(settings)
     except ConfigError:

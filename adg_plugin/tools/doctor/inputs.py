@@ -15,6 +15,7 @@ from adg_plugin.data.rows import Rejection, unique_rows
 from adg_plugin.data.sources import Record, iter_records, pool_fingerprint
 from adg_plugin.demo import model as demo_model
 from adg_plugin.errors import DataError, ModelError, need
+from adg_plugin.selectors.registry import selector
 from adg_plugin.tools.doctor.checks import Check, Status, guarded
 from adg_plugin.tools.doctor.devices import gib, is_offline
 from adg_plugin.tools.doctor.packages import extra_lack, install_command, installed
@@ -32,9 +33,8 @@ def check_settings(config: ADGConfig) -> Iterator[Check]:
         if lacking := extra_lack(extra):
             status: Status = "failed" if lacking.missing else "warning"
             yield Check("settings", status, f"{why} needs the extra {extra}: {lacking}", _way_out(extra))
-    if config.load_in_4bit and config.engine == "vllm" and not installed("vllm-bnb-plugin"):
-        text = "load_in_4bit with engine: vllm needs vllm-bnb-plugin: without it vLLM would load whole weights"
-        yield Check("settings", "failed", text, "pip install vllm-bnb-plugin, or engine: hf")
+    if config.engine == "vllm":
+        yield from guarded("settings", partial(_check_quantization, config))
     yield from _check_method(config)
     yield Check("device", "ok", f"device: {config.device} is {pick_device(config.device)} here")
 
@@ -45,7 +45,8 @@ def check_model(config: ADGConfig) -> Iterator[Check]:
     from adg_plugin.engines.models.location import model_location
 
     if config.model == "demo" and not (folder := demo_model.model_folder()).is_dir():
-        need("gguf", extra="demo", why="model: demo")
+        for module in ("accelerate", "gguf"):
+            need(module, extra="demo", why="model: demo")
         yield Check("model", "note", f"demo: is converted on first use, into {folder} (0.3 GiB)")
         return
     location = model_location(config)
@@ -90,9 +91,18 @@ def _extras(config: ADGConfig) -> dict[str, str]:
         "server": ("engine: vllm-server", config.engine == "vllm-server"),
         "ray": ("executor: ray", config.executor == "ray"),
         "quant": ("load_in_4bit", config.load_in_4bit),
-        "scar": ("method: scar", config.method == "scar"),
     }
+    if extra := selector(config.method).extra:
+        wanted[extra] = (f"method: {config.method}", True)
     return {extra: why for extra, (why, needed) in wanted.items() if needed}
+
+
+def _check_quantization(config: ADGConfig) -> tuple[Check, ...]:
+    """Return no finding where vLLM can hold the weights as the settings ask; raises what the engine would."""
+    from adg_plugin.engines.vllm.in_process import quantization
+
+    quantization(config)
+    return ()
 
 
 def _way_out(extra: str) -> str:
@@ -102,37 +112,29 @@ def _way_out(extra: str) -> str:
 
 
 def _check_method(config: ADGConfig) -> Iterator[Check]:
-    """Yield whether the models and the file that a method other than ADG asks for are here, and can be asked."""
-    from adg_plugin.engines.models.side_models import other_model
-    from adg_plugin.selectors.mig.grader import Rater
-    from adg_plugin.selectors.mig.tagger import Tagger
-
-    asked: list[tuple[str, str, Callable[[ADGConfig], object]]] = [
-        ("superfiltering", "small_model", partial(other_model, key="small_model")),
-        ("mig", "tagger", Tagger.configured),
-        ("mig", "quality_scorer", Rater.configured),
-    ]
-    for method, key, configured in asked:
-        if method == config.method and getattr(config, key):
+    """Yield whether the models and the file that the method asks for are here, and can be asked."""
+    method = selector(config.method)
+    for key, configured in method.models(config).items():
+        if key != "scar_model":
             yield from guarded(key, partial(_check_other_model, config, key, configured))
-    if config.method == "mig" and config.label_vectors:
+        elif installed("scar-tool"):
+            yield from guarded(key, partial(_check_ranker, config))
+    if config.label_vectors and "label_vectors" in method.settings:
         yield from guarded("label_vectors", partial(_check_label_vectors, config.label_vectors))
-    if config.method == "scar" and installed("scar-tool"):
-        yield from guarded("scar_model", partial(_check_ranker, config))
 
 
-def _check_other_model(config: ADGConfig, key: str, configured: Callable[[ADGConfig], object]) -> Iterable[Check]:
+def _check_other_model(config: ADGConfig, key: str, configured: Callable[[], object]) -> Iterable[Check]:
     """Return what `check_model` finds of the model that `key` names.
 
     Raises:
         ADGError: it cannot be read, or, where all of it is here, `configured` finds that it cannot be asked.
     """
-    from adg_plugin.engines.models.side_models import other_model_settings, told_under
+    from adg_plugin.engines.models.side_models import errors_under, other_model_settings
 
-    with told_under(config, key):
+    with errors_under(config, key):
         found = [replace(check, name=key) for check in check_model(other_model_settings(config, key))]
     if all(check.status == "ok" for check in found):
-        configured(config)
+        configured()
     return found
 
 
@@ -145,7 +147,7 @@ def _check_label_vectors(path: str) -> Iterator[Check]:
 def _check_ranker(config: ADGConfig) -> Iterator[Check]:
     """Yield whether the ranker of `scar` is here, without fetching it: `StyleRanker` would."""
     from adg_plugin.engines.judges.style_ranker import StyleRanker
-    from adg_plugin.engines.models.side_models import told_under
+    from adg_plugin.engines.models.side_models import errors_under
 
     name = config.scar_model
     folder = Path(name) if Path(name).is_dir() else _in_cache(name, None)
@@ -153,7 +155,7 @@ def _check_ranker(config: ADGConfig) -> Iterator[Check]:
         yield replace(folder, name="scar_model")
         return
     StyleRanker(name)
-    with told_under(config, "scar_model"):
+    with errors_under(config, "scar_model"):
         size = _check_weights(folder)
     yield Check("scar_model", "ok", f"{name}: a ranker, weights of {gib(size)}")
 
@@ -180,8 +182,8 @@ def _in_cache(location: str, revision: str | None) -> Path | Check:
         text = f"{location}: no such folder (in {Path.cwd()}), and no name that the hub could have"
         return Check("model", "failed", text, "give a folder that save_pretrained wrote, or a hub name")
     if not is_offline():
-        told = "in the hub's cache" if isinstance(cached, str) else "will be downloaded"
-        return Check("model", "note", f"{location}: no folder here, so a name on the hub: {told}")
+        state = "in the hub's cache" if isinstance(cached, str) else "will be downloaded"
+        return Check("model", "note", f"{location}: no folder here, so a name on the hub: {state}")
     if isinstance(cached, str):
         return Path(cached).parent
     text = f"{location}: no folder here, and the hub's cache does not have it; HF_HUB_OFFLINE is set"

@@ -164,11 +164,9 @@ def check_extras() -> Iterator[Check]:
     try:
         names = metadata(_OURS).get_all("Provides-Extra") or []
     except PackageNotFoundError:
-        return  # told by check_packages
+        return  # check_packages reports it
     if unknown := sorted(set(_ADDS) - set(names)):
-        text = (
-            f"installed without the extras {', '.join(unknown)}, which this version has: what is told of extras is old"
-        )
+        text = f"installed without the extras {', '.join(unknown)}, which this version has: the list below is old"
         yield Check(_OURS, "warning", text, "install it again: pip install -e . in the folder of pyproject.toml")
     order = {name: place for place, name in enumerate(_ADDS)}
     for extra in sorted(set(names) - set(_FOR_DEVELOPERS), key=lambda name: (order.get(name, len(order)), name)):

@@ -26,10 +26,10 @@ def print_section(section: Section, console: Console) -> None:
     """Print checks, one below the other; messages are never read as markup."""
     table = _table(section.title, console)
     for check in section.checks:
-        told = Text(f"{check.name}: {check.message}")
+        message = Text(f"{check.name}: {check.message}")
         if check.fix:
-            told.append(f"\n{check.fix}", "bold")
-        table.add_row(Text(check.status, _STYLES[check.status]), told)
+            message.append(f"\n{check.fix}", "bold")
+        table.add_row(Text(check.status, _STYLES[check.status]), message)
     console.print(table)
 
 
@@ -37,14 +37,14 @@ def print_verdict(sections: Sequence[Section], console: Console) -> None:
     """Print how many checks failed."""
     failed = sum(section.failed() for section in sections)
     warnings = sum(check.status == "warning" for section in sections for check in section.checks)
-    told = (
+    verdict = (
         Text(f"{failed} checks failed" if failed > 1 else "1 check failed", "bold red")
         if failed
         else Text("all is well", "bold green")
     )
     if warnings:
-        told.append(f", {warnings} warning{'s' if warnings > 1 else ''}", "yellow")
-    console.print(told)
+        verdict.append(f", {warnings} warning{'s' if warnings > 1 else ''}", "yellow")
+    console.print(verdict)
 
 
 def as_json(versions: Mapping[str, str | None], sections: Sequence[Section]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from adg_plugin.config.messages import NO_POOL
 from adg_plugin.console import result_console
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ Price = Annotated[float | None, typer.Option(min=0, help="Price of an hour of on
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")] = None,
     rows: Annotated[
         int | None, typer.Option(min=2, help="Rows to measure; default three full batches, or half of a small pool.")
     ] = None,
@@ -34,19 +33,14 @@ def estimate(
 
     With several ranks or Ray workers, sampling takes so many times less, and the cost stays.
     """
-    from adg_plugin.config.schema import load_config
+    from adg_plugin.config.run_folder import load_selection
     from adg_plugin.errors import ConfigError
     from adg_plugin.tools.estimate.estimate import estimate as estimated
 
-    settings = load_config(config, set_)
-    where = str(out or settings.output_dir or Path("runs") / config.stem)
-    problems = []
-    if not settings.datasets:
-        problems.append(NO_POOL)
+    settings, where = load_selection(config, set_, out)
     if "://" in where:
-        problems.append(f"output_dir is {where!r}: adg estimate measures into a folder; give one with --out")
-    if problems:
-        raise ConfigError(problems, source=str(config))
+        problem = f"output_dir is {where!r}: adg estimate measures into a folder; give one with --out"
+        raise ConfigError([problem], source=str(config))
     found = estimated(settings, Path(where), rows=rows, show_progress=not quiet)
     if as_json:
         print(json.dumps(found.summary(gpu_hour_price), indent=2))

@@ -60,7 +60,6 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         ConfigError: another method than ADG is to choose.
         StoreError: the run folder holds a finished selection, which another pool or other settings would undo.
         DataError: nearly every row has its answers, or none of those that were measured got any.
-        ADGError: as `adg_plugin.pipeline.run.run_selection`.
     """
     config.refuse_other_methods("`adg estimate` times the drawing of answers, and only ADG draws them")
     config.refuse_given_answers("`adg estimate` times the sampling of answers")

@@ -28,7 +28,7 @@ def stability(
 ) -> None:
     """Say how much of the choice is sampling noise, within the same bins, from the stored answers alone.
 
-    Another `seed` also moves the bins, so the choices of two seeds share less than is said here.
+    Another `seed` also moves the bins, so the choices of two seeds share less than is shown here.
     """
     from adg_plugin.scoring.stability import stability as measured
 
@@ -58,8 +58,8 @@ def print_stability(about: Stability, console: Console, rows: int = 10) -> None:
     ]
     if not about.tied:
         sentences.append(
-            f"{about.reliability:.0%} of how scores differ within their bins is the rows, the rest is luck; the scores "
-            f"of two runs would correlate at about {about.correlation:.2f}"
+            f"{about.reliability:.0%} of how scores differ within their bins is the rows, the rest is sampling noise; "
+            f"the scores of two runs would correlate at about {about.correlation:.2f}"
         )
     if about.errors.any():
         sentences.append(

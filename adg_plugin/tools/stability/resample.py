@@ -94,10 +94,9 @@ def resample_rows(run_dir: str, rows: int, about: Stability, *, show_progress: b
         ConfigError: `rows` is below 10, or another method than ADG chose.
         StoreError: not a finished run folder, or its model is another one by now.
         DataError: fewer than 10 rows can be compared.
-        ADGError: as `adg_plugin.pipeline.run.run_selection`.
     """
     if rows < FEWEST_ROWS:
-        raise ConfigError([f"--resample is {rows}: use {FEWEST_ROWS} or more, fewer tell nothing"])
+        raise ConfigError([f"--resample is {rows}: use {FEWEST_ROWS} or more, fewer show nothing"])
     run = RunFolder.read(run_dir)
     config = finished(run)
     config.refuse_other_methods("fresh answers are drawn only where ADG has drawn some")
@@ -147,12 +146,10 @@ def _rekeyed(row: StagedRow, recipe: bytes) -> StagedRow:
 
 
 def _refuse_another_model(run: RunReader, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    if differing:
-        told = [f"{name} is {now.get(name)!r}, was {before.get(name)!r}" for name in differing]
+    if found := keys.changes(before, now):
         raise StoreError(
-            f"the model of {run.path} is not what it was ({'; '.join(told)}): fresh answers would be another model's; "
-            "put that model back, or select again into another folder"
+            f"the model of {run.path} is not what it was ({', '.join(found.values())}): fresh answers would be "
+            "another model's; put that model back, or select again into another folder"
         )
 
 

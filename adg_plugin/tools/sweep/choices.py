@@ -40,7 +40,7 @@ class Similarity:
         rank_correlation: Spearman's, of its scores and the run's; 0 where all scores are equal.
         shared: rows that both choose, as a share of the smaller choice.
         jaccard: the same, as a share of the rows that either chooses.
-        shared_by_chance: `shared` to be expected if scores were luck: what bins and budgets alone make common.
+        shared_by_chance: `shared` to be expected if scores were random: what bins and budgets alone make common.
         correlation_dispersion: Spearman's, of its scores and its own dispersion; 0 where one is constant.
         correlation_anisotropy: the same with its own anisotropy.
         mean_dispersion: of the chosen rows, as the run measured it: one yardstick for all choices.

@@ -35,9 +35,9 @@ class Variant:
     @property
     def name(self) -> str:
         """The changes as a user writes them, `bins=none`, and what a weight at either end means."""
-        return ", ".join(self._said(key, value) for key, value in self.changes.items())
+        return ", ".join(self._describe(key, value) for key, value in self.changes.items())
 
-    def _said(self, key: str, value: Any) -> str:
+    def _describe(self, key: str, value: Any) -> str:
         if key == "weight":
             alone = {0.0: " (D alone)", 1.0: " (I alone)"} if self.config.score != "residual" else {}
             return f"weight={value:g}" + alone.get(value, "")
@@ -86,15 +86,17 @@ class Sweep:
     def summary(self) -> dict[str, Any]:
         """Return the figures, for JSON."""
 
-        def told(line: Line) -> dict[str, Any]:
+        def summary(line: Line) -> dict[str, Any]:
             return {"name": line.name, "changes": line.changes, "own": line.own, **asdict(line.found)}
 
-        again = {"run": asdict(self.part), "variants": [told(line) for line in self.part_lines]} if self.part else None
+        again = (
+            {"run": asdict(self.part), "variants": [summary(line) for line in self.part_lines]} if self.part else None
+        )
         return {
             "settings": self.settings,
             "rows": self.rows,
             "run": asdict(self.run),
-            "variants": [told(line) for line in self.lines],
+            "variants": [summary(line) for line in self.lines],
             "embedded_again": again,
             "notes": list(self.notes),
         }
@@ -258,8 +260,10 @@ def _embedded(
     embeddings = dict.fromkeys(variant.embedding for variant in found if variant.embedding is not None)
     ids: Ids = whole.ids[sample]
     kept, vectors, lost = embed_again(run, config, ids, list(embeddings), show_progress=show_progress)
-    told = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
-    notes = [f"{lost.total()} of {len(sample)} rows could not be embedded again ({told}) and are left out"] * bool(lost)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
+    notes = [f"{lost.total()} of {len(sample)} rows could not be embedded again ({reasons}) and are left out"] * bool(
+        lost
+    )
     sample = sample[np.isin(ids.astype(str), kept.astype(str))]
     return whole.part(sample, vectors), notes
 
@@ -278,8 +282,8 @@ def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator
         )
     if "weight" in varied and any(v.config.score == "residual" for v in found if "weight" in v.changes):
         yield "score: residual has no weight: varying it changes nothing"
-    if config.filters.asks_agreement:
-        yield "the rows that the filter on agreement rejected stay rejected"
+    if config.filters.looks_at_answers:
+        yield "the rows that filters on the sampled answers rejected stay rejected"
     for variant in found:
         if "budget" in variant.changes and (warning := whole.budget(variant.config)[1]):
             yield warning

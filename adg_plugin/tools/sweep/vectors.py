@@ -12,8 +12,8 @@ import numpy.typing as npt
 from adg_plugin.config.schema import ADGConfig, Pooling
 from adg_plugin.console import SamplingProgress
 from adg_plugin.errors import StoreError
-from adg_plugin.store import GramGroup, RunReader
-from adg_plugin.store.parts import PartIndex
+from adg_plugin.store import GramGroup, RunReader, keys
+from adg_plugin.store.lookup import PartIndex
 from adg_plugin.store.records import RowResult, Sampled
 from adg_plugin.store.staging import row_digest
 
@@ -72,7 +72,7 @@ def embed_again(
     _refuse_another_model(run, source.identity)
     backbone = source.load()
     settings = [config.updated(layers=layers, pooling=pooling, keep_vectors=False) for layers, pooling in embeddings]
-    encoders = [make_encoder(backbone, one) for one in settings]  # all, so that a wrong one is told before any works
+    encoders = [make_encoder(backbone, one) for one in settings]  # all, so that a wrong one is refused before any works
     found: list[dict[str, RowResult]] = []
     lost: dict[str, str] = {}
     with SamplingProgress(len(ids) * len(encoders), verb="embedding", show=show_progress) as progress:
@@ -102,9 +102,9 @@ def stored_answers(run: RunReader, ids: Ids) -> Iterator[Sampled]:
 def _refuse_another_model(run: RunReader, identity: str) -> None:
     manifest = run.manifest()
     before = None if manifest is None else manifest.get("recipe", {}).get("model")
-    if before != identity:
+    if found := keys.changes({"model": before}, {"model": identity}):
         raise StoreError(
-            f"the model of {run.path} is not what it was (model is {identity!r}, was {before!r}): vectors would be "
+            f"the model of {run.path} is not what it was ({found['model']}): vectors would be "
             "another model's; put that model back, or select again into another folder"
         )
 

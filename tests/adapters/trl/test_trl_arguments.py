@@ -19,7 +19,7 @@ from adg_plugin.adapters.trl.summary import trained_tokens
 from adg_plugin.cli import app
 from adg_plugin.config.files import load_yaml
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
+from adg_plugin.errors import ADGError, ConfigError, DataError, ModelError, StoreError
 
 __all__ = ["tiny"]
 
@@ -233,6 +233,16 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, monkeypatch):
     assert "5 rows, asked of demo: 5 answers each, 256 tokens at most" in done.stdout
     assert "training   demo, LoRA" in done.stdout
     assert "accelerate launch --num_processes 2" in done.stdout
+    assert "rows       265 to choose from" in done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_dry_run_refuses_what_the_selection_would(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, model_name_or_path="no/such", use_cpu=True, adg={"datasets": ["demo"]})
+    done = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
+    assert isinstance(done.exception, ModelError)
+    assert "model is 'no/such': its tokenizer cannot be loaded" in str(done.exception)
     assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -246,6 +256,10 @@ def test_an_output_folder_of_another_recipe_is_refused_naming_what_differs(tmp_p
     with pytest.raises(StoreError) as caught:
         recipe_run.run(plan)
     assert "was begun with adg.budget 5 (now 6), learning_rate None (now 0.5)" in str(caught.value)
+    with pytest.raises(StoreError) as planned:
+        recipe_run.dry_run(plan)
+    assert str(planned.value) == str(caught.value)
+    assert recipe_run.dry_run(recipe_run.make_plan(path, out=out))[-1].startswith(f"{out} is finished already")
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path, monkeypatch):
@@ -336,7 +350,7 @@ def test_a_missing_evaluation_split_is_named_before_the_selection(tmp_path):
 
 def test_a_recipe_cannot_say_where_to_resume(tmp_path):
     keys = {"model_name_or_path": "demo", "use_cpu": True, "adg": {"datasets": ["demo"]}}
-    with pytest.raises(ConfigError, match="resume_from_checkpoint is set: `adg run` goes on from the last checkpoint"):
+    with pytest.raises(ConfigError, match="resume_from_checkpoint is set: `adg run` resumes from the last checkpoint"):
         recipe_run.make_plan(write(tmp_path, **keys, resume_from_checkpoint="out/checkpoint-3"))
 
 

@@ -1,15 +1,17 @@
 """Likelihoods of given answers: the definition transcribed, batches that change nothing, rows without a result."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judging import findings
 from tiny_models import VOCABULARY, tiny_model
 
-from adg_plugin.engines.judges.likelihood import LikelihoodResult, LikelihoodRow, Likelihoods
+from adg_plugin.engines.judges.likelihood import LikelihoodRow, Likelihoods, continuations
 
 pytestmark = pytest.mark.tiny
 
@@ -21,13 +23,21 @@ def rows(shapes=SHAPES, seed=0, before=(BOS,)):
     rng = np.random.default_rng(seed)
     drawn = [[rng.integers(4, VOCABULARY, n).astype(np.int32) for n in shape] for shape in shapes]
     before = np.array(before, np.int32)
-    return [LikelihoodRow(f"r{n}", bytes([n]) * 16, *ids, before) for n, ids in enumerate(drawn)]
+    return [LikelihoodRow(f"r{n}", *ids, before) for n, ids in enumerate(drawn)]
 
 
-def measured(model, asked, **options):
-    found = {result.id: result for result in Likelihoods(model, **options).run(asked)}
-    assert sorted(found) == sorted(row.id for row in asked)
-    return [found[row.id] for row in asked]
+def measured(model, asked, max_tokens=None, **options):
+    """Mean with the prompt and alone (None where there is none), tokens and reason of each row."""
+    found = findings(Likelihoods(model, **options), asked, lambda row: continuations(row, max_tokens))
+    each = [found[row.id] for row in asked]
+    return [Found(*map(one.values.get, ("with_prompt", "alone")), one.num_tokens, one.reason) for one in each]
+
+
+class Found(NamedTuple):
+    with_prompt: float | None
+    alone: float | None
+    tokens: int
+    reason: str | None
 
 
 def mean_nll(model, before, answer, skip=0):
@@ -44,7 +54,7 @@ def test_the_means_are_those_of_one_plain_forward_at_a_time(family):
     model, asked = tiny_model(family), rows()
     exact = model if family == "qwen2_moe" else tiny_model(family, dtype=torch.float64)  # no experts in float64
     for row, result in zip(asked, measured(model, asked), strict=True):
-        assert (result.key, result.tokens, result.reason) == (row.key, len(row.answer_ids), None)
+        assert (result.tokens, result.reason) == (len(row.answer_ids), None)
         assert result.with_prompt == pytest.approx(mean_nll(exact, row.prompt_ids, row.answer_ids), rel=2e-5)
         assert result.alone == pytest.approx(mean_nll(exact, [BOS], row.answer_ids), rel=2e-5)
 
@@ -63,7 +73,7 @@ def test_with_nothing_before_it_the_first_token_counts_in_neither_mean():
     exact = tiny_model("qwen2", dtype=torch.float64)
     for row, result in zip(asked, measured(model, asked), strict=True):
         if len(row.answer_ids) == 1:
-            assert result == LikelihoodResult(row.id, row.key, None, None, 0, "answer_too_short")
+            assert result == (None, None, 0, "answer_too_short")
             continue
         assert result.tokens == len(row.answer_ids) - 1
         assert result.with_prompt == pytest.approx(mean_nll(exact, row.prompt_ids, row.answer_ids, 1), rel=2e-5)
@@ -76,10 +86,11 @@ def test_neither_the_batch_nor_the_order_changes_a_row(family, batch_tokens):
     model, asked = tiny_model(family), rows()
     alone = [measured(model, [row])[0] for row in asked]
     shuffled = [asked[place] for place in np.random.default_rng(1).permutation(len(asked))]
-    found = {result.id: result for result in measured(model, shuffled, batch_tokens=batch_tokens)}
-    for want in alone:
-        assert found[want.id].with_prompt == pytest.approx(want.with_prompt, rel=2e-5)
-        assert found[want.id].alone == pytest.approx(want.alone, rel=2e-5)
+    results = measured(model, shuffled, batch_tokens=batch_tokens)
+    found = dict(zip((row.id for row in shuffled), results, strict=True))
+    for row, want in zip(asked, alone, strict=True):
+        assert found[row.id].with_prompt == pytest.approx(want.with_prompt, rel=2e-5)
+        assert found[row.id].alone == pytest.approx(want.alone, rel=2e-5)
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=12), st.integers(1, 200))
@@ -98,7 +109,7 @@ def test_a_model_that_knows_nothing_needs_log_v_for_every_token(shapes, batch_to
 def test_the_end_of_an_answer_that_is_too_long_is_cut_so_that_gpt2_has_positions_for_it():
     model = tiny_model("gpt2")
     [long] = rows([(1000, 200)])
-    cut = LikelihoodRow("cut", b"", long.prompt_ids, long.answer_ids[:24], long.before_ids)
+    cut = LikelihoodRow("cut", long.prompt_ids, long.answer_ids[:24], long.before_ids)
     [found, want] = measured(model, [long, cut], max_tokens=1024)
     assert (found.tokens, want.tokens) == (24, 24)
     assert found.with_prompt == pytest.approx(want.with_prompt, rel=1e-6)
@@ -146,7 +157,7 @@ def test_a_row_that_is_not_finite_is_rejected_and_its_neighbours_are_not():
         model.model.embed_tokens.weight[bad] = torch.nan
     for place, (result, want) in enumerate(zip(measured(model, asked), usual, strict=True)):
         if place in (4, 6):
-            assert result == LikelihoodResult(result.id, result.key, None, None, 0, "non_finite_states")
+            assert result == (None, None, 0, "non_finite_states")
         else:
             assert result.with_prompt == pytest.approx(want.with_prompt, rel=2e-5)
             assert result.alone == pytest.approx(want.alone, rel=2e-5)
@@ -180,7 +191,7 @@ def test_when_memory_runs_out_batches_are_halved_and_only_what_does_not_fit_alon
     usual = measured(model, asked)
     sizes = limited(model, 70)
     found = measured(model, asked)
-    assert found[9] == LikelihoodResult("r9", asked[9].key, None, None, 0, "out_of_memory")
+    assert found[9] == (None, None, 0, "out_of_memory")
     for place in (*range(9), 10):
         assert found[place].with_prompt == pytest.approx(usual[place].with_prompt, rel=2e-5)
         assert found[place].alone == pytest.approx(usual[place].alone, rel=2e-5)
@@ -196,17 +207,3 @@ def test_another_error_is_not_taken_for_memory():
     model.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="a kernel is broken"):
         measured(model, rows())
-
-
-def test_rows_are_taken_as_they_are_needed():
-    model, taken = tiny_model(), []
-
-    def pool():
-        for row in rows([(3, 3)] * 255) + rows([(3, 3)] * 2):
-            taken.append(row.id)
-            yield row
-
-    results = Likelihoods(model).run(pool())
-    next(results)
-    assert len(taken) == 256
-    assert len(list(results)) == 256

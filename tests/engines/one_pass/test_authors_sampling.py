@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.sampler import TokenSampler
-from adg_plugin.engines.generate import generation_config
+from adg_plugin.engines.models.inference_state import replaced
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.store.records import Prompt
@@ -67,7 +67,8 @@ def theirs(backbone, prompts):
     torch.manual_seed(0)
     # Only these are named in the released code; what else `generate` does is its default.
     named = {"do_sample": True, "temperature": 1.4, "top_p": 0.9, "num_return_sequences": DRAWS}
-    with generation_config(backbone.model, GenerationConfig(eos_token_id=eos, pad_token_id=eos[0])), torch.no_grad():
+    settings = GenerationConfig(eos_token_id=eos, pad_token_id=eos[0])
+    with replaced(backbone.model, generation_config=settings), torch.no_grad():
         for prompt in prompts:
             ids = torch.from_numpy(prompt.token_ids).long()[None]
             output = backbone.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=LIMIT, **named)

@@ -19,7 +19,7 @@ from adg_plugin.engines.one_pass.probe import one_pass_problem
 pytestmark = pytest.mark.tiny
 
 EOS = tuple(range(12))
-UNTOLD = "its masks have a window of 16 tokens, of which its attention is not told"
+UNTOLD = "its masks have a window of 16 tokens, of which its attention does not know"
 # What stands in the way, and a piece of what is said about it.
 OTHERS = {
     "mamba": "it has layers of type linear_attention",

@@ -144,7 +144,7 @@ def test_an_answer_cut_shorter_than_asked_is_not_taken(stand_in):
 
 def test_no_response_ends_the_run_after_the_time_set(stand_in):
     servers = stand_in(lambda body: 429)
-    with pytest.raises(ServerError, match=r"no server has responded for 1 s \(the last said: .*429: is 429\)"):
+    with pytest.raises(ServerError, match=r"no server has responded for 1 s \(the last error: .*429: is 429\)"):
         draw(servers, rows=3, server_timeout_s=1)
 
 

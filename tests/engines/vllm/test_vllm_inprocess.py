@@ -277,7 +277,7 @@ def test_only_the_form_of_four_bits_that_vllm_has_is_taken(monkeypatch):
 
     monkeypatch.setattr(vllm, "version", lambda name: "0.0.3")
     with pytest.raises(ConfigError) as caught:
-        vllm._four_bit(CONFIG.updated(load_in_4bit=True, bnb_4bit_quant_type="fp4"))
+        vllm.quantization(CONFIG.updated(load_in_4bit=True, bnb_4bit_quant_type="fp4"))
     assert len(caught.value.problems) == 2
     right = CONFIG.updated(load_in_4bit=True, bnb_4bit_use_double_quant=True)
-    assert vllm._four_bit(right) == "bitsandbytes"
+    assert vllm.quantization(right) == "bitsandbytes"

@@ -52,7 +52,7 @@ def test_vectors_that_can_link_nothing_are_told_by_row(vectors, said, tmp_path):
 
 @pytest.mark.tiny
 def test_mig_reads_it_before_the_tagger_is_asked(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("adg_plugin.selectors.dispatch.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    monkeypatch.setattr("adg_plugin.selectors.mig.selector.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"^label_vectors is 'nope\.parquet': no such file; "):
         choose(pool_rows(6), model, tmp_path / "run", method="mig", tagger=str(model), label_vectors="nope.parquet")

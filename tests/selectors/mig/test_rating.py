@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from tiny_runs import BAD, choose, pool_rows, read_jsonl, save, spoil
 
 from adg_plugin import select
@@ -19,8 +18,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import Rejection
 from adg_plugin.engines.judges import grades as engine
-from adg_plugin.engines.judges.batches import Batches
-from adg_plugin.engines.judges.grades import GradeQuestion, Grades
+from adg_plugin.engines.judges.grades import Grades
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, NumericalError, OutOfMemoryError
 from adg_plugin.pipeline.run import prepare
@@ -30,7 +28,6 @@ from adg_plugin.selectors.mig.grader import Answered, Rater, _row, rate, ratings
 from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
-GRADE_IDS = [tiny_tokenizer().convert_tokens_to_ids(str(grade)) for grade in range(1, 7)]
 ROOM = {"max_position_embeddings": 2048}
 
 
@@ -43,14 +40,14 @@ def model(tmp_path_factory):
 def asked(monkeypatch):
     """Ids of the rows of each batch that reaches a model, in order."""
     batches: list[list[str]] = []
-    scored = Grades._scores
+    scored = Grades.answers
 
     def spied(self, batch):
         found = scored(self, batch)
         batches.append([question.id for question in batch])
         return found
 
-    monkeypatch.setattr(Grades, "_scores", spied)
+    monkeypatch.setattr(Grades, "answers", spied)
     return batches
 
 
@@ -80,62 +77,6 @@ def without_a_template():
     tokenizer = deepcopy(tiny_tokenizer())  # which all tests share
     tokenizer.chat_template = None
     return tokenizer
-
-
-def questions(lengths, seed=0):
-    draw = random.Random(seed)
-    return [
-        GradeQuestion(f"q{n}", bytes(16), np.array([draw.randrange(4, 200) for _ in range(length)], np.int32))
-        for n, length in enumerate(lengths)
-    ]
-
-
-def grades(model, rows, **options):
-    return {found.id: found for found in Grades(model, GRADE_IDS, **options).run(rows)}
-
-
-@tiny
-def test_a_grade_is_the_mean_over_the_grades_own_tokens_whatever_else_is_in_the_batch():
-    rows = questions([5, 40, 17, 3, 40, 29])
-    model = tiny_model(dtype=torch.float64)
-    together = grades(model, rows)
-    for row in rows:
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([row.token_ids.tolist()])).logits[0, -1].tolist()
-        weights = [np.exp(logits[token]) for token in GRADE_IDS]
-        share = sum(weights) / sum(np.exp(logits))
-        expected = sum(grade * weight for grade, weight in enumerate(weights, 1)) / sum(weights)
-        assert together[row.id].score == pytest.approx(expected, abs=1e-9)
-        assert together[row.id].share == pytest.approx(share, abs=1e-9)
-        assert together[row.id].tokens == len(row.token_ids)
-    alone = grades(model, rows[::-1], batch_tokens=1)
-    assert {id: found.score for id, found in alone.items()} == pytest.approx(
-        {id: found.score for id, found in together.items()}, abs=1e-9
-    )
-
-
-def test_batches_halve_where_memory_is_short_and_name_the_item_that_does_not_fit():
-    tried: list[list[int]] = []
-
-    def work(batch):
-        tried.append(list(batch))
-        if sum(batch) > 10:
-            raise MemoryError
-        return [item * item for item in batch]
-
-    found = list(Batches(24, torch.device("cpu")).run([2, 11, 3, 5, 4, 1], lambda item: item, work))
-    assert [(list(batch), results) for batch, results in found] == [
-        ([11], None),
-        ([5, 4], [25, 16]),
-        ([3, 2, 1], [9, 4, 1]),
-    ]
-    assert tried[:3] == [[11, 5], [11], [5, 4]]
-
-    def broken(batch):
-        raise RuntimeError("shapes differ")
-
-    with pytest.raises(RuntimeError, match="shapes differ"):
-        list(Batches(4, torch.device("cpu")).run([1], lambda item: item, broken))
 
 
 def test_a_model_without_a_chat_template_gets_the_prompt_of_deitas_scorers():
@@ -210,11 +151,11 @@ def test_another_model_another_template_and_another_limit_grade_anew(model, tmp_
 
 @tiny
 def test_a_kill_keeps_what_was_written_and_the_rest_is_graded_the_same(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(engine._BATCH_TOKENS, "cpu", 1)  # batches of one row
+    monkeypatch.setattr(engine, "_CPU_TOKENS", 1)  # batches of one row
     whole = Rating(tmp_path / "whole", model, pool_rows(5))
     whole.rate()
     rating = Rating(tmp_path / "run", model, pool_rows(5))
-    scored, calls = Grades._scores, []
+    scored, calls = Grades.answers, []
 
     def killed(self, batch):
         calls.append(batch[0].id)
@@ -222,7 +163,7 @@ def test_a_kill_keeps_what_was_written_and_the_rest_is_graded_the_same(model, tm
             raise KeyboardInterrupt
         return scored(self, batch)
 
-    monkeypatch.setattr(Grades, "_scores", killed)
+    monkeypatch.setattr(Grades, "answers", killed)
     with pytest.raises(KeyboardInterrupt):
         rating.rate()
     assert sum(found.score is not None for found in rating.found().values()) == 3
@@ -235,21 +176,21 @@ def test_rows_that_give_nan_or_have_no_memory_are_left_out_with_a_reason(model, 
     scorer = save(tmp_path / "spoilt", spoil, **ROOM)
     rows = pool_rows(8, labels=["a"])
     rows[1]["output"] = BAD
-    scored = Grades._scores
+    scored = Grades.answers
 
     def short(self, batch):
         if "row-3" in [question.id for question in batch]:
             raise torch.OutOfMemoryError("no memory")
         return scored(self, batch)
 
-    monkeypatch.setattr(Grades, "_scores", short)
+    monkeypatch.setattr(Grades, "answers", short)
     settings = {"method": "mig", "quality_scorer": str(scorer), "budget": 4}
     chosen = choose(rows, model, tmp_path / "run", **settings)
     assert chosen.manifest["rows"]["rejected"] == {"non_finite_states": 1, "out_of_memory": 1}
     told = {line["id"]: line["detail"] for line in read_jsonl(chosen.run_dir / "rejected.jsonl")}
     assert "gave NaN or infinity: check the weights of quality_scorer" in told["row-1"]
     assert "the next run tries it again" in told["row-3"]
-    monkeypatch.setattr(Grades, "_scores", scored)
+    monkeypatch.setattr(Grades, "answers", scored)
     again = choose(rows, model, tmp_path / "run", **settings)
     assert again.manifest["rows"]["rejected"] == {"non_finite_states": 1}
     assert again.manifest["sampling"]["rating"]["rows"] == 1
@@ -260,8 +201,10 @@ def test_a_scorer_that_fails_on_most_rows_is_an_error(model, tmp_path, monkeypat
     broken = save(tmp_path / "broken", lambda model: model.model.norm.weight.fill_(float("nan")), **ROOM)
     with pytest.raises(NumericalError, match="6 of 6 rows gave NaN or infinity: check the weights of quality_scorer"):
         Rating(tmp_path / "run", model, pool_rows(6), broken).rate()
-    monkeypatch.setattr(Grades, "_scores", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(OutOfMemoryError, match="out of memory on 3 rows at batch size 1: free the device, or name"):
+    monkeypatch.setattr(Grades, "answers", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(
+        OutOfMemoryError, match="out of memory on 3 consecutive rows at batch size 1: free the device, or name"
+    ):
         Rating(tmp_path / "other", model, pool_rows(6)).rate()
 
 
@@ -311,7 +254,7 @@ def test_what_cannot_go_well_is_told_before_any_model_is_asked(model, tmp_path, 
     settings = {"method": "mig", "budget": 2}
     with pytest.raises(DataError, match="no row has labels in column 'labels': name the column"):
         choose(pool_rows(6), model, tmp_path / "run", quality_scorer=str(model), **settings)
-    monkeypatch.setattr("adg_plugin.selectors.dispatch.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    monkeypatch.setattr("adg_plugin.selectors.mig.selector.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
     with pytest.raises(ModelError, match="nowhere"):
         choose(pool_rows(6), model, tmp_path / "run", tagger=str(model), quality_scorer="nowhere", **settings)
     assert asked == []
@@ -371,9 +314,7 @@ def test_compare_asks_tagger_and_scorer_where_no_row_has_labels(model, tmp_path,
     from adg_plugin.tools.compare.compare import compare
 
     monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", ROOM["max_position_embeddings"])
-    monkeypatch.setattr(
-        greedy.GreedyAnswers, "_reply", lambda _, asked, tokens: greedy.Reply(asked.id, asked.key, '["a", "b"]', 3)
-    )
+    monkeypatch.setattr(greedy.GreedyAnswers, "answers", lambda _, batch: [({"answer": '["a", "b"]'}, 3)] * len(batch))
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     own = {"quality_scorer": str(model), "tagger": str(model), "budget": 4}
     config = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": [str(pool)], **own})

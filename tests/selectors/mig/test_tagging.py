@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 from itertools import chain
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from tiny_runs import choose, pool_rows, save
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.judges import greedy
-from adg_plugin.engines.judges.greedy import GreedyAnswers, Question
+from adg_plugin.engines.judges.greedy import GreedyAnswers
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, OutOfMemoryError
 from adg_plugin.pipeline.run import prepare
@@ -23,7 +21,6 @@ from adg_plugin.selectors.mig.tagger import Tagger, Words, tag, tags_of
 from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
-EOS = 2
 ROOM = {"max_position_embeddings": 2048}
 
 
@@ -42,14 +39,14 @@ def _questions_in_bytes(monkeypatch):
 def asked(monkeypatch):
     """Ids of the rows of each batch that reaches a model, in order."""
     batches: list[list[str]] = []
-    answered = GreedyAnswers._answered
+    answered = GreedyAnswers.answers
 
     def spied(self, batch):
         replies = answered(self, batch)
         batches.append([question.id for question in batch])
         return replies
 
-    monkeypatch.setattr(GreedyAnswers, "_answered", spied)
+    monkeypatch.setattr(GreedyAnswers, "answers", spied)
     return batches
 
 
@@ -58,12 +55,12 @@ def by_instruction(monkeypatch):
     """A tagger that answers with a list of the row's own words, as far as `answers` says nothing else by id."""
     answers: dict[str, str] = {}
 
-    def reply(self, question, tokens):
+    def answer(self, question):
         request = self._tokenizer.decode(question.token_ids.tolist()).rpartition("Request:\n")[2]
         words = request.partition("<|im_end|>")[0].split()[:2]
-        return greedy.Reply(question.id, question.key, answers.get(question.id, json.dumps(words)), 5)
+        return {"answer": answers.get(question.id, json.dumps(words))}, 5
 
-    monkeypatch.setattr(GreedyAnswers, "_reply", reply)
+    monkeypatch.setattr(GreedyAnswers, "answers", lambda self, batch: [answer(self, one) for one in batch])
     return answers
 
 
@@ -91,70 +88,6 @@ class Tagging:
 
     def parts(self):
         return sorted((self.folder / "measures" / "tags").glob("*.parquet"))
-
-
-def questions(lengths, seed=0):
-    draw = random.Random(seed)
-    return [
-        Question(f"q{n}", bytes(16), torch.tensor([draw.randrange(4, 200) for _ in range(length)]).int().numpy())
-        for n, length in enumerate(lengths)
-    ]
-
-
-def engine(model, **options):
-    return GreedyAnswers(model, tiny_tokenizer(), [EOS], max_new_tokens=12, **options)
-
-
-def run(model, rows, **options):
-    return {reply.id: reply for batch in engine(model, **options).run(rows) for reply in batch}
-
-
-@tiny
-def test_each_answer_is_the_likeliest_one_token_by_token_whatever_else_is_in_the_batch():
-    rows = questions([5, 40, 17, 3, 40, 29])
-    model = tiny_model(dtype=torch.float64)
-    together = run(model, rows)
-    assert together == run(model, rows[::-1]) == run(model, rows, batch_tokens=1)
-    for row in rows:
-        ids, found = row.token_ids.tolist(), []
-        while len(found) < 12:
-            with torch.no_grad():
-                token = int(model(input_ids=torch.tensor([ids + found])).logits[0, -1].argmax())
-            if token == EOS:
-                break
-            found.append(token)
-        assert together[row.id].answer == tiny_tokenizer().decode(found, skip_special_tokens=True)
-        assert together[row.id].tokens == len(found)
-
-
-@tiny
-def test_the_models_own_generation_config_plays_no_part_and_is_put_back():
-    model = tiny_model(dtype=torch.float64)
-    expected = run(model, questions([9, 9]))
-    own = model.generation_config
-    own.do_sample, own.temperature, own.repetition_penalty, own.max_new_tokens = True, 3.0, 5.0, 2
-    assert run(model, questions([9, 9])) == expected
-    assert model.generation_config is own
-    assert own.max_new_tokens == 2
-
-
-@tiny
-def test_without_memory_for_a_batch_the_halves_are_tried_and_a_row_alone_is_named(monkeypatch):
-    model, sizes = tiny_model(dtype=torch.float64), []
-    expected = run(model, questions([20] * 8))
-    answered = GreedyAnswers._answered
-
-    def short(self, batch):
-        sizes.append(len(batch))
-        if len(batch) > 2 or "q3" in [question.id for question in batch]:
-            raise torch.OutOfMemoryError("no memory")
-        return answered(self, batch)
-
-    monkeypatch.setattr(GreedyAnswers, "_answered", short)
-    found = run(model, questions([20] * 8))
-    assert sizes[:3] == [8, 4, 2]
-    assert found.pop("q3").reason == "out_of_memory"
-    assert found == {id: reply for id, reply in expected.items() if id != "q3"}
 
 
 @tiny
@@ -193,11 +126,11 @@ def test_another_model_another_template_and_another_limit_are_asked_anew(model, 
 
 @tiny
 def test_a_kill_loses_at_most_a_batch(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(greedy._BATCH_TOKENS, "cpu", 1)  # batches of one row
+    monkeypatch.setattr(greedy, "_CPU_TOKENS", 1)  # batches of one row
     rows, whole = pool_rows(5), Tagging(tmp_path / "whole", model, pool_rows(5))
     whole.tag()
     tagging = Tagging(tmp_path / "run", model, rows)
-    answered, calls = GreedyAnswers._answered, []
+    answered, calls = GreedyAnswers.answers, []
 
     def killed(self, batch):
         calls.append(batch[0].id)
@@ -206,7 +139,7 @@ def test_a_kill_loses_at_most_a_batch(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return answered(self, batch)
 
-    monkeypatch.setattr(GreedyAnswers, "_answered", killed)
+    monkeypatch.setattr(GreedyAnswers, "answers", killed)
     with pytest.raises(KeyboardInterrupt):
         tagging.tag()
     assert len(tagging.answers()) == 3
@@ -229,16 +162,18 @@ def test_a_damaged_part_is_told_and_its_rows_are_asked_again(model, tmp_path, ca
 @tiny
 def test_rows_without_memory_are_not_stored_and_where_none_fits_it_ends(model, tmp_path, monkeypatch):
     tagging = Tagging(tmp_path / "run", model, pool_rows(4))
-    answered = GreedyAnswers._answered
+    answered = GreedyAnswers.answers
 
     def short(self, batch):
         if any(question.id in lacking for question in batch):
             raise MemoryError
         return answered(self, batch)
 
-    monkeypatch.setattr(GreedyAnswers, "_answered", short)
+    monkeypatch.setattr(GreedyAnswers, "answers", short)
     lacking = {f"row-{n}" for n in range(4)}
-    with pytest.raises(OutOfMemoryError, match="out of memory on 3 rows at batch size 1: free the device or name"):
+    with pytest.raises(
+        OutOfMemoryError, match="out of memory on 3 consecutive rows at batch size 1: free the device or name"
+    ):
         tagging.tag()
     lacking = {"row-2"}
     assert tagging.tag()["skipped"] == {"row-2": "out_of_memory"}
@@ -254,10 +189,9 @@ def test_rows_without_memory_are_not_stored_and_where_none_fits_it_ends(model, t
 def test_a_request_that_is_too_long_loses_its_end(model, tmp_path):
     tagging = Tagging(tmp_path / "run", model, pool_rows(1))
     asked = Tagger.configured(tagging.config)
-    cut: list[str] = []
     words = [Words("b", "short"), Words("a", "begin " + "word " * 400 + "end")]
-    _, question = asked._questions(words, [], cut)
-    assert cut == ["a"]
+    _, [question] = asked.inputs(words)
+    assert (question.id, asked.cut) == ("a", 1)
     text = tiny_tokenizer().decode(question.token_ids.tolist())
     assert 1400 - 5 < len(question.token_ids) <= 1400
     assert "Request:\nbegin word" in text

@@ -1,0 +1,58 @@
+"""The rows as they are in the data sets of an Axolotl YAML, before Axolotl makes tokens of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.rows import Rejection, Row, parse_row
+from adg_plugin.data.sources import Record
+from adg_plugin.errors import ConfigError, DataError
+
+
+def columns_of(source: Any) -> DatasetSpec:
+    """Return how the columns of an entry of `datasets` are named, as `adg select` would have it."""
+    columns = {key: value for key, value in source.columns.items() if key in DatasetSpec.model_fields and value}
+    mappings = columns.pop("message_property_mappings", None) or {}
+    columns["message_property_mappings"] = {k: v for k, v in mappings.items() if k in ("role", "content")}
+    return DatasetSpec(path=source.path, **columns)
+
+
+def read_raw(
+    data: Mapping[str, Any], where: str, spec: DatasetSpec, template_kwargs: Mapping[str, Any]
+) -> Row | Rejection | None:
+    """Return a raw row in one of the known layouts; None where it is in a layout of its own.
+
+    Raises:
+        ConfigError: a part of a turn says whether it is trained on, so where the answer begins is not known.
+    """
+    # A table gives every row the columns of all others; without the empty ones it is the row that was written.
+    present = {key: _present(value) for key, value in data.items() if value is not None}
+    _refuse_flags(present, where)
+    try:
+        row = parse_row(Record(present, where, spec))
+    except DataError:
+        return None
+    if isinstance(row, Row) and template_kwargs:
+        return replace(row, chat_template_kwargs={**template_kwargs, **row.chat_template_kwargs})
+    return row
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _present(item) for key, item in value.items() if item is not None}
+    return [_present(item) for item in value] if isinstance(value, list) else value
+
+
+def _refuse_flags(data: Mapping[str, Any], where: str) -> None:
+    for turns in data.values():
+        for turn in turns if isinstance(turns, list) else []:
+            parts = turn.get("content") if isinstance(turn, Mapping) else None
+            for part in parts if isinstance(parts, list) else []:
+                flag = next((key for key in ("train", "weight") if isinstance(part, Mapping) and key in part), None)
+                if flag:
+                    raise ConfigError(
+                        [f"{where}: a part of `content` has `{flag}`: it hides where the answer begins; drop it"]
+                    )

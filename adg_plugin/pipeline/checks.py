@@ -1,0 +1,46 @@
+"""What a selection refuses before a model loads: settings that these processes cannot carry out, other answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.errors import ConfigError, StoreError
+from adg_plugin.pipeline.ranks import Team, refuse_for_teams
+from adg_plugin.store import RunReader, keys
+
+
+def refuse_unfit(config: ADGConfig, team: Team) -> None:
+    """Validate that a selection by these processes can be made with the settings.
+
+    Raises:
+        ConfigError: it cannot; names the settings in the way.
+    """
+    if config.budget_per_dataset is not None:
+        raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
+    refuse_for_teams(config, team)
+
+
+def refuse_other_answers(run: RunReader, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
+    """Validate that the answers in a run folder are of this model and these settings.
+
+    Raises:
+        StoreError: they are not; names what differs.
+    """
+    if other := other_answers(run, config, recipe):
+        back = "" if "version" in other else "go back to that, "
+        raise StoreError(
+            f"run folder {run.path} was made with {', '.join(other.values())}: {back}give another folder, or delete "
+            "this one"
+        )
+
+
+def other_answers(run: RunReader, config: ADGConfig, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the answers in a run folder came of other settings or another model, by setting."""
+    stored = run.read_config()
+    other = keys.differences(stored.get("recipe", recipe), recipe)
+    if "model" in other:
+        model = f"model {stored['config']['model']!r} (now {config.model!r}, whose weights differ)"
+        other = {"model": model, **{name: text for name, text in other.items() if name != "model"}}
+    return other
