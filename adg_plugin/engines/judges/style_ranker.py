@@ -22,7 +22,7 @@ from adg_plugin.engines.judges.batches import Batches
 from adg_plugin.engines.judges.judge import Answer
 from adg_plugin.engines.models.fingerprint import sample_file
 from adg_plugin.engines.models.loading import LOADING_ERRORS, pick_device
-from adg_plugin.errors import ModelError, need
+from adg_plugin.errors import ModelError, first_line, need
 
 MAX_TOKENS = 512  # of an instruction, and of an answer, as the published tool cuts them
 EXAMPLE = "lizhuang144/scar-roberta-base"
@@ -108,8 +108,7 @@ class StyleRanker:
             )
 
     def _unreadable(self, err: Exception) -> ModelError:
-        first = (str(err).strip() or type(err).__name__).splitlines()[0]
-        return ModelError(f"{self._named}: the ranker cannot be loaded ({first}): {_FIX}")
+        return ModelError(f"{self._named}: the ranker cannot be loaded ({first_line(err)}): {_FIX}")
 
 
 class StyleScores:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from adg_plugin.errors import DataError
+from adg_plugin.errors import DataError, first_line
 from adg_plugin.selectors.mig.graph import normalised
 
 _READERS = {".parquet": pq.read_table, ".jsonl": pj.read_json, ".json": pj.read_json}
@@ -70,8 +70,7 @@ def _table(path: Path, named: str) -> pa.Table:
     try:
         table = read(path)
     except (OSError, pa.ArrowException) as err:
-        reason = (str(err).strip() or type(err).__name__).splitlines()[0]
-        raise DataError(f"{named}: cannot be read ({reason}); {_FIX}") from err
+        raise DataError(f"{named}: cannot be read ({first_line(err)}); {_FIX}") from err
     if missing := [name for name in _COLUMNS if name not in table.column_names]:
         raise DataError(f"{named}: no column {missing[0]!r}; {_FIX}")
     return table

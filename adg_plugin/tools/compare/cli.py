@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.config.messages import NO_POOL
 from adg_plugin.console import result_console
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, split_methods
 
@@ -53,14 +52,11 @@ def compare(
     Answers are drawn if an adg method asks, likelihoods measured if ifd or superfiltering do, and only those that are
     not there. The files of an earlier selection stay as they are.
     """
-    from adg_plugin.config.schema import load_config
+    from adg_plugin.config.run_folder import load_selection
     from adg_plugin.errors import ConfigError
     from adg_plugin.store.mirror import local_run_folder
 
-    settings = load_config(config, set_)
-    if not settings.datasets:
-        raise ConfigError([NO_POOL], source=str(config))
-    where = (out or settings.output_dir or str(Path("runs") / config.stem)).rstrip("/") or "/"
+    settings, where = load_selection(config, set_, out)
     from adg_plugin.adapters.torch_team import launched_team
     from adg_plugin.tools.compare.compare import compare as compared
 

@@ -15,8 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config.messages import NO_POOL
+from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
+from adg_plugin.pipeline.checks import refuse_unfit
+from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.report.facets import read_facets
@@ -104,8 +107,10 @@ def compare(
     config = config if isinstance(config, ADGConfig) else ADGConfig.parse(config)
     config.refuse_given_answers("`adg compare` samples, so that every method has the same pool")
     plans = planned(config, methods)
-    _refuse_unfit(config)
-    folder = Path(run_dir or config.output_dir or "runs/selection")
+    refuse_unfit(config, SingleProcess())
+    if not config.datasets:
+        raise ConfigError([NO_POOL])
+    folder = Path(run_folder(run_dir, config.output_dir))
     source = Source.configured(config)
     for plan in plans:
         selector(plan.method).check(plan.config)
@@ -127,16 +132,6 @@ def compare(
         comparison = Comparison(run.path / COMPARE, runner.budget, runner.rows, done, runner.costs, found, about)
         write_json(comparison.path, comparison.summary())
     return comparison
-
-
-def _refuse_unfit(config: ADGConfig) -> None:
-    problems = []
-    if not config.datasets:
-        problems.append(NO_POOL)
-    if config.budget_per_dataset is not None:
-        problems.append("budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget")
-    if problems:
-        raise ConfigError(problems)
 
 
 def _facts(

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from adg_plugin.errors import StoreError
-from adg_plugin.store import RunFolder, StagedRow
+from adg_plugin.store import RunFolder, StagedRow, keys
 from adg_plugin.store.reader import MANIFEST, RunReader
 from adg_plugin.store.staging import Rejection
 
@@ -54,17 +54,15 @@ class ComparisonRunFolder(RunFolder):
                 f"run folder {self.path} holds a selection, and its pool (prompts.parquet) is damaged or gone: {_FIX}"
             )
         # Another digest may come of a file that was only touched, or of another version of this package.
-        if staged != digest and (told := _differences(self, rows)):
+        if staged != digest and (other := _differences(self, rows)):
             settings = self._changed_settings()
             raise StoreError(
-                f"run folder {self.path} holds a selection from another pool: {'; '.join([*told, *settings])}: {_FIX}"
+                f"run folder {self.path} holds a selection from another pool: {'; '.join([*other, *settings])}: {_FIX}"
             )
         return self.counts().prompts
 
     def _changed_settings(self) -> list[str]:
-        before, now = _flat(self.read_config()), _flat(self._asked)
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        return [f"{key} is {now.get(key)!r} (was {before.get(key)!r})" for key in changed]
+        return list(keys.changes(_flat(self.read_config()), _flat(self._asked)).values())
 
     def _drop_manifest(self) -> None:
         if not self.keeps:
@@ -98,12 +96,12 @@ def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[
         else:
             now.prompts[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, str(row.dataset))
     why = dict(now.rejected.keys())
-    told = {
+    ids_of = {
         "gone": [id for id in before.prompts if id not in now.prompts],
         "new": [id for id in now.prompts if id not in before.prompts],
         "changed": [id for id, digest in before.prompts.items() if now.prompts.get(id, digest) != digest],
     }
-    found = [_counted(how, ids, why) for how, ids in told.items() if ids]
+    found = [_counted(how, ids, why) for how, ids in ids_of.items() if ids]
     if not found and now.rejected != before.rejected:
         (id, reason), *_ = {**(now.rejected - before.rejected), **(before.rejected - now.rejected)}
         found = [f"other rows are rejected, {id!r} ({reason}) first"]

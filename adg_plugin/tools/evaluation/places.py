@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from adg_plugin.config.run_folder import SELECTION
 from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.report.side_files import FOLDER
 from adg_plugin.store.files import read_json
 from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER, SELECTED
 
-_BESIDE = "selection"  # in the output folder of a training: where `adg run` and the trainers select
 _ANCESTORS = 3  # RUN/model/checkpoint-100 is the deepest that training writes
 _SHARED_NAMES = re.compile(
     r"adapter|checkpoint-\d+|final|merged|model"
@@ -61,8 +61,8 @@ def run_folder_of(model: str) -> Path | None:
         if _is_finished_run(folder):
             return _shown(folder, place)
     for folder in around:
-        if _is_finished_run(folder / _BESIDE):
-            return _shown(folder / _BESIDE, place)
+        if _is_finished_run(folder / SELECTION):
+            return _shown(folder / SELECTION, place)
         if not _SHARED_NAMES.fullmatch(folder.name):
             return None  # a name of its own: what lies beside it is not its output
     return None

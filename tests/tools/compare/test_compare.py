@@ -250,7 +250,7 @@ def test_an_earlier_selection_of_other_settings_is_not_undone(settings, tmp_path
         compared(settings.updated(filters={"min_words": 8}), ["random"], tmp_path / "run")
     assert str(caught.value) == (
         f"run folder {tmp_path / 'run'} holds a selection from another pool: 15 rows are gone, 'row-0' (now rejected: "
-        f"too_few_words) first; filters.min_words is 8 (was None): {TO_DATE}"
+        f"too_few_words) first; filters.min_words None (now 8): {TO_DATE}"
     )
     with pytest.raises(StoreError) as caught:
         compared(settings.updated(num_samples=4), ["random"], tmp_path / "run")
