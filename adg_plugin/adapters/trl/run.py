@@ -175,5 +175,8 @@ def _threads(flags: Sequence[str]) -> list[str]:
     given = dict(pairwise([*flags, ""])) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
     if torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ:
         return []
-    processes = given.get("--num_processes", "1")
-    return [_THREADS, str(max(1, (os.cpu_count() or 1) // max(1, int(processes) if processes.isdecimal() else 1)))]
+    named = given.get("--num_processes", "1")
+    processes = max(1, int(named)) if named.isdecimal() else 1
+    if processes > 1:  # threads that wait by spinning would keep those of the other processes from work
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    return [_THREADS, str(max(1, (os.cpu_count() or 1) // processes))]

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -363,6 +364,7 @@ def test_every_data_set_of_a_pool_is_looked_at(tmp_path):
 
 def test_training_on_a_cpu_gets_all_cores_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     flag = "--num_cpu_threads_per_process"
 
@@ -370,7 +372,9 @@ def test_training_on_a_cpu_gets_all_cores_unless_told_otherwise(monkeypatch):
         command = recipe_run.launch_command(list(launch), ["--config", "c.yaml"])
         return command[command.index(flag) + 1] if flag in command else None
 
-    assert (threads(), threads("--num_processes", "2"), threads("--num_processes=4")) == ("8", "4", "2")
+    assert (threads(), "OMP_WAIT_POLICY" in os.environ) == ("8", False)
+    assert (threads("--num_processes", "2"), threads("--num_processes=4")) == ("4", "2")
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # of several processes
     assert threads(flag, "3") == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert threads() is None
