@@ -25,3 +25,11 @@ def demo_model() -> Path:
     from adg_plugin.demo import model_path
 
     return model_path()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny model with its tokenizer; copy it before changing it."""
+    from tiny_runs import save
+
+    return save(tmp_path_factory.mktemp("models") / "tiny")

@@ -100,7 +100,7 @@ class AnswerFile:
             reason, detail = row.reason.value, row.detail.encode(errors="backslashreplace").decode()
         else:
             asks, instruction = _asks(row), _instruction(record.data, spec, row)
-        content = _digest([asks or _said(record.data), instruction, texts])
+        content = _digest([asks or _words(record.data), instruction, texts])
         if own is not None:
             earlier = cursor.execute("SELECT place, content FROM given WHERE id = ?", (_digest(own),)).fetchone()
             if earlier is not None and earlier[1] != content:
@@ -148,7 +148,7 @@ class AnswerFile:
                 of_others = " AND id IS NULL" if has_id else ""
                 values = {"asks": _asks(row), "whole": whole}
                 found = found or self._rows.execute(columns + test + of_others, values).fetchall()
-            found = self._told_apart(found)
+            found = self._distinguished(found)
         if not found:
             raise UnusableRowError(Reason.NO_GIVEN, f"{self._path} has no answers to it")
         number, place, asks, instruction, _, answers, reason, detail = found[0]
@@ -162,7 +162,7 @@ class AnswerFile:
         texts: list[str] = json.loads(answers)
         return texts
 
-    def _told_apart(self, found: list[Any]) -> list[Any]:
+    def _distinguished(self, found: list[Any]) -> list[Any]:
         """Return rows that ask the same, if they have the same answers.
 
         Raises:
@@ -222,7 +222,7 @@ def _instruction(data: dict[str, Any], spec: DatasetSpec, row: Row) -> bytes | N
     return _digest([row.instruction] if is_missing(data.get(spec.field_input)) else [row.instruction, row.input])
 
 
-def _said(data: dict[str, Any]) -> bytes:
+def _words(data: dict[str, Any]) -> bytes:
     return _digest({name: value for name, value in data.items() if name != "generated_answers"})
 
 

@@ -38,10 +38,10 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """The longest prompt that is sampled, in tokens, template included; `told` says why, `fix` what to do."""
+    """The longest prompt that is sampled, in tokens, template included; `reason` says why, `fix` what to do."""
 
     tokens: int
-    told: str
+    reason: str
     fix: str
 
     @classmethod
@@ -59,12 +59,12 @@ class PromptLimit:
             return cls(asked, f"max_prompt_tokens is {asked}", "raise it")
         if answer >= positions:
             raise ConfigError([f"max_new_tokens is {answer}: the model has {positions} positions, use fewer than that"])
-        told = f"the model has {positions} positions, of which an answer may take {answer}"
-        return cls(positions - answer, told, "lower max_new_tokens")
+        reason = f"the model has {positions} positions, of which an answer may take {answer}"
+        return cls(positions - answer, reason, "lower max_new_tokens")
 
     def refusal(self, length: int) -> str:
         """Return the sentence for a prompt of `length` tokens."""
-        return f"{length} tokens, {self.told}: {self.fix}"
+        return f"{length} tokens, {self.reason}: {self.fix}"
 
 
 class PromptRenderer:
@@ -156,7 +156,7 @@ class PromptRenderer:
         while (excess := len(tokens.ids) - room) > 0:
             cut = prompt.start + len(prompt.text[prompt.start : tokens.cut_before(prompt, excess)].rstrip())
             if cut <= prompt.cut_limit:
-                detail = f"{length} tokens, {limit.told}, and the template alone leaves no room: {limit.fix}"
+                detail = f"{length} tokens, {limit.reason}, and the template alone leaves no room: {limit.fix}"
                 raise UnusableRowError(Reason.TOO_LONG, detail)
             prompt = replace(prompt, text=prompt.text[:cut] + prompt.text[prompt.end :], end=cut)
             tokens = _Tokens.of(self._tokenizer, [prompt.text])[0]

@@ -224,14 +224,14 @@ def prepare(
     counts = run.counts()
     if not counts.prompts:
         reasons = run.write_rejected(run.staged_rejections())
-        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         where = run.path / "rejected.jsonl"
         if config.answers is not None:
             raise DataError(
-                f"none of the {counts.rejected} rows can be scored with the answers in {config.answers} ({told}): see "
-                f"{where}"
+                f"none of the {counts.rejected} rows can be scored with the answers in {config.answers} ({listed}): "
+                f"see {where}"
             )
-        raise DataError(f"none of the {counts.rejected} rows can be sampled ({told}): see {where}")
+        raise DataError(f"none of the {counts.rejected} rows can be sampled ({listed}): see {where}")
 
 
 def choose(
@@ -259,11 +259,11 @@ def choose(
     decision = chooser.decide(Task(run, config, source, pool.unique, skipped, show=show_progress))
     reasons = run.write_rejected(chain(run.staged_rejections(), decision.rejections))
     if not decision.ids:
-        told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         where = run.path / "rejected.jsonl"
         if chooser.samples_answers:
-            raise DataError(f"none of the {pool.candidates} sampled rows can be scored ({told}): see {where}")
-        raise DataError(f"none of the {pool.candidates} rows can be chosen by {chooser.name} ({told}): see {where}")
+            raise DataError(f"none of the {pool.candidates} sampled rows can be scored ({listed}): see {where}")
+        raise DataError(f"none of the {pool.candidates} rows can be chosen by {chooser.name} ({listed}): see {where}")
     run.write_scores(decision.table)
     path = run.write_selected(decision.ids)
     if source is not None:

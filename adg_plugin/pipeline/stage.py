@@ -56,7 +56,7 @@ class Pool:
             ConfigError: a pool in memory, and `datasets` names others.
         """
         if config.answers is not None:
-            answers_fingerprint(config)  # a file that is not there is told before a model is looked at
+            answers_fingerprint(config)  # a missing file is named before a model is looked at
         if dataset is None:
             return cls(iter_records(config.datasets), pool_fingerprint(config.datasets), for_training)
         spec = memory_spec(config)

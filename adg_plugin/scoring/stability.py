@@ -39,8 +39,8 @@ class Stability:
         near: (N,) whether one standard error moves the score past one of the same bin that got the opposite decision.
         tied: whether the scores of each bin are equal: nothing within bins tells rows apart.
         overlap: share of the choice that another run is expected to share, and its 5 and 95 % points.
-        chance: the same if scores were nothing but luck: what bins and budget alone make common.
-        reliability: share of the scores' variance within bins that is not luck, 0 to 1.
+        chance: the same if scores were nothing but noise: what bins and budget alone make common.
+        reliability: share of the scores' variance within bins that is not noise, 0 to 1.
         correlation: of the scores of two runs over the whole pool, expected.
         num_samples: K of most rows.
         overlap_with: the mean overlap of two runs of more answers, by their number.
@@ -196,7 +196,7 @@ def _tied_bins(scores: Floats, bins: Ints) -> Bools:
 def error_variances(estimates: Calibrated, bins: Ints, config: ADGConfig) -> Floats:
     """Return the variance of each score over other draws of its row's answers, (N,).
 
-    A variance from five answers is itself mostly luck. So each is drawn towards the mean of its bin, and that towards
+    A variance from five answers is itself mostly noise. So each is shrunk towards the mean of its bin, and that towards
     the mean of the pool, as far as what would be seen among equal rows explains their scatter.
     """
     found = score_variances(estimates.of_pool, config.score, config.weight)

@@ -22,7 +22,7 @@ from adg_plugin.selectors.decision import Decision
 class ADG(Selector):
     """Answer divergence-guided selection. Source: arXiv 2604.10448."""
 
-    own_answer = "none"
+    needs_reference = "none"
     samples_answers = True
     asks_backbone = True
     by_divergence = True

@@ -12,7 +12,15 @@ import pyarrow.compute as pc
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.scoring.quota import resolve_budget
-from adg_plugin.selectors.candidates import Candidates, OwnAnswer, Pick, Picked, check_picked, decided, read_candidates
+from adg_plugin.selectors.candidates import (
+    Candidates,
+    NeedsReference,
+    Pick,
+    Picked,
+    check_picked,
+    decided,
+    read_candidates,
+)
 from adg_plugin.selectors.columns import plain, shown
 from adg_plugin.selectors.decision import Decision
 from adg_plugin.store import Rejection, RunFolder, RunReader
@@ -66,9 +74,9 @@ class Selector:
 
     Attributes:
         name: as `method` names it.
-        reads: texts of each row that `pick` needs: `instruction`, `reference` (its own answer), `data` (the row as it
+        reads: texts of each row that `pick` needs: `instruction`, `reference` (its response), `data` (the row as it
             was found, as JSON).
-        own_answer: what a row's own answer must have: text, a turn (which may only call tools), or nothing.
+        needs_reference: what a row's reference response must have: text, a turn (which may only call tools), nothing.
         samples_answers: whether sampled answers, with their vectors, have to be in the run folder.
         asks_backbone: whether the model that is trained is asked anything.
         measures: whether `fill` asks a model about each row, which one process does.
@@ -85,7 +93,7 @@ class Selector:
     name: str
 
     reads: ClassVar[tuple[str, ...]] = ()
-    own_answer: ClassVar[OwnAnswer] = "text"
+    needs_reference: ClassVar[NeedsReference] = "text"
     samples_answers: ClassVar[bool] = False
     asks_backbone: ClassVar[bool] = False
     measures: ClassVar[bool] = False
@@ -167,7 +175,7 @@ class Selector:
         """
         if task.source is None:
             raise ConfigError([f"method is {self.name!r}, and there is no model to ask: use method: adg"])
-        candidates, unanswered = read_candidates(task.run, self.reads, own_answer=self.own_answer)
+        candidates, unanswered = read_candidates(task.run, self.reads, needs_reference=self.needs_reference)
         rows, rejections, pick = self.usable(candidates, task)
         rejections = [*unanswered, *rejections]
         if not len(rows):

@@ -20,7 +20,7 @@ from adg_plugin.store import Rejection, RunReader
 
 Ints = npt.NDArray[np.integer]
 
-OwnAnswer = Literal["text", "turn", "none"]
+NeedsReference = Literal["text", "turn", "none"]
 
 CHOSEN = "among the best"
 BELOW = "below the cut"
@@ -63,7 +63,7 @@ class Candidates:
 
 
 def read_candidates(
-    run: RunReader, columns: Sequence[str] = (), *, own_answer: OwnAnswer = "text"
+    run: RunReader, columns: Sequence[str] = (), *, needs_reference: NeedsReference = "text"
 ) -> tuple[Candidates, list[Rejection]]:
     """Return the staged prompts of a run folder that have an answer of their own, and the others as rejections.
 
@@ -73,8 +73,8 @@ def read_candidates(
     Args:
         run: the run folder.
         columns: of the texts that memory is to hold: `instruction`, `reference`, `data`.
-        own_answer: what it must have: text; a turn, which may only call tools and can be trained on; or nothing, and
-            no row is left out.
+        needs_reference: what it must have: text; a turn, which may only call tools and can be trained on; or
+            nothing, and no row is left out.
     """
     held: dict[str, list[str]] = {name: [] for name in ("id", "where", *columns)}
     answered: list[bool] = []
@@ -83,9 +83,9 @@ def read_candidates(
         for name, values in held.items():
             values += table[name].to_pylist()
     ids, where = held["id"], held["where"]
-    if own_answer == "none":
+    if needs_reference == "none":
         answered = [True] * len(ids)
-    elif own_answer == "turn" and not all(answered):
+    elif needs_reference == "turn" and not all(answered):
         turns = _with_an_answer_turn(run)
         answered = [known or id in turns for known, id in zip(answered, ids, strict=True)]
     order = sorted(range(len(ids)), key=ids.__getitem__)  # by code point, as everywhere

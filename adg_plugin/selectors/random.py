@@ -19,7 +19,7 @@ class Random(Selector):
     else is in it: of a smaller pool, those that are in it stay.
     """
 
-    own_answer = "turn"
+    needs_reference = "turn"
     random_scores = True
     settings = ("seed",)
     score_meaning = "drawn uniformly at random"

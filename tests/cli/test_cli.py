@@ -30,11 +30,6 @@ from adg_plugin.store import RunFolder
 pytestmark = pytest.mark.tiny
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def config(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config in the current folder, with a pool of 20 rows."""

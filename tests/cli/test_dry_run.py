@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from tiny_runs import SETTINGS, pool_rows, save, write_jsonl
+from tiny_runs import SETTINGS, pool_rows, write_jsonl
 
 from adg_plugin import cli
 from adg_plugin.engines.models import loading
@@ -22,11 +22,6 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from filter_rows import IN_LANGUAGES
-from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
+from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin import ADGConfig
 from adg_plugin.config.filters import Filters
@@ -48,11 +48,6 @@ def test_a_changed_filter_stages_again_and_keeps_answers():
     assert len({plain, *(digest for digest, _ in found)}) == 1 + len(each)
     assert all(other == recipe for _, other in found)
     assert digests(underspecified=True) == (plain, recipe)  # it looks at the answers
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

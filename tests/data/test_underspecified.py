@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import choose, parts, pool_rows, read_jsonl, save, write_jsonl
+from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin import ADGConfig
 from adg_plugin.config.filters import Filters
@@ -85,11 +85,6 @@ def test_it_is_for_adg_alone_and_a_run_of_before_is_read():
         ADGConfig.parse(stored)
     assert ADGConfig.of_run(stored).filters == Filters(min_words=2)
     assert ADGConfig.of_run({**stored, "method": "adg"}).filters.underspecified
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import datasets
 import pytest
-from tiny_runs import SETTINGS, command, pool_rows, save, write_jsonl
+from tiny_runs import SETTINGS, command, pool_rows, write_jsonl
 
 import adg_plugin
 from adg_plugin import ADGConfig, ADGError, Selection, load_config, select
 from adg_plugin.errors import ConfigError, DataError, ModelError
 
 pytestmark = pytest.mark.tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def test_a_pool_is_a_path_a_dataset_or_mappings(model, tmp_path):

@@ -25,11 +25,6 @@ from adg_plugin.store import RunFolder
 pytestmark = pytest.mark.tiny
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run `adg select` on a pool; return what it says after `error: `, once it has ended as bad input does."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from browser import browser, opened
 from rich.console import Console
-from tiny_runs import choose, pool_rows, save
+from tiny_runs import choose, pool_rows
 
 from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
@@ -61,11 +61,6 @@ def rows():
         for n, row in enumerate(pool_rows(POOL))
     ]
     return [*found, {"id": "empty", "instruction": ""}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

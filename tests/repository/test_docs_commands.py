@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import yaml
 from paths import HELPERS
-from tiny_runs import ROOT, pool_rows, save, write_jsonl
+from tiny_runs import ROOT, pool_rows, write_jsonl
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAMS = {"accelerate", "adg", "axolotl", "export", "make", "pip", "python", "ray", "srun", "torchrun", "trl", "vllm"}
@@ -118,11 +118,6 @@ def test_the_rules_are_all_needed():
 @pytest.mark.parametrize(("pattern", "file", "text"), CLAIMED)
 def test_what_is_run_elsewhere_is_run_there(pattern, file, text):
     assert text in (ROOT / "tests" / file).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_rows_of_many_groups_come_by_code_point_each_with_its_own_texts(staged):
 
 def test_only_what_a_method_asks_for_is_read_and_held(staged):
     run, read = staged([row(id) for id in "dcba"])
-    found, _ = read_candidates(run, own_answer="turn")
+    found, _ = read_candidates(run, needs_reference="turn")
     assert read == [("id", "where", "reference")]
     assert (list(found.ids), found.instructions, found.references, found.data) == (list("abcd"), (), (), ())
     found, _ = read_candidates(run, ("reference",))
@@ -71,9 +71,9 @@ def test_rows_without_an_answer_are_told_by_id_and_a_call_of_a_tool_is_one(stage
     assert (list(found.ids), found.references) == (["c"], ["yes"])
     assert [(left.id, left.where) for left in rejected] == [(id, f"pool.jsonl:{id}") for id in "abd"]
     assert {(left.reason, left.detail) for left in rejected} == {("no_answer", NO_ANSWER)}
-    found, rejected = read_candidates(run, own_answer="turn")
+    found, rejected = read_candidates(run, needs_reference="turn")
     assert (list(found.ids), [left.id for left in rejected]) == (["b", "c"], ["a", "d"])
-    found, rejected = read_candidates(run, own_answer="none")
+    found, rejected = read_candidates(run, needs_reference="none")
     assert (list(found.ids), rejected) == (list("abcd"), [])
 
 
@@ -88,5 +88,5 @@ def test_a_pool_with_more_than_two_gibibytes_in_a_column_is_read():
             id = pa.array([f"{number:02}"])
             yield pa.table({"id": id, "where": id, "reference": long}).select(columns)
 
-    found, _ = read_candidates(SimpleNamespace(staged_columns=staged_columns), own_answer="turn")
+    found, _ = read_candidates(SimpleNamespace(staged_columns=staged_columns), needs_reference="turn")
     assert list(found.ids) == [f"{number:02}" for number in range(1, groups + 1)]

@@ -38,11 +38,6 @@ pytestmark = pytest.mark.tiny
 WORDS = "sea wind stone light river bread seven green follow under"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch):
     """A function after whose call no model can be loaded."""

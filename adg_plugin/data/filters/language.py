@@ -26,7 +26,7 @@ class Languages:
             MissingExtraError: `py3langid` is not installed.
         """
         self._wanted = frozenset(wanted)
-        self._told = ", ".join(wanted)
+        self._listed = ", ".join(wanted)
         known = sorted(known_languages())
         problems = []
         for code in sorted(self._wanted.difference(known)):
@@ -42,4 +42,4 @@ class Languages:
         found = language_of(row.instruction if is_enough else asked(row))
         if found is None or found in self._wanted:
             return None
-        return Reason.LANGUAGE, f"{found}, filters.languages is {self._told}"
+        return Reason.LANGUAGE, f"{found}, filters.languages is {self._listed}"

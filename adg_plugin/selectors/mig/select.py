@@ -76,16 +76,16 @@ def labelled(
     if are_bins:
         labels = _bins_as_labels(run, config, left, notes)
     else:
-        notes += _told_labels(config, labels)
-    notes += _told_quality(config, quality)
+        notes += _describe_labels(config, labels)
+    notes += _describe_quality(config, quality)
     worth = np.array([1.0 if value is None else value for value in quality])
     vectors = read_label_vectors(config.label_vectors) if config.label_vectors else None
 
     def pick(rows: Candidates, budget: int) -> Picked:
         graph, note = label_graph(labels, vectors)
         order, gains = mig_order(graph, labels, worth, budget)
-        told = [*notes, *([note] if note and not are_bins else [])]
-        return Picked.stepwise(order, len(rows), {"information_gain": gains}, {"quality": worth}, told)
+        warnings = [*notes, *([note] if note and not are_bins else [])]
+        return Picked.stepwise(order, len(rows), {"information_gain": gains}, {"quality": worth}, warnings)
 
     return left, rejections, pick
 
@@ -147,11 +147,11 @@ def _graded(
             left = one.reason == NOT_MEASURED
             reason = unmeasured.get(str(candidates.ids[row]), one.reason) if left else one.reason
             reasons[row] = reason, _no_grade(reason, config)
-    notes += _told_grades(config, own, [one.share for one in found if one.share is not None])
+    notes += _describe_grades(config, own, [one.share for one in found if one.share is not None])
     return replace(known, quality=quality, reasons=reasons)
 
 
-def _told_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> Iterator[str]:
+def _describe_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> Iterator[str]:
     """Yield sentences where grades stand beside qualities of another scale, or the scorer would not give grades."""
     if own and shares:
         yield (
@@ -175,7 +175,7 @@ def _no_grade(reason: str, config: ADGConfig) -> str:
     return not_measured(reason, who, ADVICE)
 
 
-def _told_labels(config: ADGConfig, labels: Labels) -> list[str]:
+def _describe_labels(config: ADGConfig, labels: Labels) -> list[str]:
     """Return a sentence where some rows are without labels of any kind."""
     count = sum(map(bool, labels))
     if count == len(labels):
@@ -184,7 +184,7 @@ def _told_labels(config: ADGConfig, labels: Labels) -> list[str]:
     return [f"{count:,} of {len(labels):,} rows have labels in {of}: the rest come last by quality"]
 
 
-def _told_quality(config: ADGConfig, quality: list[float | None]) -> list[str]:
+def _describe_quality(config: ADGConfig, quality: list[float | None]) -> list[str]:
     """Return a sentence where rows are without quality: with a misspelt column, all of them."""
     lacking = sum(value is None for value in quality)
     if not lacking:
@@ -208,14 +208,14 @@ def _tagged(run: RunReader, config: ADGConfig, candidates: Candidates, labels: L
     whole = list(labels)
     for row, tags in zip(bare, found.of, strict=True):
         whole[row] = tuple(dict.fromkeys(map(normalised, tags)))
-    told = f"{found.unread:,} of its answers hold no list of tags, and {found.unasked:,} rows got no answer"
+    detail = f"{found.unread:,} of its answers hold no list of tags, and {found.unasked:,} rows got no answer"
     if not any(whole):
         raise DataError(
-            f"tagger is {config.tagger!r}: none of {len(bare):,} rows got tags ({told}); name a larger chat model, or "
-            "give the rows labels (field_labels)"
+            f"tagger is {config.tagger!r}: none of {len(bare):,} rows got tags ({detail}); name a larger chat model, "
+            "or give the rows labels (field_labels)"
         )
     if found.unread or found.unasked:
-        notes.append(f"tagger {config.tagger!r} was asked about {len(bare):,} rows: {told}")
+        notes.append(f"tagger {config.tagger!r} was asked about {len(bare):,} rows: {detail}")
     return whole
 
 

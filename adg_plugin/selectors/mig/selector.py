@@ -24,7 +24,7 @@ class MIG(Selector):
     """The set with the most information over labels; see `mig_order`. Source: arXiv 2504.13835."""
 
     reads = ("instruction", "reference", "data")
-    own_answer = "turn"
+    needs_reference = "turn"
     stepwise = True
     settings = ("field_labels", "field_quality", "tagger", "quality_scorer", "label_vectors", "bins")
     score_meaning = "place in the choice, counted from its end"
@@ -79,7 +79,7 @@ class MIG(Selector):
         """Ask tagger and quality scorer; what the latter took is `rating`, and `skipped` is of both."""
         check_labels(run, config)
         if config.tagger and config.quality_scorer and lacks_quality(run, config.field_quality):
-            Rater.configured(config)  # a wrong one is told before the tagger's hours
+            Rater.configured(config)  # a wrong one is named before the tagger's hours
         stats = tag(run, config, show=show) if config.tagger else {"rows": 0}
         if config.quality_scorer:
             rating = rate(run, config, show=show)

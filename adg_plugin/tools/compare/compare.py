@@ -145,13 +145,13 @@ def _facts(
     choices = {one.name: one.ids for one in done if one.error is None}
     eligible = {name: runner.eligible[name].to_pylist() for name in choices}
     silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
-    told = tuple(_told_of_silent(one, silent) for one in done)
-    return told, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, runner))
+    warned = tuple(_with_silent_rows(one, silent) for one in done)
+    return warned, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, runner))
 
 
-def _told_of_silent(one: Compared, silent: Set[str]) -> Compared:
+def _with_silent_rows(one: Compared, silent: Set[str]) -> Compared:
     """Return it with a warning where a method that needs no answers of the rows' own chose rows without one."""
-    rows = len(silent & set(one.ids)) if selector(one.method).own_answer == "none" else 0
+    rows = len(silent & set(one.ids)) if selector(one.method).needs_reference == "none" else 0
     if not rows:
         return one
     have = "has" if rows == 1 else "have"

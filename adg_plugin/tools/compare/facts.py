@@ -135,8 +135,8 @@ def add_files(facets: Facets, where: Sequence[str]) -> None:
     files = np.array([text.rpartition(":")[0] for text in where], dtype=object)
     distinct = len(set(files))
     data_set = facets.kinds.get("data set")
-    told = 1 if data_set is None else len(set(data_set.values))
-    if told < distinct <= min(_MOST_FILES, len(files) // 2):
+    known = 1 if data_set is None else len(set(data_set.values))
+    if known < distinct <= min(_MOST_FILES, len(files) // 2):
         facets.kinds["file"] = Facet(files)
 
 

@@ -81,8 +81,8 @@ def _plan(config: ADGConfig, text: str) -> Plan:
         raise ConfigError(problems)
     config = config.updated(**changes) if changes else config
     changes = {key: getattr(config, key) for key in changes}  # 0 and 0.0 are one weight
-    said = ",".join(_said(key, value) for key, value in changes.items())
-    return Plan(f"{config.method}:{said}" if said else config.method, changes, config)
+    written = ",".join(_written(key, value) for key, value in changes.items())
+    return Plan(f"{config.method}:{written}" if written else config.method, changes, config)
 
 
 def _changes(chooser: Selector, text: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _refusal(chooser: Selector, key: str, value: Any) -> str | None:
     return f"{key} is {value!r}: all methods share one pool and its answers; use a run folder of its own (--set, --out)"
 
 
-def _said(key: str, value: Any) -> str:
+def _written(key: str, value: Any) -> str:
     if key == "score":
         return str(value)
     if isinstance(value, float):

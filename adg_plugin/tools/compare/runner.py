@@ -156,5 +156,5 @@ def _reasons(decision: Decision) -> dict[str, int]:
 
 
 def _no_row(decision: Decision, candidates: int) -> str:
-    told = ", ".join(f"{reason} {count}" for reason, count in _reasons(decision).items())
-    return f"none of the {candidates} rows can be chosen ({told})"
+    listed = ", ".join(f"{reason} {count}" for reason, count in _reasons(decision).items())
+    return f"none of the {candidates} rows can be chosen ({listed})"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import ONE_PASS, tiny_model, tiny_prompts, tiny_tokenizer
-from tiny_runs import choose, parts, pool_rows, read_jsonl, save
+from tiny_runs import choose, parts, pool_rows, read_jsonl
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
@@ -131,11 +131,6 @@ def test_an_answer_of_one_token_has_a_vector_under_every_pooling():
         assert fixed_weights(pooling, 1).tolist() == [1]
     assert fixed_weights("last_token", 3).tolist() == [0, 0, 1]
     assert fixed_weights("skip_first", 3).tolist() == [0, 1, 1]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("model"))
 
 
 def test_rows_that_agree_least_are_rejected_with_their_reason(model, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_runs import choose, pool_rows, read_jsonl, save, write_jsonl
+from tiny_runs import choose, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError
@@ -16,11 +16,6 @@ pytestmark = pytest.mark.tiny
 NO_VECTORS = (
     "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ def invoke(*arguments):
     return 0
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from tiny_runs import save
-
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def config(model, tmp_path, monkeypatch):
     from tiny_runs import SETTINGS, pool_rows, write_jsonl

@@ -34,13 +34,6 @@ def test_costs_add_up_over_runs():
 ROWS = 30
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    from tiny_runs import save
-
-    return save(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture
 def settings(model, tmp_path):
     from tiny_runs import SETTINGS, pool_rows, write_jsonl

@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 from doctor_checks import PROJECT, Ended, written
-from tiny_runs import SETTINGS, pool_rows, save, write_jsonl
+from tiny_runs import SETTINGS, pool_rows, write_jsonl
 
 from adg_plugin import __version__, cli
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

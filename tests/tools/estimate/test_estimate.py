@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import SETTINGS, choose, parts, pool_rows, save, write_jsonl
+from tiny_runs import SETTINGS, choose, parts, pool_rows, write_jsonl
 
 from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
@@ -95,11 +95,6 @@ def test_several_devices_cost_their_number():
     assert ADGConfig(engine="vllm-server", server_urls=("http://a:1", "http://b:1")).devices() == 2
     assert ADGConfig(executor="ray").devices() is None
     assert ADGConfig().devices(ranks=3) == 3
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("model"))
 
 
 def settings(pool, model, **changes):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_runs import choose, pool_rows, read_jsonl, save
+from tiny_runs import choose, pool_rows, read_jsonl
 
 from adg_plugin.cli import main
 from adg_plugin.data.sources import DatasetSpec, iter_records
@@ -17,11 +17,6 @@ from adg_plugin.store import RunFolder
 from adg_plugin.tools.export.export import export
 
 pytestmark = pytest.mark.tiny
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
