@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 
 from adg_plugin.errors import ADGError, StoreError
 
-_VARIABLE = "ADG_LIFELINE"
+_VARIABLE = "ADG_PARENT_LOCK"
 _POLL_S = 0.5
 _WAIT_S = 30.0  # for the stages of a killed command to notice and to write what they hold
 _NAME = ".adg-run.lock"

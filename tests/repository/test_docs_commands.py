@@ -176,7 +176,7 @@ def python(arguments: Sequence[str], environment: dict[str, str] | None = None) 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (environment or {}).items():
             patch.setenv(name, value)
-        patch.delenv("ADG_LIFELINE", raising=False)  # a stage waits for the end of the process that holds it
+        patch.delenv("ADG_PARENT_LOCK", raising=False)  # a stage waits for the end of the process that holds it
         if arguments[0] == "-m":
             patch.setattr(sys, "argv", list(arguments[1:]))
             importlib.import_module(arguments[1]).main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,15 @@ def test_an_adapters_results_go_to_its_run_folder(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert adg("eval", "runs/demo/model", "--tasks", "tiny_capitals", "--include", str(TASKS), "--json", "-q") == 0
+    command = ["eval", "runs/demo/model", "--tasks", "tiny_capitals", "--include", str(TASKS), "--json", "-q"]
+    monkeypatch.setattr("sys.argv", ["adg", *command])
+    assert adg(*command) == 0
     out, err = capsys.readouterr()
     path = tmp_path / "runs/demo/selection/eval/demo-model.json"
     written = json.loads(path.read_text())
     printed = json.loads(out)
     assert written == printed | {"command": written["command"]}
-    assert written["command"].startswith("adg ")
+    assert written["command"] == shlex.join(["adg", *command])
     assert printed["model"]["adapter"] == "runs/demo/model"
     assert printed["selection"] == {"run": str(path.parent.parent), "created": "then", "selected": "d1"}
     assert printed["model"]["base"] == str(tmp_path / "base")
