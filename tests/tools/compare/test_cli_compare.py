@@ -180,16 +180,14 @@ def test_a_run_folder_behind_a_url(config, tmp_path, monkeypatch, capsys):
     assert len(json.loads((tmp_path / "far" / "compare.json").read_text())["methods"][0]["ids"]) == 10
 
 
-@pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.timeout(1800)  # 70 s of processor time, which other work may stretch
-def test_a_comparison_on_the_demo_pool_with_the_demo_model(demo_model, tmp_path, monkeypatch, capsys):
+@pytest.mark.tiny
+def test_a_comparison_on_the_demo_pool(model, tmp_path, monkeypatch, capsys):
     from adg_plugin import select
     from adg_plugin.config.schema import load_config
     from adg_plugin.engines.models import loading
 
     monkeypatch.chdir(tmp_path)
-    settings = {"model": "demo", "datasets": ["demo"], "budget": 64, "max_new_tokens": 4, "num_samples": 3}
+    settings = {"model": str(model), "datasets": ["demo"], "budget": 64, "max_new_tokens": 4, "num_samples": 3}
     Path("mine.yaml").write_text(yaml.safe_dump(settings))
     loaded = []
     load = loading.load_backbone

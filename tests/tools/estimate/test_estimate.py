@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import SETTINGS, choose, parts, pool_rows, write_jsonl
+from tiny_runs import SETTINGS, choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
@@ -170,9 +170,9 @@ def test_the_time_is_about_that_of_the_run(demo_model, tmp_path):
     from adg_plugin.demo import pool_paths
     from adg_plugin.pipeline.run import select
 
-    config = ADGConfig.parse(
-        {"model": str(demo_model), "datasets": [str(p) for p in pool_paths()], "budget": 10, "max_new_tokens": 8}
-    )
+    rows = [row for path in pool_paths() for row in read_jsonl(path)]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows[::3])
+    config = ADGConfig.parse({"model": str(demo_model), "datasets": [str(pool)], "budget": 10, "max_new_tokens": 8})
     about = estimate(config, tmp_path / "run", show_progress=False)
     real = select(config=config, output_dir=tmp_path / "real", show_progress=False).manifest["seconds"]
     assert real / 4 < about.total_s < real * 4
