@@ -21,7 +21,9 @@ torch.set_num_threads(1)
 import transformers.models.llama.modeling_llama
 from adg_plugin.pipeline import run as pipeline
 from adg_plugin.cli import main
-import adg_plugin.engines.models.loading
+# All that a run imports when it comes to it: imported in each child, it would take longer than the run.
+import adg_plugin.engines.models.loading, adg_plugin.engines.one_pass.engine
+import adg_plugin.pipeline.sample, adg_plugin.report.summary, adg_plugin.selectors.adg
 
 class Eager(pipeline.RunFolder):  # writes a part every few rows: a tiny run has no twenty seconds
     @classmethod
@@ -89,6 +91,7 @@ def test_kill_9_at_twenty_random_moments_changes_nothing(nursery, tmp_path: Path
         run = tmp_path / f"run-{number}"
         while nursery(run, moments.uniform(0.02, takes_s / 2)) == "killed":
             kills += 1
+            assert kills < 200, "no run comes to its end"
             if run.exists() and (run / "prompts.json").exists():
                 with RunFolder.open(run) as folder:  # the lock went with its process
                     assert folder.damage == []
