@@ -17,7 +17,7 @@ class SamplingSettings(BaseModel):
         5,
         ge=3,
         le=64,
-        description="K, answers drawn per row. More: steadier scores, linear cost.",
+        description="K, answers sampled per row. More give less noisy scores, at linear cost.",
         json_schema_extra={"fix": "use a whole number from 3 to 64; two answers span a single direction"},
     )
     temperature: Float = Field(

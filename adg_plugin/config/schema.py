@@ -134,7 +134,7 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
         0.4,
         ge=0,
         le=1,
-        description="Weight of anisotropy; dispersion has the rest.",
+        description="Weight of anisotropy; dispersion gets 1 - weight.",
         json_schema_extra={"fix": "use a number from 0 to 1"},
     )
     score: ScoreForm = Field(
@@ -153,7 +153,7 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
 
     dtype: Dtype = Field(
         "auto",
-        description="Weights' type; `auto` takes the checkpoint's, and beside training that of the training.",
+        description="Dtype of the weights; `auto`: the checkpoint's, or in a trainer the precision of the training.",
     )
     device: str = Field(
         "auto",

@@ -96,8 +96,9 @@ def plan_selection(
         rejected = Counter(rejection.reason for rejection in run.staged_rejections())
         answered = 0 if before is None else _answered(run, before)
         chooser.check_rows(run, config)
-    if chooser.samples_answers and answered < counts.prompts:
-        if config.executor == "ray":
+    missing = answered < counts.prompts if chooser.samples_answers else chooser.asks_backbone
+    if missing:
+        if config.executor == "ray" and chooser.samples_answers:
             need_ray()  # the rest is up to its workers
         else:
             check_requirements(config)
@@ -149,7 +150,8 @@ def how_chosen(config: ADGConfig) -> str:
         return f"by the answers in {config.answers}, embedded by {backbone}"
     chooser = selector(config.method)
     if chooser.samples_answers:
-        return f"asked of {backbone}: {config.num_samples} answers each, {config.max_new_tokens} tokens at most"
+        answers = f"{config.num_samples} answers per row, at most {config.max_new_tokens} tokens each"
+        return f"sampled from {backbone}: {answers}"
     judges = [str(getattr(config, key)) for key in chooser.models(config)]
     if chooser.asks_backbone:
         judges.append(backbone)

@@ -17,7 +17,7 @@ from adg_plugin.selectors.candidates import (
     NeedsReference,
     Pick,
     Picked,
-    check_picked,
+    as_picked,
     decided,
     read_candidates,
 )
@@ -79,7 +79,7 @@ class Selector:
         needs_reference: what a row's reference response must have: text, a turn (which may only call tools), nothing.
         samples_answers: whether sampled answers, with their vectors, have to be in the run folder.
         asks_backbone: whether the model that is trained is asked anything.
-        measures: whether `fill` asks a model about each row, which one process does.
+        measures: whether it has a `fill` of its own, which asks a model about each row; one process does that.
         stepwise: whether it chooses one row after another and scores only those that it chooses.
         random_scores: whether its scores say nothing about the rows.
         by_divergence: whether it scores the sampled answers by dispersion and anisotropy and chooses within bins, as
@@ -91,6 +91,11 @@ class Selector:
     """
 
     name: str
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Note whether the subclass measures rows."""
+        super().__init_subclass__(**options)
+        cls.measures = cls.fill is not Selector.fill
 
     reads: ClassVar[tuple[str, ...]] = ()
     needs_reference: ClassVar[NeedsReference] = "text"
@@ -181,9 +186,10 @@ class Selector:
         if not len(rows):
             return Decision.none(rejections)
         budget, warning = resolve_budget(task.config.budget, task.pool_rows, len(rows))
-        picked = pick(rows, budget)
-        if problem := check_picked(picked, len(rows), budget):
-            raise ConfigError([f"method is {self.name!r}: {problem}"])
+        try:
+            picked = as_picked(pick(rows, budget), len(rows), budget)
+        except ValueError as err:
+            raise ConfigError([f"method is {self.name!r}: {err}"]) from err
         return decided(rows, picked, self.name, [warning] if warning else [], rejections)
 
     def usable(self, rows: Candidates, task: Task) -> tuple[Candidates, Sequence[Rejection], Pick]:

@@ -51,7 +51,13 @@ class Candidates:
         return len(self.ids)
 
     def columns(self, *names: str) -> list[tuple[Any, ...]]:
-        """Return the values of some columns of each row, None where a row lacks one."""
+        """Return the values of some columns of each row, None where a row lacks one.
+
+        Raises:
+            ValueError: `reads` of the selector does not name `data`.
+        """
+        if len(self.data) < len(self.ids):
+            raise ValueError('columns of the rows are in their data: add "data" to reads')
         rows = map(json.loads, self.data)
         return [tuple(row.get(name) for name in names) for row in rows]
 
@@ -120,7 +126,7 @@ class Picked:
     rows: Ints
     scores: Floats
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
 
     @classmethod
     def best(cls, scores: npt.ArrayLike, budget: int, columns: Mapping[str, npt.ArrayLike] | None = None) -> Picked:
@@ -165,17 +171,40 @@ class Picked:
 Pick = Callable[[Candidates, int], Picked]  # rows and budget -> the choice
 
 
-def check_picked(picked: Picked, total: int, budget: int) -> str | None:
-    """Return what is wrong with a choice of at most `budget` among `total` rows; None where nothing is."""
-    rows = np.asarray(picked.rows)
-    if len(rows) > budget or len(np.unique(rows)) < len(rows) or not np.isin(rows, np.arange(total)).all():
-        return f"its rows are to be up to {budget} different numbers from 0 to {total - 1}"
-    for name, values in {"scores": picked.scores, **picked.columns}.items():
-        if np.shape(values) != (total,) or np.asarray(values).dtype.kind not in "fiu":
-            return f"its {name} are to be {total} numbers, one for each row"
-    if taken := sorted(set(OF_ALL) & picked.columns.keys()):
-        return f"its column {taken[0]!r} is one that every method has: give it another name"
-    return None
+def as_picked(found: object, total: int, budget: int) -> Picked:
+    """Return a choice of at most `budget` among `total` rows, in the types that `Picked` names.
+
+    Raises:
+        ValueError: it is none; says why.
+    """
+    if not isinstance(found, Picked):
+        raise ValueError(f"pick returned {type(found).__name__}, not a Picked")
+    if taken := sorted(set(OF_ALL) & found.columns.keys()):
+        raise ValueError(f"its column {taken[0]!r} is one that every method has: give it another name")
+    rows = _array(found.rows)
+    if rows is None or (len(rows) and rows.dtype.kind not in "iu") or not _are_a_choice(rows, total, budget):
+        raise ValueError(f"its rows are to be up to {budget} different numbers from 0 to {total - 1}")
+    columns = {}
+    for name, values in {"scores": found.scores, **found.columns}.items():
+        column = _array(values)
+        if column is None or column.shape != (total,) or column.dtype.kind not in "fiu":
+            raise ValueError(f"its {name} are to be {total} numbers, one for each row")
+        columns[name] = column
+    warnings = (found.warnings,) if isinstance(found.warnings, str) else tuple(found.warnings)
+    return Picked(rows.astype(np.int64), columns.pop("scores").astype(np.float64), columns, warnings)
+
+
+def _array(values: object) -> npt.NDArray[Any] | None:
+    """Return values as a one-dimensional array, None where they are none."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        return None
+    return array if array.ndim == 1 else None
+
+
+def _are_a_choice(rows: npt.NDArray[Any], total: int, budget: int) -> bool:
+    return len(rows) <= budget and len(np.unique(rows)) == len(rows) and bool(np.isin(rows, np.arange(total)).all())
 
 
 def decided(

@@ -48,7 +48,6 @@ class SCAR(Selector):
     """The highest scores of the ranker of `scar-tool`. Source: arXiv 2406.10882."""
 
     reads = ("instruction", "reference")
-    measures = True
     settings = ("scar_model",)
     extra = "scar"
     score_meaning = "of the ranker"

@@ -11,8 +11,8 @@ from adg_plugin.pipeline.plan import how_chosen
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({}, "asked of demo: 5 answers each, 256 tokens at most"),
-        ({"load_in_4bit": True}, "asked of demo in 4-bit: 5 answers each, 256 tokens at most"),
+        ({}, "sampled from demo: 5 answers per row, at most 256 tokens each"),
+        ({"load_in_4bit": True}, "sampled from demo in 4-bit: 5 answers per row, at most 256 tokens each"),
         ({"method": "random"}, "chosen by random"),
         ({"method": "ifd", "load_in_4bit": True}, "chosen by ifd, judged by demo in 4-bit"),
         ({"method": "superfiltering"}, "chosen by superfiltering, judged by gpt2"),

@@ -19,7 +19,7 @@ from adg_plugin.config.methods import BUILT_IN, ENTRY_POINTS
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.selectors import Picked, Selector, Task
-from adg_plugin.selectors.candidates import Candidates, check_picked
+from adg_plugin.selectors.candidates import Candidates, as_picked
 from adg_plugin.selectors.registry import built_in_selectors, package_of, selector
 
 PAGE = (ROOT / "docs" / "selectors.md").read_text(encoding="utf-8")
@@ -160,12 +160,41 @@ def test_settings_of_sampled_answers_are_those_of_adg(theirs):
         (Picked.best(np.zeros(4), 2, {"words": list("abcd")}), "its words are to be 4 numbers, one for each row"),
         (Picked.best(np.zeros(4), 2, {"rank": np.zeros(4)}), "its column 'rank' is one that every method has: give it "
          "another name"),
-        (Picked.best([1, np.nan, 3, 2], 2), None),
-        (Picked.stepwise([3, 1], 4, {"gain": [2.0, 1.0]}, {"worth": np.arange(4)}), None),
+        (Picked(np.array([True, False]), np.zeros(4)), "its rows are to be up to 2 different numbers from 0 to 3"),
+        (Picked(None, np.zeros(4)), "its rows are to be up to 2 different numbers from 0 to 3"),
+        (Picked([0], [1, 2, [3], 4]), "its scores are to be 4 numbers, one for each row"),
+        ([0, 1], "pick returned list, not a Picked"),
+        (None, "pick returned NoneType, not a Picked"),
     ],
 )  # fmt: skip
 def test_a_result_of_another_form_is_named(picked, said):
-    assert check_picked(picked, 4, 2) == said
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        as_picked(picked, 4, 2)
+
+
+def test_lists_do_for_arrays():
+    assert as_picked(Picked.best([1, np.nan, 3, 2], 2), 4, 2).rows.tolist() == [2, 3]
+    stepwise = as_picked(Picked.stepwise([3, 1], 4, {"gain": [2.0, 1.0]}, {"worth": np.arange(4)}), 4, 2)
+    assert (stepwise.rows.tolist(), stepwise.columns["worth"].tolist()) == ([3, 1], [0, 1, 2, 3])
+    found = as_picked(Picked([1], [0, 1, 2, 3], {"votes": [4, 5, 6, 7]}, "one warning"), 4, 2)
+    assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float64)
+    assert (found.columns["votes"].tolist(), found.warnings) == ([4, 5, 6, 7], ("one warning",))
+
+
+def test_columns_without_their_data_are_named():
+    with pytest.raises(ValueError, match='add "data" to reads'):
+        Candidates(np.array(["a"])).columns("votes")
+
+
+def test_a_selector_with_a_fill_measures():
+    class Asks(Selector):
+        def fill(self, run, config, source, *, show):
+            return {"rows": 0}
+
+    one = Asks("theirs")
+    assert (one.measures, Selector("theirs").measures) == (True, False)
+    assert [ask.cost for ask in one.asks(None, ADGConfig())] == ["theirs"]
+    assert not one.shares_work(ADGConfig())
 
 
 def test_a_row_without_a_score_is_never_chosen():

@@ -64,7 +64,7 @@ class Plan:
         budget = block.get("budget_per_dataset") or block.get("budget", "10000")
         return [
             f"pool       {', '.join(map(str, pool))}",
-            f"selection  {budget} rows, asked of {block.get('model') or self.data['base_model']}",
+            f"selection  {budget} rows, sampled from {block.get('model') or self.data['base_model']}",
             f"training   {self.data['base_model']}, {self.data.get('adapter') or 'all weights'}",
             "launch     axolotl preprocess, then " + " ".join(["axolotl train", *self.train_arguments]),
             f"output     {self.out}",

@@ -60,7 +60,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     places = list(_float_weights(model, dtype))
     weights = {weight: weight.numel() for _, _, weight in places}  # tied ones once
     _check_room(model.device, sum(weights.values()) * dtype.itemsize, dtype)
-    logger.info("the model's weights are in float32; it is asked in %s", _name(dtype))
+    logger.info("the model's weights are in float32; answers are sampled in %s", _name(dtype))
     copies: dict[nn.Parameter, nn.Parameter] = {}
     try:
         for weight in weights:

@@ -41,7 +41,6 @@ class ByLikelihood(Selector, ABC):
     likelihood: ClassVar[LikelihoodMethod]
     dropped: ClassVar[str]
     shorter: ClassVar[str]
-    measures = True
     part_meanings: ClassVar[Mapping[str, str]] = {
         "answer_nll": "mean NLL of the answer after the prompt",
         "answer_nll_alone": "mean NLL of the answer alone",

@@ -89,7 +89,7 @@ def label_graph(
     labels = tuple(sorted({normalised(label) for labels in row_labels for label in labels}))
     if vectors is None:
         return _graph(labels, [], [], []), (
-            "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
+            "mig has no label vectors: labels with similar meaning are treated as unrelated"
         )
     known = {normalised(name): vector for name, vector in vectors.items()}
     present = [i for i, label in enumerate(labels) if label in known]

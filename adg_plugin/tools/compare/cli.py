@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _MEASURES = (
     "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
     "of the reference responses; alone: rows that no other method chose",
-    "asking: seconds that a model took before, for all that ask the same, earlier runs included (+: some left no "
-    "record, ?: none did, -: no model is asked); choosing: seconds after that",
+    "asking: model time in seconds, shared by methods that use the same results, earlier runs included (+: partly "
+    "unrecorded, ?: unrecorded, -: no model used); choosing: seconds for the selection itself",
 )
 _IN_NO_BIN = "no bin: rows of the choice without answers, which are in no bin"
 _MOST_VALUES = 8  # of a kind

@@ -46,7 +46,8 @@ def evaluate(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the results' file, eval/NAME.json; default from the model's.")
+        str | None,
+        typer.Option(metavar="NAME", help="Name of the results file, eval/NAME.json; default: from the model's."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The adapter's base, if it is not where the adapter says.")
@@ -69,7 +70,7 @@ def evaluate(
     ] = None,
     four_bit: Annotated[bool, typer.Option("--4bit", help="Load the model in 4-bit.")] = False,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the draw of worked examples; the default is the harness's own.")
+        int, typer.Option(min=0, help="Seed for sampling few-shot examples; default: the harness's.")
     ] = 1234,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON, in the place of the table.")

@@ -154,7 +154,7 @@ def test_a_bare_key_of_the_selection_alone_goes_to_its_block(tmp_path):
     plan = make_plan(write(tmp_path), overrides, tmp_path / "out", ["--launcher", "torchrun"])
     assert plan.data["adg"] == {"datasets": POOL, "budget": 500, "seed": 3}
     assert (plan.data["seed"], plan.data["learning_rate"], plan.out) == (4, 0.1, tmp_path / "out")
-    assert "selection  500 rows, asked of org/model" in plan.lines()
+    assert "selection  500 rows, sampled from org/model" in plan.lines()
     assert "launch     axolotl preprocess, then axolotl train --launcher torchrun" in plan.lines()
 
 

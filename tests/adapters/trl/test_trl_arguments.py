@@ -231,7 +231,7 @@ def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, monkeypatch):
     path = write(tmp_path, model_name_or_path="demo", use_peft=True, num_processes=2, adg={"datasets": ["demo"]})
     done = CliRunner().invoke(app, ["run", str(path), "--dry-run", "--set", "budget=5", "--set", "use_cpu=true"])
     assert done.exception is None
-    assert "5 rows, asked of demo: 5 answers each, 256 tokens at most" in done.stdout
+    assert "5 rows, sampled from demo: 5 answers per row, at most 256 tokens each" in done.stdout
     assert "training   demo, LoRA" in done.stdout
     assert "accelerate launch --num_processes 2" in done.stdout
     assert "rows       265 to choose from" in done.stdout

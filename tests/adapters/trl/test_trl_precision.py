@@ -64,7 +64,7 @@ def test_a_model_that_is_trained_in_bfloat16_is_asked_in_it(make, peft, tiny, tm
         trainer.train()
     half, whole = torch.bfloat16, torch.float32
     assert seen == {(False, half, half), (True, whole, half)}  # asked with copies; trained by autocast
-    assert "the model's weights are in float32; it is asked in bfloat16" in caplog.text
+    assert "the model's weights are in float32; answers are sampled in bfloat16" in caplog.text
     assert manifest(tmp_path)["config"]["dtype"] == manifest(tmp_path)["recipe"]["dtype"] == "bfloat16"
 
 

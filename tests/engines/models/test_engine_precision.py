@@ -115,7 +115,7 @@ def test_too_little_memory_for_the_copies_is_told_before_anything_is_asked(monke
 def test_what_is_cast_is_said(caplog):
     with caplog.at_level(logging.INFO, "adg_plugin"), cast_weights(tiny_model(), torch.float16):
         pass
-    assert "the model's weights are in float32; it is asked in float16" in caplog.text
+    assert "the model's weights are in float32; answers are sampled in float16" in caplog.text
 
 
 def test_a_model_on_several_devices_is_refused_before_anything_is_asked():

@@ -13,9 +13,7 @@ from adg_plugin.errors import DataError
 
 pytestmark = pytest.mark.tiny
 
-NO_VECTORS = (
-    "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
-)
+NO_VECTORS = "mig has no label vectors: labels with similar meaning are treated as unrelated"
 
 
 @pytest.fixture

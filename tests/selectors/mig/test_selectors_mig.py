@@ -14,9 +14,7 @@ from adg_plugin.selectors.mig import graph as module
 from adg_plugin.selectors.mig.graph import label_graph
 from adg_plugin.selectors.mig.greedy import mig_order
 
-NO_VECTORS = (
-    "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning"
-)
+NO_VECTORS = "mig has no label vectors: labels with similar meaning are treated as unrelated"
 LABELS = ["algebra", "geometry", "poem", "python", "rust", "travel"]
 
 

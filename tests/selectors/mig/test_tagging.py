@@ -221,7 +221,7 @@ def test_mig_chooses_by_the_taggers_labels_and_reports_what_it_could_not_read(mo
         f"tagger {str(model)!r} was asked about 11 rows: 1 of its answers hold no list of tags, and 0 rows got no "
         "answer",
         "11 of 12 rows have labels in column 'labels' or from the tagger: the rest come last by quality",
-        "mig has no label vectors: no labels are linked, so what is said of one counts for no other of like meaning",
+        "mig has no label vectors: labels with similar meaning are treated as unrelated",
     ]
     assert chosen.manifest["sampling"]["rows"] == 11
     assert "row-3" not in chosen.ids
