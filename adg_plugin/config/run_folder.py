@@ -26,7 +26,8 @@ def run_folder(*named: str | Path | None, settings: Path | None = None, training
     """
     given = next((str(name) for name in named if name), None)
     if given is not None:
-        return given.rstrip("/") or "/"
+        folder = given.rstrip("/") or "/"
+        return given if "://" in given and "://" not in folder else folder  # `memory://` ends with its slashes
     if training is not None:
         return str(Path(training) / SELECTION)
     return str(Path(RUNS) / (SELECTION if settings is None else settings.stem))

@@ -33,7 +33,8 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
     Raises:
         ADGError: the model, vLLM, or a server cannot be used as configured; nothing has been sampled then.
     """
-    check_requirements(config)
+    if not source.in_memory:
+        check_requirements(config)
     if config.answers is not None:
         yield SplitEngine(GivenAnswers(), make_encoder(source.load(), config, longest=source.positions))
         return

@@ -70,7 +70,7 @@ def plan_selection(
     """Return what `run_selection` would do, after the checks that it makes before a model loads.
 
     Nothing is written into the run folder: the pool is rendered into a temporary one. Of a model on the hub, tokenizer
-    and config are fetched where they are not here.
+    and config are fetched where they are not here, and the files of `scar_model`.
 
     Args:
         config: the settings.

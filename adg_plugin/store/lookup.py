@@ -103,7 +103,7 @@ def find_result(path: Path, folder: Path, id: str, digest: bytes) -> RowResult |
     Raises:
         StoreError: a file cannot be read.
     """
-    if not path.exists():
+    if not (path.exists() and folder.is_dir()):
         return None
     with reading(path, fix=_FIX):
         index = pq.read_table(path)
@@ -116,7 +116,7 @@ def find_result(path: Path, folder: Path, id: str, digest: bytes) -> RowResult |
         if sequence == named[-1][1]:
             with reading(part_path, fix="run the same command again"):
                 is_whole = digest_file(part_path) == checksum
-            part = Part(part_path, sequence, 0, part_path.stat().st_size)
+                part = Part(part_path, sequence, 0, part_path.stat().st_size)
             if is_whole and (result := next(results_of([part], {digest}), None)):
                 return result
     return None

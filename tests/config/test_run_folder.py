@@ -21,6 +21,8 @@ from adg_plugin.store.keys import changes
         ((None, Path("c")), {"training": "out"}, "c"),
         (("s3://bucket/run/", None), {}, "s3://bucket/run"),
         (("/", None), {}, "/"),
+        (("memory://", None), {}, "memory://"),
+        (("file:///", None), {}, "file:///"),
     ],
 )
 def test_the_first_that_is_named_wins_else_a_default(named, known, where):

@@ -204,15 +204,17 @@ def test_only_damage_to_its_own_part_is_in_the_way(many_parts):
         explain(str(many_parts), "row-4")
 
 
-@pytest.mark.parametrize("harm", ["removed", "damaged"])
+@pytest.mark.parametrize("harm", ["removed", "damaged", "no folder"])
 def test_lost_answers_are_told(run, tmp_path, harm, capsys):
     copy = tmp_path / "run"
     shutil.copytree(run.run_dir, copy)
     (part,) = (path for path in (copy / "answers").iterdir() if path.is_file())
     if harm == "damaged":
         part.write_bytes(part.read_bytes()[:-50])
-    else:
+    elif harm == "removed":
         part.unlink()
+    else:
+        shutil.rmtree(copy / "answers")
     with pytest.raises(SystemExit) as ended:
         main(["explain", str(copy), "row-3"])
     assert ended.value.code == 3

@@ -118,6 +118,7 @@ class Source:
             limit.
         stored_dtype: what the checkpoint's weights are, as torch names it; None where it does not say.
         load: returns the model; called only when there are rows to sample.
+        in_memory: whether it is loaded already, so that settings of loading do not apply.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -126,6 +127,7 @@ class Source:
     positions: int | None
     load: Callable[[], Backbone]
     stored_dtype: str | None = None
+    in_memory: bool = False
 
     def dtype(self, config: ADGConfig) -> str:
         """Return the type that the weights are loaded in, as torch names it.
@@ -186,7 +188,8 @@ class Source:
         _refuse_more_than_all_tokens(config, model.config)
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
         backbone = Backbone(model, tokenizer, eos_ids)
-        return cls(tokenizer, eos_ids, weights_digest(model), max_positions(model.config), lambda: backbone)
+        positions = max_positions(model.config)
+        return cls(tokenizer, eos_ids, weights_digest(model), positions, lambda: backbone, in_memory=True)
 
 
 def _refuse_spread(model: PreTrainedModel) -> None:

@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from glob import escape
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.errors import StoreError, need
+from adg_plugin.errors import StoreError
 from adg_plugin.store.files import digest_bytes, read_json, reading, replacing, write_json, writing
 from adg_plugin.tools.evaluation.quiet import Remarks
+from adg_plugin.tools.evaluation.responses import cached
 from adg_plugin.tools.evaluation.results import Evaluation, papers_averages
-from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask
+from adg_plugin.tools.evaluation.tasks import LoadedTask
 
 _FIX = "give another --name, or --overwrite to replace it"
 # What the results of one file have in common. Batch size and device change a figure by rounding only.
@@ -27,7 +27,6 @@ _SAME = {
     "versions": ("lm_eval", "transformers", "torch"),
     "model": ("weights", "adapter_weights", "dtype", "load_in_4bit"),
 }
-_CUT = "cut"  # in the cache, beside the responses: whether a prompt was cut
 
 
 @dataclass(slots=True)
@@ -91,10 +90,9 @@ class Kept:
 
     @contextmanager
     def responses(self, lm: Any, remarks: Remarks, **about: Mapping[str, Any]) -> Iterator[Any]:
-        """Yield the harness's model with its cache of responses, in a file that is gone when all is finished.
+        """Yield the harness's model with its cache of responses; see `cached`.
 
-        The harness looks a response up by its prompt alone: the file's name holds a digest of all else that it
-        depends on. Responses that a task samples are not kept, nor is anything of a model in memory.
+        Responses that a task samples are not kept, nor is anything of a model in memory.
 
         Args:
             lm: a model of the harness.
@@ -109,25 +107,8 @@ class Kept:
             return
         same = [[about[part].get(key) for key in keys] for part, keys in _SAME.items()]
         key = digest_bytes(json.dumps([same, _tokenizer_digest(lm.tokenizer)]).encode())[:16]
-        file = self.path.with_name(f".{self.path.stem}.{key}.responses")
-        of_any_key = f".{escape(self.path.stem)}.{'[0-9a-f]' * len(key)}.responses"
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for earlier in file.parent.glob(of_any_key):
-                if self.overwrite or earlier != file:
-                    earlier.unlink()
-            file.touch()
-        caching = need("lm_eval.api.model", extra=EXTRA, why=WHY).CachingLM(lm, str(file))
-        kept = caching.dbdict
-        kept.encode, kept.decode = json.dumps, json.loads  # its own way is pickle, which runs what it reads
-        remarks.cut = _CUT in kept
-        remarks.on_cut = lambda: kept.update({_CUT: True})
-        try:
+        with cached(self.path, key, lm, remarks, anew=self.overwrite) as caching:
             yield caching
-        except BaseException:
-            kept.close()
-            raise
-        kept.terminate()
 
     def add(self, news: Evaluation) -> None:
         """Put the new results to those that are there, and write them, whole or not at all.

@@ -6,6 +6,7 @@ import copy
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -130,7 +131,8 @@ def evaluate(
         harness_model = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM(
             pretrained=evaluated.model, tokenizer=copy.deepcopy(evaluated.tokenizer), batch_size=batch_size
         )
-        with kept.responses(harness_model, remarks, model=about, settings=settings, versions=found_in) as lm:
+        same = {"model": about, "settings": settings, "versions": found_in}
+        with kept.responses(harness_model, remarks, **same) if missing else nullcontext(harness_model) as lm:
             # One by one: a long protocol says how far it is, and what is found outlives the failure of the next.
             for number, task in enumerate(missing, 1):
                 found = _run(task, lm, settings, kept.path if number > 1 else None)

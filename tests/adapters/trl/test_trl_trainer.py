@@ -257,7 +257,9 @@ def test_a_borrowed_model_comes_back_as_it_was():
 def test_another_budget_asks_nothing_again(tmp_path, monkeypatch):
     model = tiny_model()
     arguments = {"output_dir": tmp_path, "show_progress": False}
-    few = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=2), **arguments)
+    few = select_dataset(
+        pool(), model, tiny_tokenizer(), SELECTION.updated(budget=2, device="cuda:7"), **arguments
+    )  # its own device counts
     monkeypatch.setattr("adg_plugin.engines.factory.make_engine", lambda *_: pytest.fail("asked again"))
     many = select_dataset(pool(), model, tiny_tokenizer(), SELECTION.updated(budget=9), **arguments)
     assert set(few["id"]) < set(many["id"])

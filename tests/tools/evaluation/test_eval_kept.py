@@ -354,3 +354,27 @@ def test_the_command_passes_on_what_it_is_given(tmp_path: Path, monkeypatch: pyt
 )
 def test_an_interrupted_command_promises_what_it_keeps(arguments: list[str], expected: str) -> None:
     assert _after_interruption(arguments) == expected
+
+
+def test_one_process_at_a_time_has_the_cache(harness: None, tmp_path: Path) -> None:
+    kept, one = Kept(tmp_path / "m.json"), evaluation(result("a"))
+    about = {name: dict(getattr(one, name)) for name in ("model", "settings", "versions")}
+    first, second = Asked(), Asked()
+    with kept.responses(first, Remarks(), **about) as caching:
+        caching.dbdict["prompt"] = [-1.5, True]
+        with Kept(tmp_path / "m.json", overwrite=True).responses(second, Remarks(), **about) as other:
+            assert other is second
+        assert caching.dbdict["prompt"] == [-1.5, True]  # what the second one ended with took nothing away
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the harness's cache
+def test_a_cache_that_cannot_be_read_is_replaced(harness: None, tmp_path: Path) -> None:
+    kept, one = Kept(tmp_path / "m.json"), evaluation(result("a"))
+    about = {name: dict(getattr(one, name)) for name in ("model", "settings", "versions")}
+    with suppress(KeyboardInterrupt), kept.responses(Asked(), Remarks(), **about):
+        raise KeyboardInterrupt
+    (file,) = tmp_path.glob(".m.*.responses")
+    file.write_bytes(b"no database" * 1000)
+    with kept.responses(Asked(), Remarks(), **about) as caching:
+        assert dict(caching.dbdict) == {}
