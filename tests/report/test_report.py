@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser import browser, opened
+from browser import opened
 from tiny_runs import choose, pool_rows, save
 
 from adg_plugin.cli import main
@@ -51,12 +51,6 @@ def run(tmp_path_factory):
 def report(run):
     main_quietly("report", str(run))
     return run / "report.html"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
 
 
 def main_quietly(*arguments):

@@ -3,106 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from browser import browser, opened
-from tiny_runs import SETTINGS, pool_rows, read_jsonl, save, write_jsonl
+from browser import opened
+from report_sections import BUDGET, HEAD, INJECTION, METHODS, NOTHING, ROWS, cells, comparison_of, copied, evaluation
 
-from adg_plugin import select
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import StoreError
 from adg_plugin.report.beside import overlaps
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures, write_page
-from adg_plugin.store import RunFolder
-from adg_plugin.tools.compare.compare import compare
 from adg_plugin.tools.evaluation.kept import write_results
-from adg_plugin.tools.evaluation.protocol import averages
-from adg_plugin.tools.evaluation.results import Evaluation, TaskResult
 
 pytestmark = pytest.mark.tiny
-
-INJECTION = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>" + "unbreakable" * 15
-ROWS, BUDGET = 40, 10
-METHODS = ("adg", "random", "longest")
-HEAD = (
-    "method", "chosen", "scored", "rejected", "bins of 4", "fullest bin", "prompt", "reference", "alone", "choosing",
-    "asking",
-)  # fmt: skip
-NOTHING = "–"
-
-
-def evaluation(name, *, value=0.25, limit=None, versions=None, selection=None, **model):
-    asked = 1319 if limit is None else limit
-    tasks = (
-        TaskResult("gsm8k", 8, "exact_match,strict-match", value, 0.0125, asked, 1319, 9.0, {}, digest="d"),
-        TaskResult("mine", None, "acc,none", 0.5, None, 2000, 2000, 1.0, {"acc,none": 0.5}),
-    )
-    return Evaluation(
-        model={"name": name, "base": "a/base", "adapter": name, "dtype": "bfloat16", **model},
-        tasks=tasks,
-        averages=averages({"gsm8k": value, "bbh": 0.75}),
-        left_out={"mbpp": "it runs code"},
-        notes=("a note",),
-        settings={"limit": limit, "chat_template": limit is not None},
-        versions={"lm_eval": "0.4.11"} if versions is None else versions,
-        seconds=10.0,
-        selection=selection,
-        created="2026-01-02T03:04:05+00:00",
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A run folder with nothing beside its selection."""
-    folder = tmp_path_factory.mktemp("sections")
-    kinds = [f"kind {n}" for n in range(15)]
-    pool = [
-        {**row, "output": "a b " * n, "source": "<i>first</i>" if n % 4 else "x"}
-        | ({} if n in (5, 11, 39) else {"category": kinds[n % 15]})
-        for n, row in enumerate(pool_rows(ROWS))
-    ]
-    model, files = save(folder / "model"), [str(write_jsonl(folder / "pool.jsonl", pool))]
-    config = {**SETTINGS, "model": str(model), "datasets": files, "bins": 4, "budget": BUDGET}
-    return select(config=config, output_dir=folder / "run", show_progress=False).run_dir
-
-
-@pytest.fixture(scope="module")
-def full(alone, tmp_path_factory):
-    """The same with a comparison and two evaluations."""
-    run = tmp_path_factory.mktemp("beside") / "run"
-    shutil.copytree(alone, run)
-    compare(ADGConfig.parse(RunFolder.read(run).manifest()["config"]), METHODS, run, show_progress=False)
-    now = RunFolder.read(run).manifest()["files"]["selected.jsonl"]["blake2b"]
-    write_results(run / "eval" / "one.json", evaluation("runs/one/model", selection={"selected": now}))
-    earlier = {"value": 0.125, "limit": 4, "selection": {"selected": "earlier"}, "load_in_4bit": True}
-    write_results(run / "eval" / "odd.json", evaluation(INJECTION, **earlier))
-    return run
-
-
-def comparison_of(run):
-    return json.loads((run / "compare.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as launched:
-        yield launched
-
-
-@pytest.fixture(scope="module")
-def report(full):
-    write_page(gather(full), full / "report.html")
-    return full / "report.html"
-
-
-def cells(shown, table):
-    """Return the texts of the rows of a table."""
-    rows = shown.locator(f"{table} tbody tr").all()
-    return [[cell.text_content() for cell in row.locator("td").all()] for row in rows]
 
 
 def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report, full):
@@ -267,10 +179,6 @@ def test_failed_methods_lost_costs_and_no_bins_are_told(chromium, full, tmp_path
     assert told == [of_adg, "random: a warning", "longest failed: no row has <b>an</b> answer"]
 
 
-def copied(run, folder):
-    return shutil.copytree(run, folder / "run")
-
-
 def test_files_that_cannot_be_used_are_warned_of(full, tmp_path):
     run = copied(full, tmp_path)
     folder = run / "eval"
@@ -363,52 +271,6 @@ def test_the_page_says_how_the_comparison_stands_to_its_selection(chromium, full
     assert told[3].endswith("No bin: rows of the choice without answers, which are in no bin.")
     assert head[6] == "no bin"
     assert [line[6] for line in lines] == ["0", "2", "0", ""]
-
-
-@pytest.fixture
-def only_compared(full, tmp_path):
-    """A run folder with a comparison and no selection."""
-    config = ADGConfig.parse(RunFolder.read(full).manifest()["config"])
-    pool = read_jsonl(Path(config.datasets[0].path))
-    config = config.updated(datasets=[str(write_jsonl(tmp_path / "pool.jsonl", [*pool, pool[0], {"id": "bad"}]))])
-    compare(config, METHODS, tmp_path / "run", show_progress=False)
-    return tmp_path / "run"
-
-
-def test_a_comparison_alone_has_a_page(chromium, only_compared):
-    run = only_compared
-    found = gather(run)
-    assert found.about["rejected"] == {"duplicate": 1, "no_instruction": 1}
-    assert found.about["comparison"]["selection"] is None
-    assert found.about["warnings"] == [
-        f"{run} holds a comparison and no finished selection: adg select makes one, and its page has both"
-    ]
-    write_page(found, run / "report.html")
-    assert page(found) == page(gather(run))
-    with opened(chromium, run / "report.html") as shown:
-        assert shown.title() == shown.text_content("h1") == "Comparison of methods: run"
-        facts = [text.split("\n") for text in shown.locator("#summary .facts > div").all_inner_texts()]
-        links = shown.locator("#contents a").all_text_contents()
-        drawn = shown.locator("canvas").count()
-        lines = cells(shown, "#comparison .numbers >> nth=0 >>")
-        rejected = shown.locator("#rejected summary").all_text_contents()
-        assert shown.locator("#rows").count() == 0
-    stored = comparison_of(run)
-    assert facts[:3] == [["methods compared", "3"], ["pool", "42 rows"], ["rejected", "2"]]
-    assert links == ["Methods on this pool", "Rejected rows", "Settings"]
-    assert drawn == 1
-    assert [line[:2] for line in lines] == [*([name, "10"] for name in stored["names"]), ["the pool", ""]]
-    assert rejected == ["duplicate: 1 rows", "no_instruction: 1 rows"]
-
-
-def test_a_folder_without_a_selection_and_with_a_broken_comparison_says_which_file(only_compared):
-    (only_compared / "compare.json").write_text("{}")
-    with pytest.raises(StoreError, match="is not complete yet: run adg select on it"):
-        gather(only_compared)  # it is of no pool
-    digest = RunFolder.read(only_compared).staged_digest()
-    (only_compared / "compare.json").write_text(json.dumps({"pool_digest": digest}))
-    with pytest.raises(StoreError, match=r"compare\.json has no methods: delete it and run adg compare again"):
-        gather(only_compared)
 
 
 def test_the_json_has_all_but_the_ids(full):
