@@ -161,7 +161,6 @@ def _run_stage(
 
 @contextmanager
 def _run_folder(where: str, team: Team) -> Iterator[Path]:
-    """Yield the run folder, or a local copy of a URL."""
     from adg_plugin.store.mirror import local_run_folder
 
     _refuse_url(where, team)
@@ -176,7 +175,6 @@ def _refuse_url(where: str, team: Team) -> None:
 
 @contextmanager
 def _launched_team() -> Iterator[Team]:
-    """Yield the processes that share this command."""
     from adg_plugin.adapters.torch_team import launched_team
 
     with launched_team() as team:

@@ -26,7 +26,6 @@ class SamplingProgress:
     Args:
         total: rows of the whole pool.
         done: rows that were there already.
-        verb: what is done to the rows.
         show: False prints nothing.
     """
 
@@ -85,7 +84,6 @@ class SamplingProgress:
             self._say()
 
     def _speed(self) -> str:
-        """Return the speed for the bar; nothing where no tokens are counted."""
         return f" {self.tokens_per_s:,.0f} tokens/s ·" if self.tokens else ""
 
     def _say(self) -> None:

@@ -27,11 +27,7 @@ _NAME = ".adg-run.lock"
 
 @contextmanager
 def parent_watchdog(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this command; its stages end when the hold does, whatever ended it.
-
-    Raises:
-        StoreError: another command has the folder.
-    """
+    """Hold `folder` for this command, whose stages end with it whatever ends it; a StoreError where another has it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = _acquired(folder, timeout_s=_WAIT_S)
     os.environ[_VARIABLE] = str(folder / _NAME)
@@ -43,11 +39,7 @@ def parent_watchdog(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Validate that no other command has the output folder, which need not be there.
-
-    Raises:
-        StoreError: one has it.
-    """
+    """Raise a StoreError where another command has the output folder, which need not be there."""
     if (folder / _NAME).exists():
         _acquired(folder, timeout_s=0).release()
 

@@ -11,7 +11,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def folder() -> Path:
-    """Return the folder of the recipes: in the package once installed, beside it in a working tree."""
+    """Return the folder of the recipes: in the package once installed, next to it in a working tree."""
     installed = _PACKAGE / "recipes"
     return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
 
@@ -23,14 +23,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """Return the path of a recipe.
-
-    Args:
-        name: as `names` gives it, also with `.yaml`, or its last part where that is unique.
-
-    Raises:
-        ConfigError: there is no such recipe, or several.
-    """
+    """Return the path of a recipe by its name, with or without `.yaml`, or its last part; or a ConfigError."""
     wanted = name.removesuffix(".yaml")
     known = names()
     found = [wanted] if wanted in known else [n for n in known if n.rpartition("/")[2] == wanted]
@@ -54,11 +47,7 @@ def title(name: str) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Copy a recipe to a file or into a folder, and return where it is.
-
-    Raises:
-        ConfigError: there is a file already.
-    """
+    """Copy a recipe to a file or into a folder, and return where it is; a ConfigError where there is a file already."""
     source = find(name)
     target = to / source.name if to.is_dir() else to
     if target.exists():

@@ -17,7 +17,7 @@ from adg_plugin.engines.models.loading import load_tokenizer
 from adg_plugin.pipeline.run import run_selection
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.pipeline.training_rows import write_training_rows
-from adg_plugin.report.after import offer_report
+from adg_plugin.report.page import offer_report
 from adg_plugin.report.summary import print_summary
 from adg_plugin.store import RunFolder
 

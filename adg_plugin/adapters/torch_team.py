@@ -30,11 +30,7 @@ class TorchTeam:
 
     @contextmanager
     def barrier(self, name: str) -> Iterator[None]:
-        """Leave together with all processes.
-
-        Raises:
-            ADGError: another process failed; names it and its error.
-        """
+        """Leave together with all processes; an ADGError names another process that failed, and its error."""
         try:
             yield
         except Exception as err:

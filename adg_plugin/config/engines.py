@@ -109,14 +109,7 @@ class ScaleSettings(BaseModel):
     )
 
     def refuse_given_answers(self, what: str) -> None:
-        """Validate that answers are sampled.
-
-        Args:
-            what: that cannot be had otherwise, such as "`adg estimate` times the sampling of answers".
-
-        Raises:
-            ConfigError: they come from a file.
-        """
+        """Raise a ConfigError where answers come from a file; `what`, a clause, says what needs sampled ones."""
         if self.answers is not None:
             raise ConfigError([f"answers is {self.answers!r}: {what}; leave it out"])
 

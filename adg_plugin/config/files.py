@@ -32,11 +32,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
-
-    Raises:
-        ConfigError: no such file, not YAML, not a mapping, or a key given twice.
-    """
+    """Return the mapping in a YAML file; a ConfigError where it is missing, no YAML, no mapping, or has a key twice."""
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as file:
@@ -55,11 +51,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(block: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return `block` with one `key=value` applied; the value is YAML, dots lead into mappings and lists.
-
-    Raises:
-        ValueError: with a sentence that says what is wrong with `text`.
-    """
+    """Return `block` after one `key=value` (YAML value, dotted key); a ValueError says what is wrong with `text`."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ValueError("write key=value")

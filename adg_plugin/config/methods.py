@@ -99,13 +99,6 @@ class MethodSettings(BaseModel):
         return value
 
     def refuse_other_methods(self, what: str) -> None:
-        """Validate that ADG chooses.
-
-        Args:
-            what: that cannot be had otherwise, such as "`adg stability` asks how much the draws decide".
-
-        Raises:
-            ConfigError: another method does.
-        """
+        """Raise a ConfigError where another method than ADG chooses; `what`, a clause, says what needs ADG."""
         if not samples(self.method):
             raise ConfigError([f"method is {self.method!r}: {what}; use method: adg"])

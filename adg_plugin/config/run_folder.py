@@ -39,8 +39,6 @@ def load_selection(
     """Return the settings in a file and the run folder, which may be a URL.
 
     Args:
-        path: the YAML file.
-        overrides: `key=value` strings.
         out: in the place of `output_dir`.
         given: settings of the command line; None leaves the file's.
 

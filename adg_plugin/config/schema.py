@@ -219,7 +219,6 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
         """Return the checked configuration.
 
         Args:
-            data: keys and values of the schema.
             source: file name for error texts.
             prefix: put before key names in error texts, `adg.` for a block in a larger file.
 
@@ -251,7 +250,6 @@ def load_config(path: str | Path, overrides: list[str] | None = None, **extra: A
     """Return the checked configuration of a YAML file, flat or in an `adg:` block.
 
     Args:
-        path: YAML file.
         overrides: `key=value` strings; values are YAML, keys flat (`budget`) or dotted (`datasets.0.path`).
         extra: values that win over both.
 

@@ -29,11 +29,7 @@ CREATE INDEX by_instruction ON given (instruction);
 
 
 def texts_of(record: Record) -> list[str]:
-    """Return the answers of a record.
-
-    Raises:
-        DataError: it has no list of texts.
-    """
+    """Return the answers of a record; a DataError where it has no list of texts."""
     answers = found = record.data.get("generated_answers")
     if isinstance(answers, str) and answers.lstrip().startswith("["):  # CSV holds lists as JSON
         try:
@@ -131,11 +127,7 @@ class AnswerFile:
         self._rows.execute("UPDATE given SET is_used = 1 WHERE id = ?", (_digest(row_id),))
 
     def texts(self, row: Row) -> list[str]:
-        """Return the answers to a row of the pool.
-
-        Raises:
-            UnusableRowError: there are none, or they answer something else.
-        """
+        """Return the answers to a row of the pool; an UnusableRowError where there are none, or to something else."""
         columns = "SELECT number, place, asks, instruction, content, answers, reason, detail FROM given WHERE "
         alone = _digest([row.instruction])
         whole = _digest([row.instruction, row.input]) if row.input else alone
@@ -163,11 +155,7 @@ class AnswerFile:
         return texts
 
     def _distinguished(self, found: list[Any]) -> list[Any]:
-        """Return rows that ask the same, if they have the same answers.
-
-        Raises:
-            UnusableRowError: they have not.
-        """
+        """Return rows that ask the same, if they have the same answers; else raise an UnusableRowError."""
         for other in found[1:]:
             if other[5] != found[0][5]:
                 detail = f"{found[0][1]} and {other[1]} answer it differently, and it has no id: give ids to both files"
@@ -203,7 +191,6 @@ def answers_fingerprint(config: ADGConfig) -> str | None:
 
 
 def _in_file(path: str, names: DatasetSpec) -> DatasetSpec:
-    """Return a file of answers as a data set, with the column names of another."""
     of_source = dict.fromkeys(("ds_type", "name", "revision", "data_files"))
     return names.model_copy(update={"path": path, "split": "train", **of_source})
 

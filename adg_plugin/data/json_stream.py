@@ -24,11 +24,7 @@ def excerpt(text: str, position: int) -> str:
 
 
 def read_document(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
-    """Yield the rows of a list of objects, or of the one such list that an object holds, numbered from 1.
-
-    Raises:
-        DataError: not JSON, or no such list; names the line and what was seen.
-    """
+    """Yield the rows of a JSON list, or of the only one in an object, from 1; a DataError names line and cause."""
     document = _Document(path, io.TextIOWrapper(file, encoding="utf-8-sig"))
     opening = document.peek()
     if opening == "[":
@@ -43,8 +39,6 @@ def read_document(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
 
 
 class _Document:
-    """Decodes one JSON value after the other from a stream."""
-
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path = path
         self._file = file

@@ -1,4 +1,4 @@
-"""Text -> the language it is written in, offline and always the same, or None where that cannot be told."""
+"""Text -> the language it is written in, offline and always the same, or None where that is not clear."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any
 
 from adg_plugin.errors import need
 
-FEWEST_LETTERS = 20  # with fewer, nothing is told
+FEWEST_LETTERS = 20  # with fewer, no language is given
 # Below it, the detector calls names and plain English questions Welsh, Latin or Nigerian Pidgin.
 _LEAST_PROBABILITY = 0.8
 _LONGEST_TEXT = 2000  # characters looked at; more of a text tells nothing more, and costs time
 
 
 def language_of(text: str) -> str | None:
-    """Return the ISO 639 code of a text's language, such as `en`.
-
-    Returns:
-        None where it cannot be told: fewer than 20 letters, or a probability below 0.8.
+    """Return the ISO 639 code of a text's language; None for under 20 letters, or a probability below 0.8.
 
     Raises:
         MissingExtraError: `py3langid` is not installed.
@@ -30,11 +27,7 @@ def language_of(text: str) -> str | None:
 
 
 def known_languages() -> frozenset[str]:
-    """Return the codes that `language_of` may give.
-
-    Raises:
-        MissingExtraError: `py3langid` is not installed.
-    """
+    """Return the codes that `language_of` may give; a MissingExtraError where `py3langid` is not installed."""
     return frozenset(_detector().labels)
 
 

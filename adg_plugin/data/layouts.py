@@ -98,7 +98,6 @@ def find_layout(data: Mapping[str, Any], spec: DatasetSpec) -> Layout | None:
 
 
 def _columns(spec: DatasetSpec) -> dict[Layout, tuple[str, ...]]:
-    """Return the columns by which each layout is known, one of which a row has."""
     return {
         "messages": _turn_columns("messages", spec),
         "sharegpt": _turn_columns("sharegpt", spec),
@@ -145,11 +144,7 @@ def read_content(data: Mapping[str, Any], spec: DatasetSpec, layout: Layout) -> 
 
 
 def read_tools(data: Mapping[str, Any], spec: DatasetSpec) -> tuple[dict[str, Any], ...] | None:
-    """Return the tools of a row, None where it has none.
-
-    Raises:
-        UnusableRowError: not a list of objects, or JSON text of one.
-    """
+    """Return a row's tools, None where it has none; an UnusableRowError unless a list of objects, or such JSON text."""
     tools = _decoded(data.get(spec.field_tools))
     if is_missing(tools) or tools in ([], ""):
         return None
@@ -159,11 +154,7 @@ def read_tools(data: Mapping[str, Any], spec: DatasetSpec) -> tuple[dict[str, An
 
 
 def read_template_kwargs(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row's own arguments of the chat template.
-
-    Raises:
-        UnusableRowError: not an object, or JSON text of one.
-    """
+    """Return the row's own chat template arguments; an UnusableRowError unless an object, or JSON text of one."""
     kwargs = _decoded(data.get("chat_template_kwargs"))
     if is_missing(kwargs) or kwargs == "":
         return {}
@@ -221,7 +212,7 @@ def _conversation(prompt: list[Message], reference: str) -> Content:
 
 
 def _before_last_answer(turns: list[Message]) -> tuple[list[Message], str]:
-    """Return the prompt and the reference answer: a row that ends with a user or tool turn is all prompt."""
+    """Return the prompt and the reference response: a row that ends with a user or tool turn is all prompt."""
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
     asks = [number for number, turn in enumerate(turns) if turn["role"] != "assistant"]
     if not answers or (asks and asks[-1] > answers[-1]):

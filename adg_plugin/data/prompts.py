@@ -46,7 +46,7 @@ class PromptLimit:
 
     @classmethod
     def of(cls, config: ADGConfig, positions: int | None = None) -> PromptLimit:
-        """Return the lower of what the configuration allows and what the model can take beside the longest answer.
+        """Return the lower of what the configuration allows and what the model can take with the longest answer.
 
         Args:
             positions: tokens that the model can tell apart by position, or None where it sets no limit.

@@ -34,12 +34,7 @@ _LONGEST_FIRST_LINE = 4 << 20  # bytes; a longer one is taken for a whole docume
 
 
 def file_format(path: Path, ds_type: str | None = None) -> tuple[Format, str | None] | None:
-    """Return the format and the compression (None: none) that a file's name and `ds_type` tell, or None.
-
-    Args:
-        path: the file.
-        ds_type: `json`, `csv`, `parquet` or `arrow`, where the name does not tell.
-    """
+    """Return format and compression (None: none) by the name and `ds_type` (json, csv, parquet, arrow), else None."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     compression = _COMPRESSIONS.get(suffixes.pop()) if suffixes and suffixes[-1] in _COMPRESSIONS else None
     by_name = _FORMATS.get(suffixes[-1]) if suffixes else None

@@ -46,7 +46,7 @@ _ROWS_BEFORE_A_LAYOUT = 100
 class Row:
     """A row of the pool. It asks with `messages`, or with raw `text`; exactly one of them is set.
 
-    `instruction` is the last user turn (alpaca: the instruction alone, with `input` beside it), `reference` the answer
+    `instruction` is the last user turn (alpaca: the instruction alone, `input` apart), `reference` the response
     that the pool holds ("" where it has none), `data` the mapping as it was found.
     """
 
@@ -73,12 +73,7 @@ class Row:
 
 
 def answer_turn(data: Mapping[str, Any], reference: str) -> dict[str, Any] | None:
-    """Return the last assistant turn, whole where the row has it as a turn; None where there is nothing to train on.
-
-    Args:
-        data: the row as it was found.
-        reference: the answer's text, "" where there is none.
-    """
+    """Return the last assistant turn, whole if the row has one, else of `reference`; None with nothing to train on."""
     for column in ("completion", "messages"):
         turns = data.get(column)
         if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
@@ -105,33 +100,17 @@ class Rejection:
 
 
 def canonical_json(data: Mapping[str, Any]) -> str:
-    """Return the same ASCII text for equal mappings, whatever the order of their keys.
-
-    Raises:
-        TypeError: a value that JSON cannot hold, such as an image.
-    """
+    """Return the same ASCII text for equal mappings, whatever their key order; a TypeError if JSON cannot hold it."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), default=_plain)
 
 
 def row_json(data: Mapping[str, Any]) -> str:
-    """Return the row as JSON text, its keys in their own order.
-
-    Raises:
-        TypeError: a value that JSON cannot hold, such as an image.
-    """
+    """Return the row as JSON text, keys in their own order; a TypeError for a value that JSON cannot hold."""
     return json.dumps(data, ensure_ascii=False, default=_plain)
 
 
 def parse_row(record: Record, layout: Layout | None = None) -> Row | Rejection:
-    """Return the row of a record, or why it cannot be used.
-
-    Args:
-        record: what a source yielded.
-        layout: the layout, where the columns of this record alone do not tell.
-
-    Raises:
-        DataError: the columns fit no accepted layout.
-    """
+    """Return a record's row, or why it cannot be used; a DataError where neither `layout` nor the columns tell how."""
     row_id, _ = _identity(record)
     return _parsed(record, row_id, layout)
 

@@ -61,7 +61,6 @@ def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec | None =
     """Yield the rows of a `datasets.Dataset`, or of any iterable of mappings.
 
     Args:
-        dataset: the rows, in order.
         spec: the row layout and column names; by default found out by the columns. Its `path` and `split` are not used.
 
     Raises:

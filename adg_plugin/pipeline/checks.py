@@ -12,22 +12,14 @@ from adg_plugin.store import RunReader, keys
 
 
 def refuse_unfit(config: ADGConfig, team: Team) -> None:
-    """Validate that a selection by these processes can be made with the settings.
-
-    Raises:
-        ConfigError: it cannot; names the settings in the way.
-    """
+    """Raise a ConfigError naming the settings with which these processes cannot make a selection."""
     if config.budget_per_dataset is not None:
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     refuse_for_teams(config, team)
 
 
 def refuse_other_answers(run: RunReader, config: ADGConfig, recipe: Mapping[str, Any]) -> None:
-    """Validate that the answers in a run folder are of this model and these settings.
-
-    Raises:
-        StoreError: they are not; names what differs.
-    """
+    """Raise a StoreError naming what differs where a run folder's answers are of another model or other settings."""
     if other := other_answers(run, config, recipe):
         back = "" if "version" in other else "go back to that, "
         raise StoreError(

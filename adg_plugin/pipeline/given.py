@@ -24,23 +24,13 @@ class AnswerRules:
     """
 
     def __init__(self, config: ADGConfig, tokenizer: Any, positions: int | None) -> None:
-        """Take the settings.
-
-        Args:
-            config: K (`num_samples`) and `pooling`.
-            tokenizer: of the model.
-            positions: tokens that the model can tell apart by position, or None where it sets no limit.
-        """
+        """Take the settings; `positions` are those that the model can tell apart, None where it sets no limit."""
         self._num_samples, self._is_reference = config.num_samples, config.pooling == "reference"
         self._tokenizer, self._positions = tokenizer, positions
         self._cut_rows = self._filled_rows = self._dropped_rows = self._dropped = 0
 
     def answers(self, texts: Sequence[str], row: Row, prompt: Rendered) -> tuple[Answer, ...]:
-        """Return the answers of a row that count.
-
-        Raises:
-            UnusableRowError: they are too few or too long, or the instruction leaves no room for them.
-        """
+        """Return a row's answers that count; an UnusableRowError where too few, too long, or without room for them."""
         first = list(texts[: self._num_samples])
         answers = self._of_reference(first, row) if self._is_reference else self._not_empty(first)
         longest = len(prompt.token_ids) + max(len(answer.token_ids) for answer in answers)

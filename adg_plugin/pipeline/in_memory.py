@@ -78,7 +78,6 @@ def choose_in_memory(
 
     Raises:
         ConfigError: a setting contradicts the model.
-        ADGError: as `run_selection`.
     """
     import torch
 
@@ -110,8 +109,6 @@ def with_model_of(config: ADGConfig, model: Any, training: str | None = None) ->
 
     Args:
         config: the settings; `dtype` may ask for weights in float32 to be cast.
-        model: the backbone.
-        training: see `choose_in_memory`.
 
     Raises:
         ConfigError: the configuration says otherwise; with every contradiction.

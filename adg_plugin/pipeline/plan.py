@@ -31,7 +31,6 @@ class SelectionPlan:
     """What a selection would do.
 
     Attributes:
-        config: its settings.
         run_dir: the run folder, which may be a URL.
         prompts: rows that can be chosen, as far as can be known before a model has seen them.
         answered: of these, rows that have answers in the run folder.
@@ -73,11 +72,7 @@ def plan_selection(
     and config are fetched where they are not here, and the files of `scar_model`.
 
     Args:
-        config: the settings.
         run_dir: the run folder; of a URL only the form and the driver are checked.
-        for_training: see `Pool`.
-        own: see `run_selection`.
-        team: the processes that would share the sampling.
     """
     from adg_plugin.engines.factory import check_requirements
     from adg_plugin.engines.models.loading import Source
@@ -108,11 +103,7 @@ def plan_selection(
 def _found(
     config: ADGConfig, run_dir: str, recipe: Mapping[str, Any], *, own: bool
 ) -> tuple[RunReader | None, tuple[str, ...]]:
-    """Return the run folder as it is, None where there is none yet, and sentences on it.
-
-    Raises:
-        StoreError: a run cannot go there.
-    """
+    """Return the run folder, None where there is none yet, and sentences on it; a StoreError if no run can go there."""
     if "://" in run_dir:
         check_url(run_dir)
         return None, ()
@@ -138,7 +129,6 @@ def _prepare(
 
 
 def _answered(run: RunReader, before: RunReader) -> int:
-    """Return how many of the prompts staged in `run` have answers in the folder `before`."""
     there = before.stock.completed | before.samples_stock.completed
     return sum(digest in there for table in run.staged_columns(["id", "key"]) for digest in digests(table))
 

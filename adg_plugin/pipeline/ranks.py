@@ -63,11 +63,7 @@ class SingleProcess:
 
 
 def refuse_for_teams(config: ADGConfig, team: Team) -> None:
-    """Raise where what is asked for cannot be done by these processes.
-
-    Raises:
-        ConfigError: with every setting that is in the way.
-    """
+    """Raise a ConfigError with every setting under which these processes cannot share the work."""
     problems = []
     if config.executor == "ray":
         config.refuse_other_methods("only ADG samples on Ray's workers")
@@ -95,11 +91,7 @@ def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
 
 
 def merge_rank_results(run: RunFolder) -> None:
-    """Move what other processes found, in this run or in one that was cut off, into the run folder.
-
-    Raises:
-        StoreError: one of them is still at work, or a folder cannot be read or written.
-    """
+    """Move what other processes found, also in a run cut off, into the run folder; a StoreError if one is at work."""
     for leftover in run.path.glob(f"{_MERGED}*"):  # of a process that was killed while it removed one
         shutil.rmtree(leftover)
     for folder in sorted((run.path / RANKS).glob("*")):
@@ -114,11 +106,7 @@ def merge_rank_results(run: RunFolder) -> None:
 
 
 def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:
-    """Return the run folder for reading, and this process's own folder in it, locked.
-
-    Raises:
-        StoreError: process 0 has a run folder that this one cannot see, or the own folder cannot be written.
-    """
+    """Return the run folder to read, and this process's own in it, locked; a StoreError if unseen or unwritable."""
     if not run_dir.is_dir():
         raise StoreError(
             f"rank {team.rank} sees no run folder {run_dir}: put it on a file system that all machines share, "

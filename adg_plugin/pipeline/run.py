@@ -167,17 +167,16 @@ def run_stage(
     team: Team | None = None,
     show_progress: bool = True,
 ) -> Counts:
-    """Draw answers, or embed those that are drawn, in a run folder where `run_selection` or the other stage goes on.
+    """Sample answers, or embed those that are there, in a run folder where `run_selection` or the other stage goes on.
 
     `sample` leaves the vectors to `embed`, but for `engine: hf`, which makes them in the same pass. `embed` samples
-    nothing, and needs neither the pool nor what drew the answers.
+    nothing, and needs neither the pool nor what sampled the answers.
 
     Returns:
         How far the run folder is.
 
     Raises:
         StoreError: `embed` finds no run folder, or one of other settings.
-        ADGError: as `run_selection`.
     """
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.pipeline.sample import fill
@@ -203,14 +202,7 @@ def run_stage(
 def prepare(
     run: RunFolder, pool: Pool, config: ADGConfig, source: Source, recipe: Mapping[str, Any], *, own: bool
 ) -> None:
-    """Stage the pool into a run folder that this process holds, unless it is there.
-
-    Args:
-        own: refuse a run folder whose answers came of another model or other settings.
-
-    Raises:
-        ADGError: as `run_selection`; in particular a DataError where no row can be sampled.
-    """
+    """Stage the pool into a run folder held here, unless it is there; a DataError if no row can be sampled."""
     if own:
         refuse_other_answers(run, config, recipe)
     elif other := other_answers(run, config, recipe):
@@ -248,7 +240,6 @@ def choose(
     Args:
         about: `stats`, what sampling stats, and `began`, when the run did.
         source: of the backbone; with it, the chosen rows are also written as a table that TRL trains on.
-        show_progress: whether to report progress on stderr.
 
     Raises:
         DataError: no row can be chosen.

@@ -39,11 +39,7 @@ def fill(
     Args:
         stages: what to do; all processes of the team give the same.
         run: the run folder, of process 0; the others give None.
-        run_dir: where it is.
-        config: sampling settings.
         source: where the model comes from; loaded only if there is something to do.
-        team: the processes that share the work.
-        show: report progress on stderr.
 
     Raises:
         ADGError: the engine cannot be used, or rows fail one after the other; what is done is kept.
@@ -112,16 +108,7 @@ def _fill_answers(
     """Sample this process's share of the rows of `pool` that have no answers into `to`, and return what it took.
 
     Args:
-        pool: the run folder whose prompts are sampled.
-        to: where results go: the same, or this process's own.
-        config: sampling settings.
-        source: where the model comes from; loaded only if there is something to sample.
-        team: the processes that share the work.
         embed: False leaves the vectors to `_fill_vectors`, where the engine can do without them.
-        show: report progress on stderr.
-
-    Raises:
-        NumericalError, OutOfMemoryError, ServerError: as `FailureGuard.watched`.
     """
     counts = pool.counts()
     pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
@@ -159,7 +146,7 @@ def _sampler(source: Source, config: ADGConfig) -> AbstractContextManager[Engine
 
 
 def draws_first(config: ADGConfig) -> bool:
-    """Return whether all rows are drawn before any is embedded: vLLM in this process leaves no room for the encoder."""
+    """Return whether sampling ends before embedding begins: vLLM in this process leaves no room for the encoder."""
     return config.engine == "vllm" and config.executor == "inline"
 
 
@@ -170,14 +157,7 @@ def sample(
     windows: Iterable[list[Prompt]],
     stats: dict[str, Any] | None = None,
 ) -> None:
-    """Draw and embed answers for every prompt; each result is stored in `run` as it comes.
-
-    Args:
-        stats: gets `skipped`, see `FailureGuard.watched`.
-
-    Raises:
-        NumericalError, OutOfMemoryError, ServerError: as `FailureGuard.watched`.
-    """
+    """Sample and embed every prompt, storing each result in `run` as it comes; `stats` gets `skipped`, by id."""
     guard = _guard(in_turn=not isinstance(engine, SplitEngine | RayEngine))
     found = engine.run(guard.taking(_by_length(windows)))
     for result in guard.watched(found, progress, {} if stats is None else stats):
@@ -187,10 +167,7 @@ def sample(
 def _fill_vectors(
     pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, show: bool
 ) -> dict[str, Any]:
-    """Embed this process's share of the stored answers of `pool` that have no vectors into `to`.
-
-    Arguments, result and errors are those of `_fill_answers`.
-    """
+    """Embed this process's share of the stored answers of `pool` that have no vectors into `to`."""
     counts = pool.counts()
     stats: dict[str, Any] = {"rows": counts.sampled}
     if not counts.sampled:
@@ -236,11 +213,7 @@ def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
 
 
 def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
-    """Validate that the model in memory is what samples.
-
-    Raises:
-        ConfigError: the settings name another engine or executor.
-    """
+    """Raise a ConfigError where the settings name another engine or executor than the model in memory."""
     problems = []
     if config.engine != "hf":
         problems.append(f"engine is {config.engine!r}: {why}; leave it out, or select first with `adg run`")

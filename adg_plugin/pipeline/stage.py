@@ -49,12 +49,7 @@ class Pool:
     def of(
         cls, config: ADGConfig, dataset: Iterable[Mapping[str, Any]] | None = None, *, for_training: bool = False
     ) -> Pool:
-        """Return the pool in memory, or the one that the config's `datasets` name.
-
-        Raises:
-            DataError: a file that is missing or of unknown format.
-            ConfigError: a pool in memory, and `datasets` names others.
-        """
+        """Return the pool in memory, or of `datasets`; a DataError for a bad file, a ConfigError if both are given."""
         if config.answers is not None:
             answers_fingerprint(config)  # a missing file is named before a model is looked at
         if dataset is None:
@@ -67,11 +62,7 @@ class Pool:
 
 
 def memory_spec(config: ADGConfig) -> DatasetSpec:
-    """Return the layout and column names of a pool in memory: the config's entry with `path: memory`, if it has one.
-
-    Raises:
-        ConfigError: `datasets` names anything else.
-    """
+    """Return layout and column names of a pool in memory (`path: memory`); a ConfigError if `datasets` names others."""
     if not config.datasets:
         return IN_MEMORY
     if len(config.datasets) > 1 or config.datasets[0].path != IN_MEMORY.path:

@@ -32,11 +32,7 @@ Parsed = tuple[Row, Layout]
 
 
 def parse_chosen(data: Mapping[str, Any], where: str, spec: DatasetSpec) -> Parsed:
-    """Return a row that was chosen, and its layout.
-
-    Raises:
-        DataError: it is not as `spec` describes; the row then does not come from the pool.
-    """
+    """Return a chosen row and its layout; a DataError where it is not as `spec` says, so not from the pool."""
     layout = find_layout(data, spec)
     row = None if layout is None else parse_row(Record(dict(data), where, spec), layout)
     if layout is None or not isinstance(row, Row):
@@ -75,7 +71,6 @@ def write_training_rows(run: RunReader, ids: Sequence[str], tokenizer: Any, conf
 
 
 def _chosen(run: RunReader, ids: Sequence[str], config: ADGConfig) -> Iterator[Parsed]:
-    """Yield the chosen rows from selected.jsonl, each under the id that it was chosen by."""
     specs = config.datasets or (IN_MEMORY,)
     origins: dict[str, tuple[str, DatasetSpec]] = {}
     wanted = pa.array(ids, pa.string())
@@ -95,9 +90,6 @@ def training_rows(
 
     Args:
         whole: False gives prompts and completions even where all rows are conversations.
-
-    Raises:
-        DataError: as `Form.of`, `Seen.add` and `Seen.columns`.
     """
     form, seen = Form.of(tokenizer, template), Seen()
     for row, layout in chosen:
@@ -125,7 +117,6 @@ class Form:
 
         Args:
             tokenizer: of the model; its chat template decides between turns and text.
-            template: the setting of that name.
 
         Raises:
             DataError: the template is one that the trainer does not apply.
@@ -171,11 +162,7 @@ class Seen:
         return self.conversations == self.rows
 
     def add(self, row: Row, layout: Layout) -> None:
-        """Take a row.
-
-        Raises:
-            DataError: it has no answer.
-        """
+        """Take a row; a DataError where it has no answer."""
         if row.answer() is None:
             raise DataError(f"{row.where}: the row has no answer to train on")
         self.rows += 1
@@ -187,15 +174,7 @@ class Seen:
         self.has_kwargs |= bool(row.chat_template_kwargs)
 
     def columns(self, form: Form, *, whole: bool = True) -> list[str]:
-        """Return the columns that a trainer gets.
-
-        Args:
-            form: of the rows.
-            whole: whether conversations may stay whole.
-
-        Raises:
-            DataError: text prompts and turns are mixed.
-        """
+        """Return a trainer's columns, conversations whole if `whole`; a DataError if text prompts and turns mix."""
         if form.keeps_text and 0 < self.texts < self.rows:
             raise DataError(
                 f"{self.first_text}: `prompt` is text, other rows hold turns, and the two are rendered differently: "

@@ -27,7 +27,7 @@ def show(
 def explain(run_dir: RunDir, id: Annotated[str, typer.Argument(metavar="ID", help="Id of a row.")]) -> None:
     """Say why a row was chosen or left out, and what would have changed it."""
     from adg_plugin.report.explain import explain as explained
-    from adg_plugin.report.explain_view import print_explanation
+    from adg_plugin.report.explain import print_explanation
 
     print_explanation(explained(str(run_dir), id), result_console())
 

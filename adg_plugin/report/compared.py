@@ -91,16 +91,12 @@ def _method(one: dict[str, Any]) -> dict[str, Any]:
         "scored": int(one["scored"]),
         "rejected": {str(reason): int(rows) for reason, rows in one["rejected"].items()},
         "seconds": _number(one["seconds"]),
-        "asked": _names(one["asked"]),
+        # Comparisons of before there could be two costs hold one, or None.
+        "asked": [one["asked"]] if isinstance(one["asked"], str) else [str(name) for name in one["asked"] or ()],
         "warnings": [str(text) for text in one["warnings"]],
         "error": one["error"] if one["error"] is None else str(one["error"]),
         "chosen": len(one["ids"]),
     }
-
-
-def _names(asked: Any) -> list[str]:
-    """Return the costs of a method; comparisons of before there could be two hold one, or None."""
-    return [asked] if isinstance(asked, str) else [str(name) for name in asked or ()]
 
 
 def _of_each(values: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:

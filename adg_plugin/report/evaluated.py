@@ -19,7 +19,6 @@ def read_evaluations(run: Path, manifest: Mapping[str, Any] | None) -> tuple[lis
     """Return what the page shows of each file of results, by name, and warnings.
 
     Args:
-        run: the run folder.
         manifest: of the present selection; None: there is none.
     """
     found, warnings = [], []
@@ -83,7 +82,10 @@ def _evaluation(path: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any
             "chat_template": bool(settings.get("chat_template")),
             "of_earlier_selection": _is_earlier(found.get("selection"), manifest),
             "tasks": [_task(task) for task in found["tasks"]],
-            "averages": [_average(average) for average in found["averages"]],
+            "averages": [
+                {"name": str(of["name"]), "value": _number(of["value"]), "missing": [*map(str, of["missing"])]}
+                for of in found["averages"]
+            ],
             "left_out": {str(task): str(reason) for task, reason in found["left_out"].items()},
             "notes": [str(note) for note in found["notes"]],
         }
@@ -111,11 +113,6 @@ def _task(task: Mapping[str, Any]) -> dict[str, Any]:
         "rows_in_task": of,
         "limited": rows < of,
     }
-
-
-def _average(average: Mapping[str, Any]) -> dict[str, Any]:
-    missing = [str(task) for task in average["missing"]]
-    return {"name": str(average["name"]), "value": _number(average["value"]), "missing": missing}
 
 
 def _number(value: float | None) -> float | None:

@@ -1,36 +1,40 @@
-"""Why one row was chosen or left out, from what the run folder holds."""
+"""Why one row was chosen or left out, from what the run folder holds, and the same on a terminal of any width."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from adg_plugin.config.schema import ScoreForm
 from adg_plugin.errors import DataError
-from adg_plugin.report.explain_method import MethodExplanation, explain_by_method
+from adg_plugin.report.rows import shortened
 from adg_plugin.scoring.geometry import centred_spectrum
 from adg_plugin.selectors.adg import ranks_by_form
+from adg_plugin.selectors.base import Selector
+from adg_plugin.selectors.columns import Number, part_names, plain, printable, shown
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.finished import finished, lost_answers
 from adg_plugin.store.records import Answer
 
+_LONGEST = 1200  # characters of a text
+
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
-    """Everything that decided over one row where ADG chose.
+class _Row:
+    """A row and what became of it.
 
     Attributes:
-        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its reference response.
         where: file and line of the row.
-        answers: K drawn answers.
-        similarity: (K, K) cosines of their vectors.
-        eigenvalues: (K,) of the centred Gram matrix, largest first; they sum to K * dispersion.
-        rank: within its bin, 1 is the highest score; `bin_rows` rows share `quota` places.
-        ranks: the rank under each other form of the score, with the settings' weight.
+        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its reference response.
         changes: sentences: what would have changed the choice.
     """
 
@@ -39,6 +43,39 @@ class Explanation:
     prompt: str
     instruction: str
     reference: str
+    chosen: bool
+    reason: str
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodExplanation(_Row):
+    """Everything that decided over one row where another method than ADG chose.
+
+    Attributes:
+        parts: by column, what the score was made of; None where the method never came to the row, like `score`.
+        rank: among the `rows` that could be chosen, 1 is the best; None where the method never came to the row.
+    """
+
+    chooser: Selector
+    parts: dict[str, Number]
+    score: Number
+    rank: int | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation(_Row):
+    """Everything that decided over one row where ADG chose.
+
+    Attributes:
+        answers: K drawn answers.
+        similarity: (K, K) cosines of their vectors.
+        eigenvalues: (K,) of the centred Gram matrix, largest first; they sum to K * dispersion.
+        rank: within its bin, 1 is the highest score; `bin_rows` rows share `quota` places.
+        ranks: the rank under each other form of the score, with the settings' weight.
+    """
+
     answers: tuple[Answer, ...]
     similarity: npt.NDArray[np.float32]
     eigenvalues: npt.NDArray[np.float64]
@@ -51,10 +88,7 @@ class Explanation:
     bin_rows: int
     rank: int
     quota: int
-    chosen: bool
-    reason: str
     ranks: dict[ScoreForm, int]
-    changes: tuple[str, ...]
 
 
 def explain(run_dir: str, id: str) -> Explanation | MethodExplanation:
@@ -72,19 +106,27 @@ def explain(run_dir: str, id: str) -> Explanation | MethodExplanation:
         raise _unknown(run, id, ids)
     at = ids.index(id)
     chooser = selector(config.method)
-    if not chooser.by_divergence:
-        return explain_by_method(run, config, chooser, table, at)
     row = table.slice(at, 1).to_pylist()[0]
     (staged,) = run.staged_rows([id])
+    about: dict[str, Any] = {
+        "id": id,
+        "where": staged.where,
+        "prompt": staged.text,
+        "instruction": staged.prompt.instruction,
+        "reference": staged.reference,
+        "chosen": row["chosen"],
+        "reason": row["reason"],
+        "changes": tuple(chooser.changes(table, at, config)),
+    }
+    if not chooser.by_divergence:
+        parts = {name: plain(row[name]) for name in part_names(table)}
+        score = plain(row["score"])
+        return MethodExplanation(**about, chooser=chooser, parts=parts, score=score, rank=row["rank"], rows=len(table))
     result = run.result(staged.prompt)
     if result is None or result.gram is None:
         raise lost_answers(run)
     return Explanation(
-        id=id,
-        where=staged.where,
-        prompt=staged.text,
-        instruction=staged.prompt.instruction,
-        reference=staged.reference,
+        **about,
         answers=result.answers,
         similarity=result.gram,
         eigenvalues=centred_spectrum(result.gram[None])[0],
@@ -97,10 +139,7 @@ def explain(run_dir: str, id: str) -> Explanation | MethodExplanation:
         bin_rows=int(np.sum(table["bin"].to_numpy() == row["bin"])),
         rank=row["rank_in_bin"],
         quota=row["bin_quota"],
-        chosen=row["chosen"],
-        reason=row["reason"],
         ranks=ranks_by_form(table, at, config),
-        changes=tuple(chooser.changes(table, at, config)),
     )
 
 
@@ -112,3 +151,65 @@ def _unknown(run: RunReader, id: str, ids: list[str]) -> DataError:
     close = difflib.get_close_matches(id, ids, n=3) if len(ids) <= 200_000 else []
     hint = f"did you mean {', '.join(close)}?" if close else "ids are in scores.parquet and rejected.jsonl"
     return DataError(f"there is no row {id!r} in {run.path}: {hint}")
+
+
+def print_explanation(about: Explanation | MethodExplanation, console: Console) -> None:
+    """Print why a row was chosen or left out. Texts of the data set are never read as markup."""
+    verdict = Text("chosen", "bold green") if about.chosen else Text("not chosen", "bold red")
+    console.print(Text.assemble(("row ", "bold"), about.id, f" of {about.where}: ", verdict, f", {about.reason}"))
+    for change in about.changes:
+        console.print(Text(f"  {change}"))
+    console.print(_panel("instruction", about.instruction))
+    if about.reference:
+        console.print(_panel("the reference response", about.reference))
+    if isinstance(about, MethodExplanation):
+        console.print(_parts(about))
+        return
+    for number, answer in enumerate(about.answers, 1):
+        ended = "" if answer.finish_reason == "eos" else ", cut at the limit"
+        title = f"answer {number}: {len(answer.token_ids)} tokens{ended}"
+        console.print(_panel(title, answer.text))
+    console.print(Group(Text("similarity of the answers", "bold"), _similarity(about), Text(""), _numbers(about)))
+
+
+def _panel(title: str, text: str) -> Panel:
+    return Panel(Text(shortened(printable(text), _LONGEST)), title=title, title_align="left")
+
+
+def _similarity(about: Explanation) -> Table:
+    count = len(about.answers)
+    table = Table("", *(str(n) for n in range(1, count + 1)), box=None, pad_edge=False)
+    for number, row in enumerate(about.similarity, 1):
+        table.add_row(str(number), *(f"{value:.3f}" for value in row))
+    return table
+
+
+def _numbers(about: Explanation) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    total = sum(about.eigenvalues)
+    shares = (
+        ", ".join(f"{value / total:.0%}" for value in about.eigenvalues[:-1]) if total > 0 else "all answers are equal"
+    )
+    table.add_row("spread in each direction", shares)
+    table.add_row("dispersion D", f"{about.dispersion:.4f}")
+    table.add_row("anisotropy I", f"{about.anisotropy:.4f}")
+    weight = f", {1 - about.weight:.2g} D + {about.weight:.2g} I" if about.form == "raw" else ""
+    table.add_row("score", f"{about.score:.4f} (score: {about.form}{weight})")
+    table.add_row("bin", f"{about.bin}, of {about.bin_rows} rows; {about.quota} to choose")
+    others = ", ".join(f"{form} {rank}" for form, rank in about.ranks.items())
+    table.add_row("rank in its bin", f"{about.rank}; by other scores: {others}")
+    return table
+
+
+def _parts(about: MethodExplanation) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("method", about.chooser.name, "")
+    for name, value in about.parts.items():
+        table.add_row(name, shown(value), about.chooser.part_meanings.get(name, ""))
+    table.add_row("score", shown(about.score), about.chooser.score_meaning)
+    if about.rank is None:
+        why = "never came to the row" if about.chooser.stepwise else "gave it no score"
+        table.add_row("rank", "none", f"{about.chooser.name} {why}")
+    else:
+        table.add_row("rank", f"{about.rank:,} of {about.rows:,}", "1 is the best")
+    return table

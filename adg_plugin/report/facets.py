@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,6 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
     """Return the facets of the rows `ids`, reading the staged pool once.
 
     Args:
-        run: the run folder.
         ids: (N,) of the scored rows.
         paths: of the settings' data sets, which serve as source where rows name none.
         characters: kept of each instruction.
@@ -84,7 +83,8 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
     place = {id: row for row, id in enumerate(ids)}
     facets = Facets(np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64), {}, [""] * len(ids))
     kinds = {name: np.full(len(ids), None, dtype=object) for name in (*_COLUMNS, "data set")}
-    for row in _staged(run):
+    columns = ["id", "num_tokens", "instruction", "reference", "data", "dataset"]
+    for row in (row for table in groups(run.path / PROMPTS, columns) for row in table.to_pylist()):
         at = place.get(row["id"])
         if at is None:
             continue
@@ -95,14 +95,11 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
             kinds[name][at] = value
         if len(paths) > 1:
             kinds["data set"][at] = paths[row["dataset"] or 0]
-    facets.kinds = {name: Facet(values) for name, values in kinds.items() if _is_a_kind(values)}
+    for name, values in kinds.items():
+        distinct = len({value for value in values if value is not None})
+        if 1 < distinct <= max(2, min(_MOST_DISTINCT, len(values) // 2)):
+            facets.kinds[name] = Facet(values)
     return facets
-
-
-def _staged(run: RunReader) -> Iterator[dict[str, Any]]:
-    columns = ["id", "num_tokens", "instruction", "reference", "data", "dataset"]
-    for table in groups(run.path / PROMPTS, columns):
-        yield from table.to_pylist()
 
 
 def _kinds_of(data: dict[str, Any]) -> dict[str, str]:
@@ -112,11 +109,6 @@ def _kinds_of(data: dict[str, Any]) -> dict[str, str]:
         if value is not None and str(value).strip():
             found[name] = str(value)[:_LONGEST_VALUE]
     return found
-
-
-def _is_a_kind(values: npt.NDArray[np.object_]) -> bool:
-    distinct = len({value for value in values if value is not None})
-    return 1 < distinct <= max(2, min(_MOST_DISTINCT, len(values) // 2))
 
 
 def add_languages(facets: Facets, chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> None:

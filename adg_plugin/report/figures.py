@@ -19,7 +19,7 @@ _SHARES = {"domain": ["pool", "chosen"], "range": [POOL, CHOSEN]}
 _HISTOGRAM_BARS = 50
 _PARTS = {"domain": ["dispersion", "anisotropy"], "range": ["#0f9d8a", "#c2621b"]}
 _LEGEND = {"title": None, "orient": "top"}
-_SAMPLE = "; random samples of both"
+_ZOOM = {"name": "zoom", "select": "interval", "bind": "scales"}
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is loaded from there
 
 
@@ -66,11 +66,8 @@ def plane(
     """Return the plane of dispersion and anisotropy, a point for each given row.
 
     Args:
-        ids: (M,) of the rows shown, a sample where there are many.
-        dispersion: (M,).
-        anisotropy: (M,).
-        score: (M,).
-        chosen: (M,).
+        ids: (M,) of the rows shown, a sample where there are many; `dispersion`, `anisotropy`, `score` and `chosen`
+            are (M,), too.
         medians: of dispersion and anisotropy over all rows; they part the quadrants.
         rows: scored, N.
     """
@@ -85,19 +82,9 @@ def plane(
         "order": {"field": "row", "sort": "descending"},  # the chosen ones on top
         "tooltip": [{"field": name} for name in ("id", "D", "I", "score", "row")],
     }
-    spec = chart(
-        380,
-        points,
-        layer=[
-            {
-                "mark": {"type": "point", "filled": True, "size": 22, "opacity": 0.65},
-                "encoding": encoding,
-                "params": [{"name": "zoom", "select": "interval", "bind": "scales"}],
-            },
-            _rule("x", medians[0]),
-            _rule("y", medians[1]),
-        ],
-    )
+    mark = {"type": "point", "filled": True, "size": 22, "opacity": 0.65}
+    dots = {"mark": mark, "encoding": encoding, "params": [_ZOOM]}
+    spec = chart(380, points, layer=[dots, _rule("x", medians[0]), _rule("y", medians[1])])
     note = (
         "Right: answers far apart. Up: in many directions. Dashed lines are the medians and part the four quadrants. "
         "Drag and scroll to zoom; click a point to see its row."
@@ -129,18 +116,14 @@ def scores(score: Floats, chosen: Flags, cuts: Floats) -> Figure:
             for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
             if n
         ]
-    layers: list[Spec] = [
-        {
-            "mark": {"type": "bar", "binSpacing": 0},
-            "encoding": {
-                "x": {"field": "from", "type": "quantitative", "bin": {"binned": True}, "title": "score"},
-                "x2": {"field": "to"},
-                "y": {"field": "rows", "type": "quantitative", "stack": True},
-                "color": {"field": "row", "type": "nominal", "scale": _GROUPS, "legend": _LEGEND},
-                "tooltip": [{"field": name} for name in ("from", "to", "row", "rows")],
-            },
-        }
-    ]
+    encoding = {
+        "x": {"field": "from", "type": "quantitative", "bin": {"binned": True}, "title": "score"},
+        "x2": {"field": "to"},
+        "y": {"field": "rows", "type": "quantitative", "stack": True},
+        "color": {"field": "row", "type": "nominal", "scale": _GROUPS, "legend": _LEGEND},
+        "tooltip": [{"field": name} for name in ("from", "to", "row", "rows")],
+    }
+    layers: list[Spec] = [{"mark": {"type": "bar", "binSpacing": 0}, "encoding": encoding}]
     note = "Chosen and left rows by score."
     if len(cuts):
         low, middle, high = (float(v) for v in np.percentile(cuts, (5, 50, 95)))
@@ -183,28 +166,21 @@ def bins_map(
         chosen: (B,) of these.
         texts: (B,) the beginning of an instruction of each.
     """
-    values = [
-        {
-            "x": _short(x),
-            "y": _short(y),
-            "bin": b,
-            "rows": int(n),
-            "chosen": int(c),
-            "share": _short(c / n),
-            "row": text,
-        }
-        for b, ((x, y), n, c, text) in enumerate(zip(places, rows, chosen, texts, strict=True))
-        if n
-    ]
+    values = []
+    for bin_, ((x, y), n, c, text) in enumerate(zip(places, rows, chosen, texts, strict=True)):
+        if n:
+            counts = {"bin": bin_, "rows": int(n), "chosen": int(c), "share": _short(c / n)}
+            values.append({"x": _short(x), "y": _short(y), **counts, "row": text})
     axis = {"labels": False, "ticks": False, "title": None, "grid": False}
+    place = {"type": "quantitative", "axis": axis, "scale": {"zero": False, "padding": 20}}
     spec = chart(
         300,
         values,
         mark={"type": "circle", "opacity": 0.8},
-        params=[{"name": "zoom", "select": "interval", "bind": "scales"}],
+        params=[_ZOOM],
         encoding={
-            "x": {"field": "x", "type": "quantitative", "axis": axis, "scale": {"zero": False, "padding": 20}},
-            "y": {"field": "y", "type": "quantitative", "axis": axis, "scale": {"zero": False, "padding": 20}},
+            "x": {"field": "x", **place},
+            "y": {"field": "y", **place},
             "size": {"field": "rows", "type": "quantitative", "legend": None, "scale": {"rangeMax": 600}},
             "color": {
                 "field": "share",
@@ -245,7 +221,8 @@ def composition(name: str, values: Sequence[dict[str, Any]], *, sampled: bool = 
             "tooltip": [{"field": name} for name in ("value", "of", "share", "rows")],
         },
     )
-    return Figure(name, name.capitalize(), f"Rows by {name}, chosen against pool{_SAMPLE if sampled else ''}.", spec)
+    samples = "; random samples of both" if sampled else ""
+    return Figure(name, name.capitalize(), f"Rows by {name}, chosen against pool{samples}.", spec)
 
 
 def distribution(
@@ -254,13 +231,14 @@ def distribution(
     """Return the distribution of a number among the chosen rows and in the pool.
 
     Args:
-        name: of the figure.
         title: of the number.
         values: (N,).
         chosen: (N,).
         upper: percentile beyond which nothing is shown: lengths have long tails.
     """
-    edges = np.histogram_bin_edges(values[values <= np.percentile(values, upper)], bins=_bars(int(chosen.sum())))
+    # As many as the chosen rows can fill without being all noise.
+    count = int(np.clip(2 * int(chosen.sum()) ** (1 / 3), 6, 30))
+    edges = np.histogram_bin_edges(values[values <= np.percentile(values, upper)], bins=count)
     bars = []
     for which, rows in (("pool", np.ones_like(chosen)), ("chosen", chosen)):
         counts = np.histogram(values[rows], edges)[0] / max(1, int(rows.sum()))
@@ -278,11 +256,6 @@ def distribution(
     )
     beyond = f"; the highest {100 - upper:.0f} % are not shown" if upper < 100 else ""
     return Figure(name, title.capitalize(), f"Chosen rows against the pool by {title}{beyond}.", spec)
-
-
-def _bars(rows: int) -> int:
-    """Return how many bars a histogram of so many rows can carry without being all noise."""
-    return int(np.clip(2 * rows ** (1 / 3), 6, 30))
 
 
 def _short(value: Any) -> float:

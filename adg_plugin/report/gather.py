@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.data.rows import Reason
-from adg_plugin.errors import MissingExtraError
+from adg_plugin.errors import MissingExtraError, StoreError
 from adg_plugin.report import rows
-from adg_plugin.report.beside import read_beside
-from adg_plugin.report.by_method import method_figures
-from adg_plugin.report.compared import read_compared
-from adg_plugin.report.drawn import all_figures
+from adg_plugin.report.choice_figures import adg_figures, method_figures
+from adg_plugin.report.compared import overlaps, read_compared
+from adg_plugin.report.evaluated import read_evaluations
 from adg_plugin.report.facets import add_languages, read_facets
-from adg_plugin.report.figures import Figure
+from adg_plugin.report.figures import Figure, composition
 from adg_plugin.report.side_files import COMPARE
 from adg_plugin.scoring.jackknife import calibrated
 from adg_plugin.scoring.stability import Stability, stability_of
@@ -35,7 +33,7 @@ from adg_plugin.store.stats import seconds_of
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason
 _NEAR_THE_CUT = 100  # ids in the JSON; the table has all
-_MOST_ROWS_OF_STABILITY = 200_000
+_MOST_ROWS_OF_STABILITY = 200_000  # more would take minutes
 _NEAR, _NEAR_SHARE = 0.8, 0.01  # similarity; share of the chosen rows that is worth a warning
 _MOST_COMPARED = 20_000
 _CUT_ANSWERS = 0.3  # share of answers cut at the limit that is worth a warning
@@ -79,9 +77,14 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     assert manifest is not None
     table = run.scores()
     chooser = selector(config.method)
-    drawn = _Drawn.of(run, table, config) if chooser.by_divergence else None
-    rng = np.random.default_rng(config.seed)
     ids, chosen = table["id"].to_pylist(), table["chosen"].to_numpy()
+    quadrants = steady = cut_share = None
+    if chooser.by_divergence:
+        geometry = _geometry(run, table)
+        quadrants, medians = _quadrants(table)
+        if len(table) <= _MOST_ROWS_OF_STABILITY:
+            steady = stability_of(calibrated(geometry.grams), geometry.ids, table["bin"].to_numpy(), chosen, config)
+    rng = np.random.default_rng(config.seed)
     facets = read_facets(run, ids, [spec.path for spec in config.datasets], _CHARACTERS)
     add_languages(facets, chosen, rng)
     listed = rows.listed_rows(table, rows.MOST_ROWS, rng)
@@ -90,42 +93,43 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     answered = rows.answered_rows(table, listed, at_random, rows.MOST_ANSWERED)
     texts = rows.texts(run, [ids[row] for row in answered])
     # Answers of an earlier choice by ADG may be there, but this one has nothing to do with them.
-    cut_share = _cut_share([texts[ids[row]] for row in at_random if ids[row] in texts]) if drawn else None
-    steady = drawn.steady if drawn else None
+    if chooser.by_divergence:
+        of = [texts[ids[row]]["answers"] for row in at_random if ids[row] in texts]
+        cut_share = float(np.mean([answer[2] for answers in of for answer in answers] or [0.0]))
     repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(chosen)])
-    beside = read_beside(run, manifest)
-    warnings = [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *beside.warnings]
+    columns, stability = rows.columns(table, facets, listed), None
+    if steady is not None:
+        columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
+        stability = steady.summary()
+        stability["near_the_cut"] = stability["near_the_cut"][:_NEAR_THE_CUT]
+    companions, of_companions, unusable = _companions(run, manifest)
+    warnings = [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *unusable]
     about = {
         "summary": _summary(run, manifest, config, gpu_hour_price),
         "score": manifest["score"],
-        "quadrants": drawn.quadrants if drawn else None,
+        "quadrants": quadrants,
         "composition": {name: facet.counted(chosen) for name, facet in facets.kinds.items()},
         "sampled": [name for name, facet in facets.kinds.items() if facet.sample is not None],
         "rejected": manifest["rows"]["rejected"],
         "answers_cut_at_the_limit": cut_share,
         "near_duplicates": repeated,
-        "stability": None if steady is None else _short_summary(steady),
-        "comparison": beside.comparison,
-        "evaluations": beside.evaluations,
+        "stability": stability,
+        **companions,
         "warnings": [*warnings, *run.damage],
     }
-    columns = rows.columns(table, facets, listed)
-    if steady is not None:
-        columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
-    made_of = about["composition"], about["sampled"]
-    shown = (
-        all_figures(table, drawn.vectors, facets, manifest, drawn.medians, *made_of, rng)
-        if drawn
-        else method_figures(table, facets, chooser, *made_of)
-    )
-    return Gathered(about, (*shown, *beside.figures), columns, texts, _rejected(run.rejections()))
+    if chooser.by_divergence:
+        shown = adg_figures(table, geometry.prompt_vectors, facets, manifest, medians, rng)
+    else:
+        shown = method_figures(table, facets, chooser)
+    for name, values in about["composition"].items():
+        shown.append(composition(name, values, sampled=name in about["sampled"]))
+    return Gathered(about, (*shown, *of_companions), columns, texts, _rejected(run.rejections()))
 
 
 def _without_selection(run: RunReader) -> Gathered:
     """Return what a comparison has to say in a run folder where nothing is selected yet."""
-    beside = read_beside(run, None)
-    compared = beside.comparison
-    assert compared is not None
+    companions, of_companions, unusable = _companions(run, None)
+    compared = companions["comparison"]
     config = ADGConfig.of_run(compared["config"], source=str(run.path / COMPARE))
     alone = f"{run.path} holds a comparison and no finished selection: adg select makes one, and its page has both"
     rejected = Counter(rejection.reason for rejection in run.staged_rejections())
@@ -142,36 +146,36 @@ def _without_selection(run: RunReader) -> Gathered:
     about = {
         "summary": summary,
         "rejected": dict(rejected.most_common()),
-        "comparison": compared,
-        "evaluations": beside.evaluations,
-        "warnings": [alone, *beside.warnings, *run.damage],
+        **companions,
+        "warnings": [alone, *unusable, *run.damage],
     }
     table: dict[str, Any] = {"id": [], "instruction": []}
-    return Gathered(about, beside.figures, table, {}, _rejected(run.staged_rejections()))
+    return Gathered(about, of_companions, table, {}, _rejected(run.staged_rejections()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """What only a choice by ADG has to say, from the answers that were drawn for it.
+def _companions(
+    run: RunReader, manifest: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], tuple[Figure, ...], list[str]]:
+    """Return choices of other methods and evaluations of trained models, figures of these, and warnings.
 
-    Attributes:
-        vectors: (N, H) of the prompts.
-        quadrants: rows and chosen rows of each quadrant around the `medians` of dispersion and anisotropy.
-        steady: None where the pool is too large for it.
+    A file that cannot be used is a warning, and no reason to fail.
     """
+    comparison, warnings = None, []
+    try:
+        comparison = read_compared(run, manifest)
+    except StoreError as err:
+        warnings.append(str(err))
+    evaluations, more = read_evaluations(run.path, manifest)
+    shown = (overlaps(comparison),) if comparison and len(comparison["names"]) > 1 else ()
+    return {"comparison": comparison, "evaluations": evaluations}, shown, [*warnings, *more]
 
-    vectors: npt.NDArray[np.float16]
-    quadrants: list[dict[str, Any]]
-    medians: tuple[float, float]
-    steady: Stability | None
 
-    @classmethod
-    def of(cls, run: RunReader, table: pa.Table, config: ADGConfig) -> _Drawn:
-        geometry = run.geometry()
-        check_answers(run, geometry)
-        scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=table["id"]).to_numpy(zero_copy_only=False)
-        geometry = geometry.without(~scored, ())  # rows that a filter on the answers has rejected
-        return cls(geometry.prompt_vectors, *_quadrants(table), _stability(table, geometry, config))
+def _geometry(run: RunReader, table: pa.Table) -> Geometry:
+    """Return the geometry of the scored rows, without those that a filter on the answers has rejected."""
+    geometry = run.geometry()
+    check_answers(run, geometry)
+    scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=table["id"]).to_numpy(zero_copy_only=False)
+    return geometry.without(~scored, ())
 
 
 def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price: float | None) -> dict[str, Any]:
@@ -215,24 +219,6 @@ def _quadrants(table: pa.Table) -> tuple[list[dict[str, Any]], tuple[float, floa
     return found, medians
 
 
-def _cut_share(texts: Sequence[dict[str, Any]]) -> float:
-    cut = [answer[2] for about in texts for answer in about["answers"]]
-    return float(np.mean(cut)) if cut else 0.0
-
-
-def _stability(table: pa.Table, geometry: Geometry, config: ADGConfig) -> Stability | None:
-    """Return how stable the choice is; None where the pool is so large that this would take minutes."""
-    if len(table) > _MOST_ROWS_OF_STABILITY:
-        return None
-    bins, chosen = table["bin"].to_numpy(), table["chosen"].to_numpy()
-    return stability_of(calibrated(geometry.grams), geometry.ids, bins, chosen, config)
-
-
-def _short_summary(steady: Stability) -> dict[str, Any]:
-    found = steady.summary()
-    return {**found, "near_the_cut": found["near_the_cut"][:_NEAR_THE_CUT]}
-
-
 def _near_duplicates(run: RunReader, chosen: Sequence[str]) -> dict[str, int] | None:
     """Return how many of the chosen rows nearly repeat an earlier one; None where the package for it is missing."""
     try:
@@ -260,27 +246,19 @@ def _warnings(
             f"another run with other draws would share about {steady.overlap[0]:.0%} of this choice, "
             f"{steady.chance:.0%} would be chance; with more answers {more}; see adg stability"
         )
-    if cut_share <= _CUT_ANSWERS:
-        return found
-    return [
-        *found,
-        f"{cut_share:.0%} of the answers here were cut at max_new_tokens ({config.max_new_tokens}): the score compares "
-        "their beginnings; raise it if the model's own answers are longer",
-    ]
+    if cut_share > _CUT_ANSWERS:
+        found.append(
+            f"{cut_share:.0%} of the answers here were cut at max_new_tokens ({config.max_new_tokens}): the score "
+            "compares their beginnings; raise it if the model's own answers are longer"
+        )
+    return found
 
 
 def _rejected(rejections: Iterable[Rejection]) -> list[dict[str, str]]:
     seen: Counter[str] = Counter()
     found = []
-    for rejection in rejections:
-        seen[rejection.reason] += 1
-        if seen[rejection.reason] <= _REJECTED_EXAMPLES:
-            found.append(
-                {
-                    "reason": rejection.reason,
-                    "id": rejection.id,
-                    "where": rejection.where,
-                    "detail": rejection.detail[:300],
-                }
-            )
+    for one in rejections:
+        seen[one.reason] += 1
+        if seen[one.reason] <= _REJECTED_EXAMPLES:
+            found.append({"reason": one.reason, "id": one.id, "where": one.where, "detail": one.detail[:300]})
     return found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+import html
 import json
+import logging
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -12,17 +14,19 @@ from string import Template
 from typing import Any
 
 from adg_plugin import __version__
-from adg_plugin.errors import need
+from adg_plugin.errors import MissingExtraError, need
 from adg_plugin.report.figures import described
-from adg_plugin.report.gather import Gathered
+from adg_plugin.report.gather import Gathered, gather
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store.files import replacing, writing
+from adg_plugin.store.reader import REPORT
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 9_500_000  # bytes of the file
 _FEW_ANSWERED, _SHORT = 250, 60  # rows; characters
 _STATIC_WIDTH = {True: 760, False: 460}
-_WHY = "the report"
-_SCRIPTS = ("page.js", "page_rows.js", "page_beside.js", "page_start.js")
+_FILES = ("page.html", "page.css", "page.js", "page_rows.js", "page_beside.js", "page_start.js")
 
 
 def need_scripts() -> Any:
@@ -31,7 +35,7 @@ def need_scripts() -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    return need("vl_convert", extra="report", why=_WHY)
+    return need("vl_convert", extra="report", why="the report")
 
 
 def page(found: Gathered) -> str:
@@ -43,31 +47,20 @@ def page(found: Gathered) -> str:
         MissingExtraError: vl-convert-python is not installed.
     """
     scripts = need_scripts().javascript_bundle()
-    frame, style, script = _read("page.html"), _read("page.css"), "".join(map(_read, _SCRIPTS))
+    frame, style, *parts = ((files(__package__) / name).read_text(encoding="utf-8") for name in _FILES)
+    script = "".join(parts)
+    summary = found.about["summary"]
+    run, method = summary["run"], summary["method"]
+    title = f"Comparison of methods: {run}" if method is None else selector(method).title(run)
     room = LARGEST - len(scripts.encode()) - sum(len(part.encode()) for part in (frame, style, script))
     return Template(frame).substitute(
-        title=_escaped(_title(found.about["summary"])),
+        title=html.escape(title, quote=False),
         version=__version__,
         style=style,
         libraries=scripts.replace("</script", "<\\/script"),
         script=script,
         data=_fitting(found, room),
     )
-
-
-def _read(name: str) -> str:
-    return (files("adg_plugin.report") / name).read_text(encoding="utf-8")
-
-
-def _title(summary: dict[str, Any]) -> str:
-    method, run = summary["method"], summary["run"]
-    if method is None:
-        return f"Comparison of methods: {run}"
-    return selector(method).title(run)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _fitting(found: Gathered, room: int) -> str:
@@ -89,7 +82,10 @@ def _fitting(found: Gathered, room: int) -> str:
 
 
 def _packed(found: Gathered, texts: dict[str, Any], step: int, characters: int | None) -> str:
-    table = {name: _every(column, step) for name, column in found.table.items()}
+    table = {
+        name: {**column, "codes": column["codes"][::step]} if isinstance(column, dict) else column[::step]
+        for name, column in found.table.items()
+    }
     table["instruction"] = [text[:characters] for text in table["instruction"]]
     data = {
         "about": found.about,
@@ -100,10 +96,6 @@ def _packed(found: Gathered, texts: dict[str, Any], step: int, characters: int |
     }
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), mtime=0)).decode()
-
-
-def _every(column: Any, step: int) -> Any:
-    return {**column, "codes": column["codes"][::step]} if isinstance(column, dict) else column[::step]
 
 
 def write_page(found: Gathered, path: Path) -> None:
@@ -118,6 +110,22 @@ def write_page(found: Gathered, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as sink:
         sink.write(text.encode())
+
+
+def offer_report(run_dir: Path) -> Path | None:
+    """Write the report into a run folder and return its path; None, after a warning, where it cannot be made."""
+    path = run_dir / REPORT
+    try:
+        path.unlink(missing_ok=True)  # of an earlier choice
+        need_scripts()  # before all is read in vain
+        write_page(gather(run_dir), path)
+    except MissingExtraError as err:
+        logger.warning("no report: %s", err)
+        return None
+    except Exception as err:  # a page to look at is no reason to lose the training that follows
+        logger.warning("no report: %s: %s; `adg report %s` tries again", type(err).__name__, err, run_dir)
+        return None
+    return path
 
 
 def write_figures(found: Gathered, folder: Path) -> list[Path]:
@@ -138,12 +146,9 @@ def write_figures(found: Gathered, folder: Path) -> list[Path]:
             "title": {"text": figure.title, "subtitle": figure.note, "anchor": "start", "limit": 900},
             "background": "white",
         }
-        name = figure.name.replace(" ", "_")
-        for suffix, data in (
-            ("svg", draw.vegalite_to_svg(spec).encode()),
-            ("png", draw.vegalite_to_png(spec, scale=2)),
-        ):
-            path = folder / f"{name}.{suffix}"
+        drawn = {"svg": draw.vegalite_to_svg(spec).encode(), "png": draw.vegalite_to_png(spec, scale=2)}
+        for suffix, data in drawn.items():
+            path = folder / f"{figure.name.replace(' ', '_')}.{suffix}"
             with replacing(path) as sink:
                 sink.write(data)
             paths.append(path)

@@ -41,17 +41,18 @@ def answered_rows(table: pa.Table, listed: Ints, at_random: Ints, most: int) -> 
         return listed
     by_score = np.argsort(-table["score"].to_numpy()[listed], kind="stable")
     by_cut = np.argsort(_near_the_cut(table)[listed], kind="stable")
-    some = most // 6
-    shown: Ints = np.unique(
-        np.concatenate([at_random, *(listed[o[:some]] for o in (by_score, by_score[::-1], by_cut))])
-    )
+    ends = (listed[order[: most // 6]] for order in (by_score, by_score[::-1], by_cut))
+    shown: Ints = np.unique(np.concatenate([at_random, *ends]))
     return shown
 
 
 def _near_the_cut(table: pa.Table) -> Ints:
     """Return how many ranks each row is from one that got the opposite decision, of its bin if there are bins, (N,)."""
     if "bin" not in table.column_names:
-        return _near_the_only_cut(table)
+        ranks, chosen = table["rank"].to_pylist(), table["chosen"].to_numpy()
+        budget = int(chosen.sum())
+        rank = np.array([len(table) + budget if rank is None else rank for rank in ranks], dtype=np.int64)
+        return np.where(chosen, budget + 1 - rank, rank - budget)
     bins, rank, chosen = (table[name].to_numpy() for name in ("bin", "rank_in_bin", "chosen"))
     order = np.lexsort((rank, bins))
     away = np.full(len(table), len(table), dtype=np.int64)
@@ -67,18 +68,15 @@ def _near_the_cut(table: pa.Table) -> Ints:
     return away
 
 
-def _near_the_only_cut(table: pa.Table) -> Ints:
-    ranks, chosen = table["rank"].to_pylist(), table["chosen"].to_numpy()
-    budget = int(chosen.sum())
-    rank = np.array([len(table) + budget if rank is None else rank for rank in ranks], dtype=np.int64)
-    return np.where(chosen, budget + 1 - rank, rank - budget)
-
-
 def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
     """Return the listed rows column by column, which compresses better than row by row."""
     part = table.take(pa.array(listed))
     found: dict[str, Any] = {"id": part["id"].to_pylist(), "chosen": [int(v) for v in part["chosen"].to_pylist()]}
-    found |= _of_adg(part) if "bin" in part.column_names else _of_method(part)
+    if "bin" in part.column_names:
+        found |= _of_adg(part)
+    else:
+        names = ("score", "rank", *part_names(part))
+        found |= {name: [_short(value) for value in numbers(part, name)] for name in names}
     found["why"] = _coded(part["reason"].to_pylist())
     found["instruction"] = [facets.instructions[row] for row in listed]
     for name, facet in facets.kinds.items():
@@ -89,10 +87,9 @@ def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
 
 def _of_adg(part: pa.Table) -> dict[str, Any]:
     answers = np.maximum(1, part["num_answers"].to_numpy())
+    names = {"score": "score", "D": "dispersion", "I": "anisotropy"}
     return {
-        "score": _rounded(part["score"]),
-        "D": _rounded(part["dispersion"]),
-        "I": _rounded(part["anisotropy"]),
+        **{short: [_short(value) for value in part[name].to_pylist()] for short, name in names.items()},
         "bin": part["bin"].to_pylist(),
         "rank": part["rank_in_bin"].to_pylist(),
         "quota": part["bin_quota"].to_pylist(),
@@ -100,17 +97,8 @@ def _of_adg(part: pa.Table) -> dict[str, Any]:
     }
 
 
-def _of_method(part: pa.Table) -> dict[str, Any]:
-    names = ("score", "rank", *part_names(part))
-    return {name: [_short(value) for value in numbers(part, name)] for name in names}
-
-
 def _short(value: Number) -> Number:
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _rounded(column: pa.ChunkedArray) -> list[float]:
-    return [float(f"{value:.5g}") for value in column.to_pylist()]
 
 
 def _coded(values: Sequence[str | None]) -> dict[str, Any]:
@@ -125,8 +113,8 @@ def texts(run: RunReader, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in run.staged_rows(ids):
         found[row.prompt.id] = {
-            "instruction": _cut(row.prompt.instruction, _TEXT),
-            "reference": _cut(row.reference, _ANSWER),
+            "instruction": shortened(row.prompt.instruction, _TEXT),
+            "reference": shortened(row.reference, _ANSWER),
             "where": row.where,
         }
     for result in run.results(set(ids)):
@@ -134,12 +122,13 @@ def texts(run: RunReader, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
             continue
         found[result.id] |= {
             "answers": [
-                [_cut(a.text, _ANSWER), len(a.token_ids), int(a.finish_reason == "length")] for a in result.answers
+                [shortened(a.text, _ANSWER), len(a.token_ids), int(a.finish_reason == "length")] for a in result.answers
             ],
             "similarity": [[round(float(value), 3) for value in row] for row in result.gram],
         }
     return found
 
 
-def _cut(text: str, longest: int) -> str:
+def shortened(text: str, longest: int) -> str:
+    """Return the text, of at most `longest` characters."""
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adg_plugin.report.rows import shortened
 from adg_plugin.selectors.columns import by_rank, part_names, plain, printable, shown
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
 
-_EXAMPLES = 5
+_WIDTH = 60  # characters of an instruction
 
 
-def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) -> None:
+def print_summary(run_dir: Path, console: Console, examples: int = 5) -> None:
     """Print counts, the parts of the score, and the rows at both ends of the choice.
 
     Raises:
@@ -41,10 +41,9 @@ def print_summary(run_dir: Path, console: Console, examples: int = _EXAMPLES) ->
     )
     if chooser.by_divergence:
         console.print(_parts(manifest["score"]))
-        _print_examples(run, console, examples)
     else:
         console.print(_percentiles(manifest["score"]))
-        console.print(_ends(run, examples))
+    console.print(_ends(run, chooser.by_divergence, examples))
 
 
 def _parts(score: dict[str, Any]) -> Table:
@@ -70,55 +69,28 @@ def _percentiles(score: dict[str, Any]) -> Table:
     return parts
 
 
-def _ends(run: RunReader, examples: int) -> Table:
-    """Return the best of the rows that another method chose, and the last of those that it left."""
+def _ends(run: RunReader, by_divergence: bool, examples: int) -> Table:
+    """Return the best of the chosen rows, and the last of those that were left."""
     scores = run.scores()
     names = ("score", *part_names(scores))
-    headings = (name.replace("_", " ") for name in names)  # which fold at spaces
-    table = Table("chosen", "rank", *headings, "instruction", box=None, pad_edge=False)
-    order = by_rank(scores)
+    if by_divergence:
+        headings = ["score", "D", "I", "bin", "rank/quota", "why"]
+        order = np.argsort(-scores["score"].to_numpy(), kind="stable")
+    else:
+        headings = ["rank", *(name.replace("_", " ") for name in names)]  # which fold at spaces
+        order = by_rank(scores)
+    table = Table("chosen", *headings, "instruction", box=None, pad_edge=False)
     chosen = scores["chosen"].to_numpy()[order]
     left = order[~chosen]
     for heading, picked in (("yes", order[chosen][:examples]), ("no", left[max(0, len(left) - examples) :])):
         rows = scores.take(picked).to_pylist()
-        texts = _instructions(run, rows)
+        staged = run.staged_rows([row["id"] for row in rows])
+        texts = {row.prompt.id: printable(" ".join(row.prompt.instruction.split())) for row in staged}
         for row in rows:
-            cells = ["" if row["rank"] is None else str(row["rank"]), *(shown(plain(row[name])) for name in names)]
-            table.add_row(heading, *cells, texts[row["id"]])
+            if by_divergence:
+                cells = [f"{row[name]:.3f}" for name in ("score", "dispersion", "anisotropy")]
+                cells += [str(row["bin"]), f"{row['rank_in_bin']}/{row['bin_quota']}", row["reason"]]
+            else:
+                cells = ["" if row["rank"] is None else str(row["rank"]), *(shown(plain(row[name])) for name in names)]
+            table.add_row(heading, *cells, Text(shortened(texts[row["id"]], _WIDTH)))
     return table
-
-
-def _print_examples(run: RunReader, console: Console, examples: int) -> None:
-    scores = run.scores()
-    order = np.argsort(-scores["score"].to_numpy(), kind="stable")
-    chosen = scores["chosen"].to_numpy()[order]
-    best, left = order[chosen][:examples], order[~chosen][::-1][:examples][::-1]
-    table = Table("chosen", "score", "D", "I", "bin", "rank/quota", "why", "instruction", box=None, pad_edge=False)
-    for heading, picked in (("yes", best), ("no", left)):
-        rows = scores.take(picked).to_pylist()
-        texts = _instructions(run, rows)
-        for row in rows:
-            table.add_row(heading, *_cells(row), texts[row["id"]])
-    console.print(table)
-
-
-def _instructions(run: RunReader, rows: Sequence[dict[str, Any]]) -> dict[str, Text]:
-    """Return the beginning of each row's instruction, by id."""
-    staged = run.staged_rows([row["id"] for row in rows])
-    return {row.prompt.id: Text(_shortened(row.prompt.instruction)) for row in staged}
-
-
-def _cells(row: dict[str, Any]) -> Sequence[str]:
-    return (
-        f"{row['score']:.3f}",
-        f"{row['dispersion']:.3f}",
-        f"{row['anisotropy']:.3f}",
-        str(row["bin"]),
-        f"{row['rank_in_bin']}/{row['bin_quota']}",
-        row["reason"],
-    )
-
-
-def _shortened(text: str, width: int = 60) -> str:
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= width else text[: width - 1] + "…"

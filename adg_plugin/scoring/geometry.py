@@ -150,11 +150,7 @@ def anisotropy(gram: AnyFloats) -> Floats:
 
 
 def parts(grams: AnyFloats) -> Parts:
-    """Return dispersion and anisotropy of each row, with memory that does not grow beyond the result.
-
-    Args:
-        grams: (N, K, K) inner products of unit answer vectors, any float type; K >= 3.
-    """
+    """Return D and I of each Gram matrix (N, K, K), K >= 3, of any float type; memory does not outgrow the result."""
     spread, directions = np.empty(len(grams)), np.empty(len(grams))
     for start in range(0, len(grams), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
@@ -240,8 +236,6 @@ def balance(dispersion: AnyFloats, anisotropy: AnyFloats, scores: AnyFloats, for
         dispersion: (N,).
         anisotropy: (N,).
         scores: (N,), what `combine` gave for the same parts, form and weight.
-        form: as in `combine`.
-        weight: as in `combine`.
     """
     spread, directions = np.asarray(dispersion, np.float64), np.asarray(anisotropy, np.float64)
     s = np.asarray(scores, np.float64)

@@ -26,7 +26,7 @@ _NO_TAIL = 0.05  # below it, tails are noise of the search
 
 @dataclass(frozen=True, slots=True)
 class Estimates:
-    """The parts of each row's score, and how much other draws of its answers would move them. All (N,)."""
+    """The parts of each row's score, and how much resampled answers would move them. All (N,)."""
 
     dispersion: Floats
     anisotropy: Floats
@@ -128,11 +128,7 @@ def _columns(of: Estimates) -> tuple[Floats, ...]:
 
 
 def _scaled(of: Estimates, simulated: Estimates, truth: Floats) -> Estimates:
-    """Return `of` with its variances multiplied by what makes the simulated ones right on average.
-
-    Args:
-        truth: (2, 2) covariance of the simulated rows' D and I.
-    """
+    """Return `of`, variances scaled by what makes the simulated right on average; `truth` is (2, 2), cov of D and I."""
     spread = of.var_dispersion * truth[0, 0] / simulated.var_dispersion.mean()
     if not simulated.var_anisotropy.any():  # three answers
         directions = np.where(of.dispersion > 0, truth[1, 1], 0.0)
@@ -197,7 +193,7 @@ def _spread(draws: _Draws, decay: float, tail: float, wanted: float) -> AnswerMo
 
 
 class _Draws:
-    """Random numbers that every model is tried on, so that differences between models are no luck."""
+    """Random numbers that every model is tried on, so that differences between models are no sampling noise."""
 
     def __init__(self, rows: int, answers: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -205,7 +201,7 @@ class _Draws:
         self._far = rng.standard_normal((rows, answers, 1))
 
     def grams(self, model: AnswerModel) -> Floats:
-        """Return (rows, K, K) Gram matrices of answers to rows that differ by luck alone."""
+        """Return (rows, K, K) Gram matrices of answers to rows that differ by sampling noise alone."""
         scales = np.arange(1, _WIDTH + 1) ** (-model.decay / 2)
         scales *= model.spread / np.linalg.norm(scales)
         x = self._normal * scales * np.exp(model.tail * self._far - model.tail**2)

@@ -127,7 +127,6 @@ def choose(
 
 
 def _id_order(ids: Ids) -> Ints:
-    """Return the positions of the rows in the order of their ids."""
     # A list, not a NumPy string array: that is as wide as the longest id, for every row.
     names = [str(name) for name in ids]
     return np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)

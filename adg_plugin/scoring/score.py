@@ -65,11 +65,7 @@ class Scored:
 
 
 def eligible(run: RunReader, filters: Filters) -> Geometry:
-    """Return the rows that may be chosen: without those that filters on the sampled answers reject, with the reasons.
-
-    Raises:
-        StoreError: no pool is staged, or a file is damaged.
-    """
+    """Return the rows that pass the filters on sampled answers, with reasons; a StoreError without a sound pool."""
     geometry = run.geometry()
     if filters.underspecified:
         lacking = underspecified(run.answer_texts())

@@ -28,7 +28,7 @@ _MORE_ANSWERS = (1.6, 2.0)  # of K: 8 and 10 for 5
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """What to expect of another run with other draws, within the same bins: another `seed` moves these, too.
+    """What to expect of another run with resampled answers, within the same bins: another `seed` moves these, too.
 
     Attributes:
         ids: (N,) scored rows, by ascending id.
@@ -92,7 +92,7 @@ def stability(run_dir: str) -> Stability:
     """Return how stable the selection in a run folder is.
 
     Rows are taken to differ, within their bin, by a normal spread: that of the scores less that of the errors. Other
-    runs are drawn from what this one says about each row, with fresh errors, and choose within the same bins.
+    runs are sampled from what this one says about each row, with fresh errors, and choose within the same bins.
 
     Raises:
         StoreError: not a run folder, one without a result, or one that lost answers since.
@@ -110,11 +110,7 @@ def stability(run_dir: str) -> Stability:
 
 
 def scored_grams(run: RunReader) -> tuple[GramGroup, ...]:
-    """Return the Gram matrices of the scored rows, numbered as in `run.scores()`: filters may have left rows out.
-
-    Raises:
-        StoreError: not every scored row has its answers any more.
-    """
+    """Return scored rows' Gram matrices, numbered as in `scores()` (filters drop rows); a StoreError if any is lost."""
     geometry = run.geometry(vectors=False)
     check_answers(run, geometry)
     scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=run.scores()["id"]).to_numpy(zero_copy_only=False)
@@ -135,7 +131,6 @@ def stability_of(
         ids: (N,) ascending.
         bins: (N,) bin of each row; numbers may be missing.
         chosen: (N,) the choice.
-        config: the settings that it was made with.
     """
     bins = np.unique(bins, return_inverse=True)[1]
     pool = estimates.of_pool
@@ -185,7 +180,6 @@ def _notes(estimates: Calibrated, scores: Floats, tied: Bools, config: ADGConfig
 
 
 def _tied_bins(scores: Floats, bins: Ints) -> Bools:
-    """Return which bins hold one score only, (B,)."""
     order = np.lexsort((scores, bins))
     ends = np.cumsum(np.bincount(bins))
     ordered = scores[order]
@@ -194,7 +188,7 @@ def _tied_bins(scores: Floats, bins: Ints) -> Bools:
 
 
 def error_variances(estimates: Calibrated, bins: Ints, config: ADGConfig) -> Floats:
-    """Return the variance of each score over other draws of its row's answers, (N,).
+    """Return the variance of each score over resamples of its row's answers, (N,).
 
     A variance from five answers is itself mostly noise. So each is shrunk towards the mean of its bin, and that towards
     the mean of the pool, as far as what would be seen among equal rows explains their scatter.
@@ -240,7 +234,7 @@ class _Within:
         return cls(centre, centre + reliability * (scores - centre), errors, reliability)
 
     def truth(self, rng: np.random.Generator) -> Floats:
-        """Return scores that rows might have without luck, (N,)."""
+        """Return scores that rows might have without sampling noise, (N,)."""
         drawn: Floats = np.sqrt(self.reliability) * self.errors * rng.standard_normal(len(self.errors))
         return self.expected + drawn
 

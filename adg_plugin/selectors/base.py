@@ -38,7 +38,6 @@ class Task:
 
     Attributes:
         run: the run folder, with a staged pool and all that was sampled or measured.
-        config: the settings.
         source: of the backbone, with its tokenizer; None where nothing but ADG can choose.
         pool_rows: rows of the pool after exact duplicates, for a budget that is a fraction.
         skipped: the reason of each row that could not be sampled or measured this time, by id.
@@ -93,7 +92,6 @@ class Selector:
     name: str
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Note whether the subclass measures rows."""
         super().__init_subclass__(**options)
         cls.measures = cls.fill is not Selector.fill
 
@@ -117,15 +115,11 @@ class Selector:
     # -- models ------------------------------------------------------------------------------------------------------
 
     def models(self, config: ADGConfig) -> Mapping[str, Callable[[], object]]:
-        """Return, by the setting that names it, how each model beside the backbone is configured; it is not loaded."""
+        """Return, by its setting, how each model other than the backbone is configured; none is loaded."""
         return {}
 
     def check(self, config: ADGConfig) -> None:
-        """Raise where a model or a file is missing, before anything is written.
-
-        Raises:
-            ADGError: of the kind that tells what is wrong.
-        """
+        """Raise an ADGError of its kind where a model or a file is missing, before anything is written."""
         for configured in self.models(config).values():
             configured()
 
@@ -151,9 +145,7 @@ class Selector:
 
         Args:
             run: the run folder, with a staged pool.
-            config: the settings.
             source: of the backbone.
-            show: report progress on stderr.
 
         Returns:
             As `adg_plugin.selectors.measure.fill_measure`.
@@ -172,12 +164,7 @@ class Selector:
     # -- the choice --------------------------------------------------------------------------------------------------
 
     def decide(self, task: Task) -> Decision:
-        """Return the choice; without a row in it where none can be chosen.
-
-        Raises:
-            ConfigError: there is no model, or `pick` returned what is no choice.
-            ADGError: as the selector.
-        """
+        """Return the choice, empty if none can be made; a ConfigError without a model or a valid `pick`."""
         if task.source is None:
             raise ConfigError([f"method is {self.name!r}, and there is no model to ask: use method: adg"])
         candidates, unanswered = read_candidates(task.run, self.reads, needs_reference=self.needs_reference)

@@ -51,11 +51,7 @@ class Candidates:
         return len(self.ids)
 
     def columns(self, *names: str) -> list[tuple[Any, ...]]:
-        """Return the values of some columns of each row, None where a row lacks one.
-
-        Raises:
-            ValueError: `reads` of the selector does not name `data`.
-        """
+        """Return values of columns by row, None where it lacks one; a ValueError unless `reads` names `data`."""
         if len(self.data) < len(self.ids):
             raise ValueError('columns of the rows are in their data: add "data" to reads')
         rows = map(json.loads, self.data)
@@ -77,7 +73,6 @@ def read_candidates(
     group at a time: as one Arrow array, a column of text ends at 2 GiB.
 
     Args:
-        run: the run folder.
         columns: of the texts that memory is to hold: `instruction`, `reference`, `data`.
         needs_reference: what it must have: text; a turn, which may only call tools and can be trained on; or
             nothing, and no row is left out.
@@ -153,7 +148,6 @@ class Picked:
             order: (M,) rows, the first choice first; its score is M, the last one's 1.
             total: N.
             steps: (M,) numbers each, in this order: what each step found.
-            columns: (N,) numbers each, of every row.
             warnings: sentences.
         """
         rows = np.asarray(order, dtype=np.int64)
@@ -172,11 +166,7 @@ Pick = Callable[[Candidates, int], Picked]  # rows and budget -> the choice
 
 
 def as_picked(found: object, total: int, budget: int) -> Picked:
-    """Return a choice of at most `budget` among `total` rows, in the types that `Picked` names.
-
-    Raises:
-        ValueError: it is none; says why.
-    """
+    """Return a choice of at most `budget` of `total` rows, typed as `Picked`; a ValueError says why it is none."""
     if not isinstance(found, Picked):
         raise ValueError(f"pick returned {type(found).__name__}, not a Picked")
     if taken := sorted(set(OF_ALL) & found.columns.keys()):
@@ -195,7 +185,6 @@ def as_picked(found: object, total: int, budget: int) -> Picked:
 
 
 def _array(values: object) -> npt.NDArray[Any] | None:
-    """Return values as a one-dimensional array, None where they are none."""
     try:
         array = np.asarray(values)
     except ValueError:  # lists of different lengths
@@ -239,7 +228,6 @@ def decided(
 
 
 def _nullable(values: npt.NDArray[Any]) -> pa.Array:
-    """Return the values as a column, null where they are NaN."""
     return pa.array(values, mask=np.isnan(values))
 
 

@@ -23,10 +23,9 @@ class Decision:
         table: one row per candidate, by ascending id: at least `id`, `score`, `chosen`, `reason`.
         ids: of the chosen rows, the best first.
         score: how the scores came out, for the manifest.
-        warnings: sentences.
         rejections: rows that this method cannot choose, and why.
         bins: how many there were; None where the method knows none.
-        answer_tokens: drawn for it.
+        answer_tokens: sampled for it.
     """
 
     table: pa.Table

@@ -29,12 +29,7 @@ _WATCHED_ROWS = 256  # fewer may all be of a kind
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What a user can do where a model fails on many rows.
-
-    Attributes:
-        memory: where they do not fit.
-        numbers: where they give NaN or infinity.
-    """
+    """What a user can do where rows do not fit into `memory`, or give NaN or infinity (`numbers`)."""
 
     memory: str
     numbers: str
@@ -47,7 +42,6 @@ class Measure:
     Attributes:
         name: of its folder.
         schema: see `adg_plugin.store.measures.measure_schema`.
-        advice: for the errors.
         verb: what the model does, for the progress.
         each_batch: whether each batch is on the disk before the next begins: an answer in words takes long.
     """
@@ -63,10 +57,7 @@ def fill_measure(run: RunFolder, measure: Measure, judge: Judge[Row, Input], *, 
     """Measure the prompts of a run folder that have no result yet, and return what it took.
 
     Args:
-        run: the run folder, with a staged pool.
-        measure: what is kept.
         judge: what is asked of which model; loaded only if there is something to ask.
-        show: report progress on stderr.
 
     Returns:
         `rows` that had no result, of `total`; where there were any `seconds` and `tokens`; where memory was short
@@ -113,11 +104,7 @@ def fill_measure(run: RunFolder, measure: Measure, judge: Judge[Row, Input], *, 
 
 
 def stored_measure(run: RunReader, measure: Measure, judge: Judge[Row, Input], rows: Iterable[Row]) -> pa.Table:
-    """Return what is stored of each of the rows, in their order; the reason of those without is `not_measured`.
-
-    Raises:
-        StoreError: a file is damaged.
-    """
+    """Return what is stored of each row, in order, else the reason `not_measured`; a StoreError for a damaged file."""
     ids: list[str] = []
     wanted: list[bytes] = []
     for row in rows:

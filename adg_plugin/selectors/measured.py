@@ -42,7 +42,7 @@ def places(ids: npt.NDArray[np.object_], wanted: npt.NDArray[np.object_]) -> npt
 
 
 def not_measured(reason: str, who: str, advice: Advice) -> str:
-    """Return the sentence for a row of which a model said nothing that can be used."""
+    """Return the sentence for a row of which a model gave nothing that can be used."""
     from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY
 
     return {

@@ -1,4 +1,4 @@
-"""Rows drawn uniformly at random, which any selector has to beat."""
+"""Rows sampled uniformly at random, which any selector has to beat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adg_plugin.selectors.candidates import Candidates, Picked
 
 
 class Random(Selector):
-    """A uniform draw without replacement.
+    """A uniform sample without replacement.
 
     Each row's number comes of the seed and its id alone, so the choice depends on neither the pool's order nor on what
     else is in it: of a smaller pool, those that are in it stay.

@@ -25,11 +25,7 @@ _BUILT_IN = {
 
 @cache
 def selector(name: str) -> Selector:
-    """Return the selector that `method` names.
-
-    Raises:
-        ConfigError: there is none, or what a package brings under this name is none.
-    """
+    """Return the selector that `method` names; a ConfigError where there is none, or what a package brings is none."""
     if name in _BUILT_IN:
         module, _, of = _BUILT_IN[name].partition(":")
         built_in: type[Selector] = getattr(import_module(f"{__package__}.{module}"), of)
@@ -52,7 +48,7 @@ def built_in_selectors() -> tuple[Selector, ...]:
 
 
 def choice_settings() -> tuple[str, ...]:
-    """Return the settings that decide over a choice from one staged pool, beside the filters on agreement."""
+    """Return the settings that decide over a choice from one staged pool, apart from the filters on agreement."""
     return ("budget", *dict.fromkeys(key for one in built_in_selectors() for key in one.settings))
 
 

@@ -79,10 +79,8 @@ def fill_styles(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict
     """Score the prompts of a run folder that have an answer and no score, and return what it took.
 
     Args:
-        run: the run folder, with a staged pool.
         config: `scar_model` and `device`. The ranker is loaded only if there is something to score, and its code is
             never trusted: `trust_remote_code` is about the backbone.
-        show: report progress on stderr.
 
     Returns:
         As `adg_plugin.selectors.measure.fill_measure`.
@@ -90,7 +88,6 @@ def fill_styles(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict
     Raises:
         MissingExtraError: `scar-tool` is not installed.
         ModelError: the ranker or its encoder cannot be loaded, is not whole, or brings code of its own.
-        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`.
     """
     return fill_measure(run, _MEASURE, _StyleJudge.configured(config), show=show)
 
@@ -99,9 +96,6 @@ def read_styles(run: RunReader, config: ADGConfig) -> StyleTable:
     """Return the stored scores of the current prompts that have an answer; arguments as of `fill_styles`.
 
     Those of another ranker or of other texts do not count: such a row's reason is `not_measured`.
-
-    Raises:
-        MissingExtraError, ModelError, StoreError: as `fill_styles`.
     """
     judge = _StyleJudge.configured(config)
     table = stored_measure(run, _MEASURE, judge, judge.rows(run))
@@ -110,10 +104,8 @@ def read_styles(run: RunReader, config: ADGConfig) -> StyleTable:
 
 @dataclass(frozen=True, slots=True)
 class _StyleJudge:
-    """What the ranker is asked."""
-
     ranker: StyleRanker
-    recipe: bytes  # of all that a score depends on beside the row
+    recipe: bytes  # of all that a score depends on, apart from the row
 
     @classmethod
     def configured(cls, config: ADGConfig) -> _StyleJudge:

@@ -77,8 +77,6 @@ class _Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Where the results that count are."""
-
     positions: list[Ints]  # for each part, its rows' positions; -1: not in the pool, not the first, or rejected
     num_answers: npt.NDArray[np.int16]  # (P,), 0 where there is nothing to score
     reasons: dict[int, str]  # position -> why the engine rejected it
@@ -91,7 +89,6 @@ def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> G
     ids, one matrix of prompt vectors and the Gram matrices, plus one row group.
 
     Args:
-        prompts: prompts.parquet.
         parts: by sequence; of two results for one row the first counts.
         vectors: whether to read the prompt vectors, which are most of the memory.
 

@@ -68,11 +68,7 @@ class Sink:
         return self._hash.hexdigest()
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write all of `data` and return its length in bytes.
-
-        Raises:
-            StoreError: the disk is full or the file cannot be written.
-        """
+        """Write all of `data`, return its length in bytes; a StoreError where the disk is full or unwritable."""
         rest = memoryview(data).cast("B")
         self._hash.update(rest)
         size_bytes = len(rest)
@@ -132,11 +128,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, *, fix: str) -> dict[str, Any] | None:
-    """Return the JSON object in `path`, or None where there is no such file.
-
-    Raises:
-        StoreError: unreadable, or not a JSON object.
-    """
+    """Return the JSON object in `path`, None where there is no file; a StoreError if unreadable or no object."""
     if not path.exists():
         return None
     with reading(path, fix=fix):
@@ -156,11 +148,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Return the 128-bit BLAKE2b digest of a file in hex, read in blocks.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return the 128-bit BLAKE2b digest of a file in hex, read in blocks; an OSError where it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

@@ -11,11 +11,7 @@ from adg_plugin.store import Geometry, RunReader
 
 
 def finished(run: RunReader) -> ADGConfig:
-    """Return the settings of the selection in a run folder.
-
-    Raises:
-        StoreError: there is none yet.
-    """
+    """Return the settings of the selection in a run folder; a StoreError where there is none yet."""
     manifest = run.manifest()
     if manifest is None:
         raise StoreError(f"{run.path} is not complete yet: run adg select on it")
@@ -23,15 +19,7 @@ def finished(run: RunReader) -> ADGConfig:
 
 
 def check_answers(run: RunReader, geometry: Geometry) -> None:
-    """Validate that every scored row of a finished run still has its answers.
-
-    Args:
-        run: the run folder.
-        geometry: of its answers, before any filter.
-
-    Raises:
-        StoreError: parts of the answers were removed or damaged since.
-    """
+    """Raise a StoreError where a finished run has lost answers of scored rows; `geometry` is before any filter."""
     answered = pa.array(geometry.ids, pa.string())
     if not pc.all(pc.is_in(run.scores()["id"], value_set=answered), min_count=0).as_py():
         raise lost_answers(run)

@@ -1,4 +1,4 @@
-"""RunFolder: the one writer of a run folder. Whatever it has said is written survives a crash."""
+"""RunFolder: the one writer of a run folder. Whatever it has written survives a crash."""
 
 from __future__ import annotations
 
@@ -91,11 +91,7 @@ class RunFolder(RunReader):
 
     @staticmethod
     def read(path: str | Path) -> RunReader:
-        """Return the run folder for reading, without a lock, also while another process writes it.
-
-        Raises:
-            StoreError: not a run folder.
-        """
+        """Return the run folder for reading, without a lock, also while it is written; a StoreError if it is none."""
         path = Path(path)
         if not path.is_dir():
             raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
@@ -189,29 +185,17 @@ class RunFolder(RunReader):
             self._samples.append(result)
 
     def drop_embedded_samples(self) -> None:
-        """Delete the parts of answers without vectors whose rows all have vectors now.
-
-        Raises:
-            StoreError: a part cannot be read, written or deleted.
-        """
+        """Delete parts of answers without vectors whose rows all have vectors now; a StoreError where that fails."""
         self.flush()
         self._samples.drop_parts_within(self.stock.completed)
 
     def flush(self) -> None:
-        """Write the buffered results. When it returns, they survive a power cut.
-
-        Raises:
-            StoreError: a part cannot be written; the results stay buffered.
-        """
+        """Write the buffered results, which then survive a power cut; after a StoreError they stay buffered."""
         self._answers.flush()
         self._samples.flush()
 
     def compact(self, *, more_than: int = 1) -> int:
-        """Merge neighbouring small parts of answers if there are more than so many, and return how many fewer are left.
-
-        Raises:
-            StoreError: a part cannot be written. No result is lost.
-        """
+        """Merge small neighbours if over `more_than`; return how many fewer parts. A StoreError loses no result."""
         return self._answers.compact(more_than=more_than)
 
     def write_scores(self, table: pa.Table) -> None:
@@ -244,11 +228,7 @@ class RunFolder(RunReader):
         return dict(reasons.most_common())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Write manifest.json, which says that the run is complete. Call it last.
-
-        Raises:
-            StoreError: the scores or the selected rows have not been written.
-        """
+        """Write manifest.json, which means complete; a StoreError where scores or selected rows are not written yet."""
         files = {}
         for name in (SELECTED, SCORES):
             path = self.path / name
@@ -265,11 +245,7 @@ class RunFolder(RunReader):
 
 
 def check_folder(path: str | Path) -> None:
-    """Validate that a run may go into a folder, which need not be there; nothing in it changes.
-
-    Raises:
-        StoreError: in use by another process, not a run folder, or unwritable.
-    """
+    """Raise a StoreError where a folder, if it is there, is in use, no run folder, or unwritable; nothing changes."""
     path = Path(path)
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     with writing(path), TemporaryFile(dir=there):

@@ -34,12 +34,7 @@ FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_comput
 
 
 def sampling_fingerprint(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
-    """Return all that the answers of a prompt depend on beside the prompt itself.
-
-    Args:
-        model: what tells the weights from all others.
-        eos_ids: tokens that end an answer.
-    """
+    """Return all that the answers of a prompt depend on, apart from the prompt itself."""
     names = _OF_VECTORS + (FOUR_BIT if config.load_in_4bit else ())
     recipe: dict[str, Any] = {name: getattr(config, name) for name in names}
     if config.answers is not None:  # each row's key holds its own
@@ -88,8 +83,6 @@ def row_key(
     """Return the 16-byte key of a prompt's answers under a recipe's digest, and of their agreement if it is asked for.
 
     Args:
-        recipe: see `sampling_fingerprint`.
-        token_ids: of the prompt.
         span: of the instruction's own tokens.
         reference_ids: of the reference response, where agreement is asked for.
         given: answers that somebody else generated, where those are scored.

@@ -87,11 +87,7 @@ class Ledger(Generic[R]):
             self.flush()
 
     def flush(self) -> None:
-        """Write the buffered results as one part. When it returns, they survive a power cut.
-
-        Raises:
-            StoreError: the part cannot be written; the results stay buffered.
-        """
+        """Write the buffered results as one part, which survives a power cut; after a StoreError they stay buffered."""
         if self._buffer:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,21 +97,13 @@ class Ledger(Generic[R]):
         self._flushed_at = time.monotonic()
 
     def compact(self, *, more_than: int) -> int:
-        """Merge neighbouring small parts if there are more than so many, and return how many fewer there are now.
-
-        Raises:
-            StoreError: a part cannot be written. No result is lost.
-        """
+        """Merge small neighbours if over `more_than`; return how many fewer parts. A StoreError loses no result."""
         if sum(part.rows < self._rows_per_part for part in self.stock.parts) <= more_than:
             return 0
         return merge_small(self.stock, self.folder, small_rows=self._rows_per_part, schema=self._schema)
 
     def drop_parts_within(self, completed: set[bytes]) -> None:
-        """Delete the parts all of whose rows are among `completed`, `row_digest`s.
-
-        Raises:
-            StoreError: a part cannot be read or deleted.
-        """
+        """Delete parts whose rows are all among `completed` (`row_digest`s); a StoreError where that fails."""
         self.flush()
         kept = []
         for part in self.stock.parts:

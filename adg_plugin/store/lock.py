@@ -21,7 +21,6 @@ def hold(folder: Path, *, wait_s: float) -> FileLock:
     """Return the folder's lock, held.
 
     Args:
-        folder: an existing run folder.
         wait_s: how long to wait for another process; 0 tries once, below 0 waits for ever.
 
     Raises:
@@ -38,11 +37,7 @@ def hold(folder: Path, *, wait_s: float) -> FileLock:
 
 
 def check_free(folder: Path) -> None:
-    """Validate that no other process has a run folder.
-
-    Raises:
-        StoreError: one has it (the text says which).
-    """
+    """Raise a StoreError that names the process where another one has a run folder."""
     if (folder / LOCK).exists():
         _acquired(folder, wait_s=0).release()
 

@@ -66,16 +66,7 @@ class PartIndex:
 
 
 def write_index(path: Path, prompts: Path, parts: Sequence[Part]) -> None:
-    """Write the number of the part that holds each of the current prompts' results.
-
-    Args:
-        path: index.parquet.
-        prompts: prompts.parquet.
-        parts: by sequence; of two results for one row the first counts.
-
-    Raises:
-        StoreError: a file cannot be read or written.
-    """
+    """Write each prompt's part number (`parts` by sequence, the first result counts); a StoreError if a file fails."""
     pool = read_pool(prompts)
     numbers = np.full(len(pool.ids), -1, np.int32)
     for part in reversed(parts):
@@ -96,8 +87,6 @@ def find_result(path: Path, folder: Path, id: str, digest: bytes) -> RowResult |
 
     Args:
         path: index.parquet; None comes back where there is none.
-        folder: of the parts.
-        id: of the row.
         digest: its `row_digest`.
 
     Raises:

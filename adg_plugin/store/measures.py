@@ -47,8 +47,6 @@ def open_measures(run: RunFolder, name: str, schema: pa.Schema) -> Ledger[Findin
 
     Args:
         run: the run folder, held by this process.
-        name: of the measure, which is that of its folder.
-        schema: see `measure_schema`.
 
     Raises:
         StoreError: they cannot be read or mended.
@@ -62,15 +60,9 @@ def _record(finding: Finding) -> dict[str, Any]:
 
 
 def read_measures(run: RunReader, name: str, schema: pa.Schema, wanted: Sequence[bytes]) -> pa.Table:
-    """Return what is measured under that name, a row for each of `wanted` in its order, null where there is nothing.
+    """Return what is measured under that name, a row for each `row_digest` in `wanted`, in order, null if nothing.
 
     Damaged parts are left out; what a writer still buffers is not seen.
-
-    Args:
-        run: the run folder, held or not.
-        name: of the measure.
-        schema: of its parts.
-        wanted: `row_digest`s.
 
     Raises:
         StoreError: a part cannot be read.

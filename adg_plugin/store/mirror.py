@@ -53,12 +53,7 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
 
 
 def check_url(url: str) -> None:
-    """Validate the form of a run folder's URL, and that its driver is here; nothing there is read.
-
-    Raises:
-        ConfigError: a password stands in it.
-        StoreError: there is no driver for it.
-    """
+    """Validate the form of a URL, reading nothing; a ConfigError for a password, a StoreError without a driver."""
     _Mirror(url)
 
 
@@ -92,11 +87,7 @@ class _Mirror:
 
     @contextmanager
     def alone_here(self) -> Iterator[None]:
-        """Keep other processes of this machine away from the local copy.
-
-        Raises:
-            StoreError: one has it.
-        """
+        """Keep other processes of this machine from the local copy; a StoreError where one has it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             lock = FileLock(self.path.with_suffix(".lock"), thread_local=False).acquire(timeout=0)
@@ -110,11 +101,7 @@ class _Mirror:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Claim the URL, as far as a store without locks allows.
-
-        Raises:
-            StoreError: another process has claimed it and still says so.
-        """
+        """Claim the URL, as far as a store without locks allows; a StoreError where another process still claims it."""
         other = self._claim()
         if other is not None and time.time() - other["time"] < _STALE_S:
             raise StoreError(
@@ -130,7 +117,6 @@ class _Mirror:
                     self._remove(_HEARTBEAT)
 
     def _claim(self) -> dict[str, Any] | None:
-        """Return who says that it works on the URL."""
         beat = f"{self._root}/{_HEARTBEAT}"
         with self._claiming, self._reaching("read"):
             self._fs.invalidate_cache()
@@ -150,11 +136,7 @@ class _Mirror:
         self._beat()
 
     def _check(self) -> None:
-        """Do nothing while the URL is this process's.
-
-        Raises:
-            StoreError: another took it over, after this one had been out of reach for long.
-        """
+        """Raise a StoreError where another process took the URL over, after this one had been out of reach for long."""
         other = self._claim()
         if other is not None and other["id"] != self._id:
             raise StoreError(
@@ -164,7 +146,7 @@ class _Mirror:
 
     @contextmanager
     def _now_and_then(self, work: Callable[[], None]) -> Iterator[None]:
-        """Do `work` every 20 seconds, beside the block; its errors are warnings."""
+        """Do `work` every 20 seconds during the block; its errors are warnings."""
         done = threading.Event()
 
         def loop() -> None:
@@ -185,11 +167,7 @@ class _Mirror:
     # --- there and back
 
     def pull(self) -> None:
-        """Bring the local copy up to date: of parts it keeps its own, too; all other files are those of the URL.
-
-        Raises:
-            StoreError: the URL cannot be read.
-        """
+        """Update the local copy: parts of both, all other files of the URL; a StoreError where that cannot be read."""
         remote = self._remote()
         self._known = set(remote)
         for path in self._local():
@@ -207,11 +185,7 @@ class _Mirror:
 
     @contextmanager
     def pushing(self) -> Iterator[None]:
-        """Upload new parts every now and then inside the block, and everything at its end.
-
-        Raises:
-            StoreError: the last upload failed; the local copy has everything.
-        """
+        """Upload new parts now and then, all at the end of the block; a StoreError leaves all in the local copy."""
         try:
             with self._now_and_then(self._push_parts):
                 yield
@@ -263,7 +237,6 @@ class _Mirror:
             self._fs.rm_file(f"{self._root}/{path}")
 
     def _remote(self) -> dict[str, int]:
-        """Return the sizes of the URL's files by their path within it."""
         with self._reaching("read"):
             self._fs.invalidate_cache()
             found: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)

@@ -119,11 +119,7 @@ def digests(table: pa.Table) -> list[bytes]:
 
 
 def write_part(folder: Path, sequence: int, table: pa.Table) -> Part:
-    """Write one part, whole or not at all, and return it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write one part, whole or not at all, and return it; a StoreError where it cannot be written."""
     stream = pa.BufferOutputStream()
     # Dictionaries and statistics cost time and gain nothing on vectors and texts that never repeat.
     pq.write_table(table, stream, compression="zstd", use_dictionary=["reason"], write_statistics=False)
@@ -198,7 +194,7 @@ def named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
 
 
 def _damage(path: Path, done: str) -> str:
-    # How many rows is not said: that would mean to parse what is known to be broken.
+    # The number of rows is left out: it would mean to parse what is known to be broken.
     return (
         f"{path} is damaged (its bytes do not match the checksum in its name): {done}, its rows are to be "
         "sampled or measured again"
@@ -222,9 +218,7 @@ def merge_small(stock: Inventory, folder: Path, *, small_rows: int, schema: pa.S
 
     Args:
         stock: what `folder` holds; its list of parts is brought up to date.
-        folder: the folder of parts.
         small_rows: parts with fewer rows are merged.
-        schema: of the parts.
 
     Raises:
         StoreError: a part cannot be written, or was altered.

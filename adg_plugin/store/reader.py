@@ -51,11 +51,7 @@ class Counts:
 
 
 def check_is_run_folder(path: Path) -> None:
-    """Validate that config.json is a run folder's.
-
-    Raises:
-        StoreError: it is missing, unreadable, something else's, or of a later version of this package.
-    """
+    """Raise a StoreError unless config.json is a run folder's, and of no later version of this package."""
     fix = "give another --out"
     config = read_json(path / CONFIG, fix=fix)
     if config is None or MARKER not in config:
@@ -162,11 +158,7 @@ class RunReader:
         return staging.windows(self.path / PROMPTS, lambda digest: digest not in completed and digest not in drawn)
 
     def sampled_windows(self) -> Iterator[list[Sampled]]:
-        """Yield the rows whose answers are still to be embedded, some of the pool at a time, in its order.
-
-        Raises:
-            StoreError: no pool is staged, or a file is damaged.
-        """
+        """Yield the rows to be embedded by groups, in the pool's order; a StoreError without a pool, or if damaged."""
         completed, parts = self.stock.completed, PartIndex(self.samples_stock)
         for window in staging.windows(self.path / PROMPTS, lambda d: d in parts and d not in completed):
             found = {result.id: result for result in parts.results({row_digest(p.id, p.key) for p in window})}
@@ -177,11 +169,7 @@ class RunReader:
         return staging.staged_rows(self.path / PROMPTS, set(ids))
 
     def staged_columns(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Yield some columns of the prompts, some of the pool at a time, in its order.
-
-        Raises:
-            StoreError: no pool is staged, or its file is damaged.
-        """
+        """Yield columns of the prompts by groups, in the pool's order; a StoreError without a pool, or if damaged."""
         for table in staging.groups(self.path / PROMPTS, columns):
             yield table.select(columns)
 
@@ -194,11 +182,7 @@ class RunReader:
         return staging.rejections(self.path / PROMPTS)
 
     def unsampled(self, reason: str, reasons: Mapping[str, str] | None = None) -> Iterator[Rejection]:
-        """Yield the prompts without a result as rejections, in the pool's order.
-
-        Args:
-            reason: of rows that `reasons`, by id, do not name.
-        """
+        """Yield prompts without a result as rejections, in the pool's order, for `reasons` by id or `reason`."""
         known = reasons or {}
         for table in staging.groups(self.path / PROMPTS, ["id", "key", "where"]):
             for row, digest in zip(table.to_pylist(), digests(table), strict=True):
@@ -247,21 +231,13 @@ class RunReader:
         return assemble(self.path / PROMPTS, self.stock.parts, vectors=vectors)
 
     def scores(self) -> pa.Table:
-        """Return what `write_scores` was given.
-
-        Raises:
-            StoreError: there are no scores yet.
-        """
+        """Return what `write_scores` was given; a StoreError where there are no scores yet."""
         path = self.path / SCORES
         with reading(path, fix="run the selection in this run folder first"):
             return pq.read_table(path)
 
     def rejections(self) -> Iterator[Rejection]:
-        """Yield what `write_rejected` was given.
-
-        Raises:
-            StoreError: there is no such file yet.
-        """
+        """Yield what `write_rejected` was given; a StoreError where there is no such file yet."""
         path = self.path / REJECTED
         with reading(path, fix="run the selection in this run folder first"), path.open(encoding="utf-8") as lines:
             for line in lines:

@@ -65,7 +65,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A prompt and the answers that were drawn to it, not embedded yet."""
+    """A prompt and the answers that were sampled to it, not embedded yet."""
 
     prompt: Prompt
     answers: tuple[Answer, ...]

@@ -17,7 +17,7 @@ from adg_plugin.store.staging import groups
 def write_chosen(prompts: Path, path: Path, ids: Sequence[str]) -> None:
     """Write the original rows of `ids`, in that order, one JSON object a line.
 
-    The pool is read once, in its own order, into a spool beside `path`; the lines are then copied in the order asked
+    The pool is read once, in its own order, into a spool next to `path`; the lines are then copied in the order asked
     for. Memory is 16 bytes and an id per chosen row, however long the rows are.
 
     Raises:

@@ -17,7 +17,7 @@ class TableSpool:
     """Groups of rows on the disk, each a table of its own types, until the types of all are known."""
 
     def __init__(self, path: Path) -> None:
-        """Take a path beside which the groups wait, and where a killed process leaves nothing but a leftover."""
+        """Take a path next to which the groups wait, and where a killed process leaves nothing but a leftover."""
         self._path = path.with_name(path.name + TEMPORARY)
         self._groups: list[tuple[pa.Schema, int]] = []  # types and size in bytes
         self._error: Exception | None = None  # that of the first group that is no table; it counts if this one is used

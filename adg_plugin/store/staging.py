@@ -98,7 +98,7 @@ def stage(
     Args:
         path: replaced when the last row is written, not before.
         rows: consumed as they come; memory does not depend on their number.
-        digest: of all that staging depends on, kept beside the file with its checksum; see `read_seal`.
+        digest: of all that staging depends on, kept next to the file with its checksum; see `read_seal`.
         notes: sentences about the pool, kept likewise; looked at when the last row is written.
         given: the prompts have answers that somebody else generated; else there is no column for them.
 
@@ -178,28 +178,20 @@ def answers_of(records: Iterable[dict[str, Any]]) -> tuple[Answer, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What stands beside a staged pool."""
+    """What stands next to a staged pool."""
 
     digest: str  # as `stage` was given it
     is_whole: bool  # the pool's bytes are those that were written
 
 
 def read_notes(path: Path) -> list[str]:
-    """Return the sentences that were written with the staged pool.
-
-    Raises:
-        StoreError: they cannot be read.
-    """
+    """Return the sentences written with the staged pool; a StoreError where they cannot be read."""
     seal = read_json(_seal(path), fix=_RESTAGE)
     return [] if seal is None else seal.get("notes", [])
 
 
 def read_seal(path: Path) -> Seal | None:
-    """Return the seal of the staged pool, or None where there is no pool. Reads every byte of it.
-
-    Raises:
-        StoreError: the pool or its seal cannot be read.
-    """
+    """Return the staged pool's seal, None without a pool, after reading every byte; a StoreError if unreadable."""
     seal = read_json(_seal(path), fix=_RESTAGE)
     if seal is None or not path.exists():
         return None

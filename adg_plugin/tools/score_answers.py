@@ -24,7 +24,7 @@ from adg_plugin.errors import DataError
 from adg_plugin.pipeline.given import AnswerRules
 from adg_plugin.scoring.geometry import combine, parts
 from adg_plugin.store.files import replacing, writing
-from adg_plugin.store.records import Prompt, RowResult
+from adg_plugin.store.records import Prompt
 
 if TYPE_CHECKING:
     from adg_plugin.engines.models.loading import Backbone
@@ -80,20 +80,18 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
     rows, path = _Rows(), out.with_name(out.name + ".rejected.jsonl")
     with replacing(out) as sink:  # opened before the work, so that it is not done for nothing
         lines = _scored(chain([first], records), config, load_backbone(config), rows)
-        for line in lines:
-            sink.write(_line(line))
+        sink.write(_jsonl(lines))
         path.unlink(missing_ok=True)
         if rows.rejected:
             with replacing(path) as rejected:
-                for line in rows.rejected:
-                    rejected.write(_line(line))
+                rejected.write(_jsonl(rows.rejected))
         if not lines:
             raise DataError(f"none of the {len(rows.ids)} rows of {answers} can be scored: see {path}")
     return Counts(len(lines), len(rows.rejected), path if rows.rejected else None)
 
 
-def _line(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="backslashreplace")
 
 
 def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, rows: _Rows) -> list[dict[str, Any]]:
@@ -110,7 +108,8 @@ def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, ro
     dispersion, anisotropy = [np.empty(0)], [np.empty(0)]
     for result in ticking(engine.run(_prompts(records, renderer, rules, rows)), "scoring"):
         if result.gram is None:
-            rows.rejected.append({"id": rows.ids[int(result.id)], "reason": result.reason, "detail": _detail(result)})
+            detail = "a vector has no direction" if result.reason == "non_finite_states" else ""
+            rows.rejected.append({"id": rows.ids[int(result.id)], "reason": result.reason, "detail": detail})
             continue
         found = parts(result.gram[None])
         places.append(int(result.id))
@@ -125,10 +124,6 @@ def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, ro
         {"id": rows.ids[places[row]], "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
         for row, d, a, s in zip(order, spread, directions, scores, strict=True)
     ]
-
-
-def _detail(result: RowResult) -> str:
-    return "a vector has no direction" if result.reason == "non_finite_states" else ""
 
 
 def _prompts(records: Iterable[Record], renderer: PromptRenderer, rules: AnswerRules, rows: _Rows) -> Iterator[Prompt]:

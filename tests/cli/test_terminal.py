@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import count
 
 import pytest
 from tiny_runs import ROOT, choose, pool_rows, save, write_jsonl
 
 pytestmark = [pytest.mark.tiny, pytest.mark.alone]
 
+SERVERS = count()
 MARKUP = "[red]not a colour[/red] عربي 🌍 " + "long" * 40
 
 
@@ -35,7 +37,8 @@ def folder(tmp_path_factory):
 
 def on_terminal(folder, *arguments):
     """Return the lines that a terminal of 80 columns shows once the command has ended."""
-    socket, done = f"adg-test-{os.getpid()}", folder / "done"
+    # A server of its own each time: one that is being ended may still answer under its name.
+    socket, done = f"adg-test-{os.getpid()}-{next(SERVERS)}", folder / "done"
     done.unlink(missing_ok=True)
     adg = [sys.executable, "-m", "adg_plugin", *arguments]
     line = f"cd {shlex.quote(str(folder))}; {shlex.join(adg)}; echo ended $? > done; sleep 60"
@@ -44,7 +47,7 @@ def on_terminal(folder, *arguments):
     size = ["-x", "80", "-y", "200"]
     subprocess.run([*tmux, "new-session", "-d", "-s", "one", *size, line], env=environment, check=True)
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not done.exists() and time.monotonic() < until:
             time.sleep(0.1)
         # -J joins what the terminal had to wrap, so a line that is too long shows.

@@ -15,8 +15,7 @@ from tiny_runs import SETTINGS, choose, pool_rows, save
 
 from adg_plugin.cli import main
 from adg_plugin.errors import DataError, StoreError
-from adg_plugin.report.explain import explain
-from adg_plugin.report.explain_view import print_explanation
+from adg_plugin.report.explain import explain, print_explanation
 from adg_plugin.report.summary import print_summary
 from adg_plugin.store import RunFolder, lookup, parts
 from adg_plugin.store.parts import SCHEMA, row_groups, write_part

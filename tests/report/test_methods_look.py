@@ -18,8 +18,7 @@ from tiny_runs import choose, pool_rows
 from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.report.explain import explain
-from adg_plugin.report.explain_view import print_explanation
+from adg_plugin.report.explain import explain, print_explanation
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures
 from adg_plugin.report.rows import answered_rows

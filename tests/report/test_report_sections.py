@@ -9,7 +9,7 @@ import pytest
 from browser import opened
 from report_sections import BUDGET, HEAD, INJECTION, METHODS, NOTHING, ROWS, cells, comparison_of, copied, evaluation
 
-from adg_plugin.report.beside import overlaps
+from adg_plugin.report.compared import overlaps
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures, write_page
 from adg_plugin.tools.evaluation.kept import write_results

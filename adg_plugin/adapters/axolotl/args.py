@@ -54,11 +54,7 @@ class ADGArgs(BaseModel):
 
     @staticmethod
     def parse_block(block: Any) -> ADGConfig:
-        """Return the settings in a block.
-
-        Raises:
-            ConfigError: with every mistake in it.
-        """
+        """Return the settings in a block; a ConfigError names every mistake in it."""
         if not isinstance(block, Mapping):
             raise ConfigError([f"adg is {block!r}: write its settings below it, such as budget: 10000"])
         # A pool here has Axolotl's own keys, which Axolotl checks once it has been moved to where it looks for it.
@@ -66,14 +62,7 @@ class ADGArgs(BaseModel):
 
 
 def check_supported(cfg: Mapping[str, Any]) -> None:
-    """Do nothing if rows can be selected under this configuration.
-
-    Args:
-        cfg: the YAML as it was read.
-
-    Raises:
-        ConfigError: naming every setting that is in the way.
-    """
+    """Validate that rows can be selected under this YAML; a ConfigError names every setting in the way."""
     problems = [f"{key} is {cfg[key]!r}: {fix}" for key, fix in _REFUSED.items() if cfg.get(key)]
     block = cfg.get("adg")
     if block is None:
@@ -120,14 +109,7 @@ def adopt_pool(cfg: MutableMapping[str, Any]) -> None:
 
 
 def selection_config(cfg: Mapping[str, Any]) -> ADGConfig:
-    """Return the settings of the selection: those of the `adg:` block, else those that training uses.
-
-    Args:
-        cfg: the validated configuration of Axolotl.
-
-    Raises:
-        ConfigError: a key or value of the block is wrong.
-    """
+    """Return the settings: those of the `adg:` block, else training's; a ConfigError for a wrong key or value."""
     block = dict(cfg["adg"])
     own = {} if block.get("model") else _of_training(cfg)
     return ADGConfig.parse({**own, **block}, prefix="adg.")

@@ -11,7 +11,7 @@ from adg_plugin.adapters.processes import follow, guarded, interruptible
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.pipeline.run import run_selection
 from adg_plugin.pipeline.stage import Pool
-from adg_plugin.report.after import offer_report
+from adg_plugin.report.page import offer_report
 from adg_plugin.report.summary import print_summary
 from adg_plugin.store import RunFolder
 

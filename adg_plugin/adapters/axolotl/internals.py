@@ -78,7 +78,6 @@ def with_rows(cfg: Any, meta: TrainDatasetMeta, keep: Sequence[int], *, count_st
 
     Args:
         cfg: gets Axolotl's estimates for these rows.
-        meta: of all rows.
         keep: positions of the rows, in the order in which they will stand.
         count_steps: whether training follows.
     """
@@ -96,8 +95,6 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
     """Yield the entries of `datasets`, tokenised as for training but with everything masked except the answers.
 
     Args:
-        cfg: the validated configuration.
-        tokenizer: Axolotl's.
         only: number of the single entry wanted; None for all.
     """
     plain = _answers_only(cfg)

@@ -14,11 +14,7 @@ class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is n
     """Keeps of the training rows those that ADG selects."""
 
     def register(self, cfg: MutableMapping[str, Any]) -> None:
-        """Move the pool from `adg.datasets` to where Axolotl looks for it, and refuse what cannot be selected from.
-
-        Raises:
-            ConfigError: with every setting that is in the way.
-        """
+        """Move `adg.datasets` to where Axolotl looks for the pool; a ConfigError names every setting in the way."""
         check_supported(cfg)
         adopt_pool(cfg)
 
@@ -27,12 +23,7 @@ class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is n
         return "adg_plugin.adapters.axolotl.args.ADGArgs"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
-        """Return Axolotl's data sets with the selected training rows only, and their number of steps.
-
-        Args:
-            cfg: the validated configuration.
-            preprocess: whether `axolotl preprocess` asks, which needs no steps.
-        """
+        """Return Axolotl's data sets with the selected training rows only; `preprocess` needs no number of steps."""
         from adg_plugin.adapters.axolotl.select import load_selected
 
         return load_selected(cfg, preprocess=preprocess)

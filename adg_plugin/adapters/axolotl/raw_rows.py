@@ -23,11 +23,7 @@ def columns_of(source: Any) -> DatasetSpec:
 def read_raw(
     data: Mapping[str, Any], where: str, spec: DatasetSpec, template_kwargs: Mapping[str, Any]
 ) -> Row | Rejection | None:
-    """Return a raw row in one of the known layouts; None where it is in a layout of its own.
-
-    Raises:
-        ConfigError: a part of a turn says whether it is trained on, so where the answer begins is not known.
-    """
+    """Return a raw row in a known layout, else None; a ConfigError if parts of a turn say whether they are trained."""
     # A table gives every row the columns of all others; without the empty ones it is the row that was written.
     present = {key: _present(value) for key, value in data.items() if value is not None}
     _refuse_flags(present, where)

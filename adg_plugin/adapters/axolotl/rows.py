@@ -37,17 +37,15 @@ _UNKNOWN_TOKEN = "unknown_token"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What the prompts of a pool depend on, beside its rows.
+    """What the prompts of a pool depend on, apart from its rows.
 
     Attributes:
-        limit: the longest prompt that is sampled.
         recipe: digest of what else produces the answers.
         reference_responses: tokens of the reference responses, where agreement with them is asked for.
         tokenizer: the one that training uses.
         end_tokens: ids that end a turn.
         sequence_len: rows are known by so many tokens, as Axolotl may cut the rest.
         vocabulary: number of tokens that the backbone knows.
-        template_kwargs: `chat_template_kwargs` of the configuration.
         other_tokens: renders for a backbone that reads other tokens than those of training; else None.
     """
 
@@ -68,16 +66,12 @@ def row_digests(dataset: Any, sequence_len: int) -> list[bytes]:
 
 
 def answer_start(labels: Tokens, end_tokens: frozenset[int]) -> int | None:
-    """Return where the last answer begins: the start of the last run of trained tokens.
+    """Return where the last answer begins, the start of the last run of trained tokens; None where none is trained.
 
     A run of nothing but end tokens close behind another one belongs to it: templates may set white space between.
 
     Args:
         labels: (L,) tokens, -100 where training does not look.
-        end_tokens: ids that end a turn.
-
-    Returns:
-        A position in the row, or None where nothing is trained.
     """
     trained = np.flatnonzero(labels != _MASKED)
     if not len(trained):
@@ -114,9 +108,6 @@ def stage(
     """Yield each wanted row once, as a prompt or with the reason why it is none, in the order of the sources.
 
     Args:
-        sources: `axolotl_internals.Source`, each with its rows tokenised.
-        wanted: digests of the rows to stage.
-        training: what else the prompts depend on.
         ids: gets the id of each row by its digest. A row whose own id is taken by another one is known by a hash.
         filters: new ones, or None where none is on; with any that is on, a row of unknown text is a ConfigError.
     """
@@ -147,8 +138,6 @@ class _TokenRow:
 
 
 class _Reader:
-    """Reads one source."""
-
     def __init__(self, source: Any, training: Training, filters: RowFilters | None) -> None:
         self._source = source
         self._training = training

@@ -22,11 +22,7 @@ _OUT = "model-out"  # Axolotl's default for output_dir
 
 
 def is_axolotl(path: Path) -> bool:
-    """Return whether a YAML is Axolotl's: it has the key `base_model`, which no other accepted YAML has, or the plugin.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """Return whether a YAML is Axolotl's, which has `base_model` or the plugin; a ConfigError if it cannot be read."""
     data = load_yaml(path)
     return "base_model" in data or _names_the_plugin(data)
 
@@ -41,7 +37,6 @@ class Plan:
     """What an Axolotl YAML will do.
 
     Attributes:
-        config: the YAML as it was written.
         data: its content, with the overrides.
         overrides: as they were written; with any, Axolotl gets a file of its own in the output folder.
         train_arguments: passed on to `axolotl train`.
@@ -77,9 +72,7 @@ def make_plan(
     """Return what an Axolotl YAML will do; Axolotl itself checks the rest of its keys.
 
     Args:
-        config: the YAML, with the plugin and an `adg:` block.
         overrides: `key=value` strings, `adg.budget=500` for the block.
-        out: in the place of `output_dir`.
         train_arguments: passed on to `axolotl train`, such as `--launcher torchrun`.
 
     Raises:
@@ -109,13 +102,7 @@ def make_plan(
 
 
 def dry_run(plan: Plan) -> list[str]:
-    """Return the plan for people, a line each, after the checks that `run` makes before it starts Axolotl.
-
-    Raises:
-        MissingExtraError: Axolotl is not installed here.
-        ConfigError: an override names a key that Axolotl does not have.
-        StoreError: the output folder is in use by another `adg run`.
-    """
+    """Return the plan, a line each, after the checks of `run` before it starts Axolotl, with the same errors."""
     _check_axolotl(plan)
     check_free(plan.out)
     return plan.lines()

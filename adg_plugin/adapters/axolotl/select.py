@@ -66,12 +66,7 @@ class _Part:
 
 
 def load_selected(cfg: Any, *, preprocess: bool) -> Any:
-    """Return Axolotl's data sets with the chosen training rows only.
-
-    Args:
-        cfg: the validated configuration.
-        preprocess: whether no training follows.
-    """
+    """Return Axolotl's data sets with the chosen training rows only; with `preprocess`, no training follows."""
     meta = axolotl.load_rows(cfg)
     keep, run_dirs = selected_positions(cfg, meta.train_dataset)
     where = ", ".join(map(str, run_dirs))
@@ -84,10 +79,6 @@ def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
 
     What the run folder holds is reused. The backbone is loaded, in a process of its own, only for rows without answers.
     Of equal rows the first is chosen, or none.
-
-    Args:
-        cfg: the validated configuration.
-        train: the training rows, tokenised.
 
     Raises:
         ADGError: rows that are not in the data sets, a selection that fails, or several ranks before a selection.
@@ -145,11 +136,7 @@ def _parts(cfg: Any, config: ADGConfig, source: Source, run_dir: Path, *, pool: 
 
 
 def _stage_all(cfg: Any, parts: list[_Part], source: Source, tokenizer: Any, wanted: dict[bytes, int]) -> None:
-    """Write the prompts of the wanted rows into the run folders.
-
-    Raises:
-        DataError: a wanted row is in no data set.
-    """
+    """Write the prompts of the wanted rows into the run folders; a DataError where one is in no data set."""
     staged: set[bytes] = set()
     for part in parts:
         with RunFolder.open(part.run_dir) as run:

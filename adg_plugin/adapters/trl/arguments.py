@@ -28,9 +28,7 @@ class Given:
         adg: the `adg:` block with the flags `--adg_*` on top.
         trainer: the keys of `trl sft` in the YAML, untouched.
         launch: the keys of `accelerate launch` in the YAML.
-        env: environment variables to set.
         flags: what else stood on the command line.
-        arguments: the whole command line.
         run_folder: a finished run folder to train on.
         source: the YAML file, for error texts.
     """
@@ -54,7 +52,6 @@ class Request:
         script, training, model, mixture: TRL's ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig.
         launch: arguments for `accelerate launch`.
         passed: the command line without accelerate's part.
-        given: what was written.
     """
 
     adg: dict[str, Any]
@@ -68,11 +65,7 @@ class Request:
 
 
 def read_command(arguments: Sequence[str]) -> Given:
-    """Return what a command line `[--config FILE.yaml] [--adg_KEY VALUE] [...]` gives.
-
-    Raises:
-        ConfigError: the file cannot be read, or its `adg` is no mapping.
-    """
+    """Return what `[--config FILE.yaml] [--adg_KEY VALUE] [...]` gives; a ConfigError if it cannot be read."""
     flags = list(arguments)
     if flags and not flags[0].startswith("-"):
         raise ConfigError([f"{flags[0]}: adg sft takes flags, as trl sft does: write --config {flags[0]}"])
@@ -133,11 +126,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Given:
 
 
 def split(data: Mapping[str, Any], *, source: str) -> Given:
-    """Return the parts of a YAML mapping; keys that nobody knows stay with the trainer's.
-
-    Raises:
-        ConfigError: `adg` or `env` is no mapping.
-    """
+    """Return a YAML's parts, unknown keys with the trainer's; a ConfigError if `adg` or `env` is no mapping."""
     rest = dict(data)
     block, env = rest.pop("adg", None) or {}, rest.pop("env", None) or {}
     for name, part in (("adg", block), ("env", env)):
@@ -151,11 +140,7 @@ def split(data: Mapping[str, Any], *, source: str) -> Given:
 
 
 def check(given: Given) -> Request:
-    """Return the checked command. Sets the environment variables of `env`, as TRL does.
-
-    Raises:
-        ConfigError: with every mistake in both parts, each with the key, its value and the fix.
-    """
+    """Return the checked command, after setting `env` as TRL does; a ConfigError has every mistake in both parts."""
     problems: list[str] = []
     parser = _parser()
     known = _known(parser)
@@ -197,11 +182,7 @@ def print_help() -> None:
 
 
 def launcher_arguments(launch: Sequence[str]) -> list[str]:
-    """Return arguments of `accelerate launch` with TRL's `--accelerate_config NAME` resolved.
-
-    Raises:
-        ConfigError: no such file and no such configuration in TRL.
-    """
+    """Return the arguments with TRL's `--accelerate_config NAME` resolved; a ConfigError where there is none."""
     from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
     try:
@@ -272,11 +253,7 @@ def _unknown(key: str, known: Sequence[str], dashes: str = "") -> str:
 
 
 def _taken(flags: list[str], name: str) -> str | None:
-    """Return the value of a flag, and take both from the list.
-
-    Raises:
-        ConfigError: it has no value.
-    """
+    """Return the value of a flag, and take both from the list; a ConfigError where it has no value."""
     for place, flag in enumerate(flags):
         if flag.startswith(name + "="):
             return flags.pop(place).partition("=")[2]

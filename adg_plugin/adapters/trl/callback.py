@@ -79,11 +79,7 @@ class ADGSelectionCallback(TrainerCallback):
         trainer.train = resumable_train
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop where nothing was selected: training would go on with every row.
-
-        Raises:
-            ADGError: this callback has no trainer, or belongs to another one.
-        """
+        """Raise an ADGError where this callback has no trainer or another: training would go on with every row."""
         if self.trainer is None:
             raise ADGError(f"ADGSelectionCallback has no trainer, so every row would be trained on: {_HOW}")
         if self._choice is None or self._choice.counts is None or not self.trainer.is_in_train:

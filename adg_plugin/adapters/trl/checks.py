@@ -41,11 +41,7 @@ def check_pool(pool: Any, name: str = "train_dataset") -> None:
 
 
 def check_columns(row: Mapping[str, Any], name: str, spec: DatasetSpec = IN_MEMORY) -> None:
-    """Validate that a row's columns are of a kind that TRL trains on after a selection.
-
-    Raises:
-        DataError: names the column and the way out.
-    """
+    """Raise a DataError naming a column of a kind that TRL does not train on after a selection, and the way out."""
     if "input_ids" in row:
         raise DataError(
             f"{name} has a column `input_ids`: its rows are tokenised already, and the prompt cannot be told from the "
@@ -88,16 +84,7 @@ def _vision_part(row: Mapping[str, Any]) -> str | None:
 
 
 def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) -> None:
-    """Validate that the trainer's settings let rows be selected.
-
-    Args:
-        config: of the selection.
-        args: an `SFTConfig`, or None for TRL's own.
-        formatting_func: as given to the trainer.
-
-    Raises:
-        ConfigError: with every setting that does not, and the way out.
-    """
+    """Raise a ConfigError with every trainer setting (`args`: SFTConfig, None: TRL's own) in the way, and its fix."""
     problems = [*template_problems(config), *budget_problems(config)]
     if config.datasets:
         problems.append(
@@ -149,11 +136,7 @@ def _sharding(args: Any) -> str | None:
 
 
 def check_processing_class(processing_class: Any) -> None:
-    """Do nothing for a tokenizer.
-
-    Raises:
-        ConfigError: a processor of a vision model.
-    """
+    """Raise a ConfigError for a processor of a vision model; a tokenizer passes."""
     from transformers import ProcessorMixin
 
     if isinstance(processing_class, ProcessorMixin):

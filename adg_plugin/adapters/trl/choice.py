@@ -91,11 +91,7 @@ class Choice:
         self.counts: dict[str, int] | None = None
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Set the checkpoint that the next training resumes from.
-
-        Raises:
-            DataError: rows are chosen already, and it was trained on others.
-        """
+        """Set the checkpoint that the next training resumes from; a DataError where other rows are chosen already."""
         self.checkpoint = checkpoint
         chosen = self.keeper.chosen
         if checkpoint is not None and chosen is not None and ChosenIds.read(checkpoint).digest != chosen.digest:
@@ -105,12 +101,7 @@ class Choice:
             )
 
     def prepare(self, trainer: Any, prepare: Any) -> Dataset:
-        """Return the chosen rows as the trainer prepares them.
-
-        Args:
-            trainer: an SFTTrainer whose model is loaded.
-            prepare: its `_prepare_dataset`.
-        """
+        """Return the chosen rows as `prepare`, the `_prepare_dataset` of a trainer with its model, makes them."""
         tokenizer = _tokenizer(trainer)
         args = trainer.args
         rows = self.form.rows(self._choose(trainer.model, tokenizer, training_precision(args)), tokenizer)
@@ -154,11 +145,7 @@ def training_precision(args: Any) -> str | None:
 
 
 def prepared_counts(chosen: int, prepared: Any, args: Any) -> dict[str, int]:
-    """Return the rows chosen and trained, after logging them; with packing, also the packed sequences.
-
-    Raises:
-        DataError: no row is left.
-    """
+    """Return the rows chosen and trained (packed: sequences, too), after logging them; a DataError if none is left."""
     left = len(prepared)
     if not left:
         raise DataError(
@@ -193,11 +180,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
 
 
 def checkpoint_of(asked: Any, output_dir: str) -> Path | None:
-    """Return the checkpoint that an argument `resume_from_checkpoint` means: a path, or True for the last one.
-
-    Raises:
-        DataError: True, and there is none.
-    """
+    """Return the checkpoint that `resume_from_checkpoint` means: a path, or True for the last; a DataError if none."""
     if asked is None or asked is False:
         return None
     if asked is not True:

@@ -13,12 +13,7 @@ _PARAMETERS = ("self", "dataset", "processing_class", "args", "packing", "format
 
 
 def trl() -> Any:
-    """Return the module `trl`, after checking that the private hook that is used has not changed.
-
-    Raises:
-        MissingExtraError: it is not installed.
-        ADGError: the hook has changed.
-    """
+    """Return the module `trl`; a MissingExtraError without it, an ADGError where its private hook has changed."""
     module = need("trl", extra="trl", why="training")
     need("peft", extra="trl", why="training")
     check_hook(module.SFTTrainer, module.__version__)
@@ -26,11 +21,7 @@ def trl() -> Any:
 
 
 def check_hook(trainer: type, version: str) -> None:
-    """Validate that `_prepare_dataset`, by which rows become training data, takes the arguments it is given.
-
-    Raises:
-        ADGError: it does not; names the hook and what changed.
-    """
+    """Raise an ADGError naming what changed where `_prepare_dataset` does not take the arguments it is given."""
     hook: Callable[..., Any] | None = getattr(trainer, "_prepare_dataset", None)
     found = () if hook is None else tuple(inspect.signature(hook).parameters)
     if found != _PARAMETERS:

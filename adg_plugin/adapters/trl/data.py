@@ -13,12 +13,7 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parq
 
 
 def training_set(request: Request) -> Any:
-    """Return the training split.
-
-    Raises:
-        ConfigError: none is named.
-        DataError: it cannot be loaded.
-    """
+    """Return the training split; a ConfigError where none is named, a DataError where it cannot be loaded."""
     script, mixture = request.script, request.mixture
     if mixture.datasets:
         return _split(trl().get_dataset(mixture), script.dataset_train_split, "dataset_train_split")

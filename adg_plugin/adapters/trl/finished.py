@@ -10,12 +10,7 @@ from adg_plugin.adapters.trl.contract import trl
 
 
 class FinishedTrainer(trl().SFTTrainer):  # type: ignore[misc]  # the module is checked before it is used
-    """`SFTTrainer` on the rows of a finished run folder.
-
-    Args:
-        chosen: their ids.
-        pool_rows: rows that they were chosen from.
-    """
+    """`SFTTrainer` on rows of a finished run folder: `chosen` are their ids, `pool_rows` counts the pool."""
 
     def __init__(self, *, chosen: ChosenIds, pool_rows: int, **keywords: Any) -> None:
         super().__init__(**keywords)

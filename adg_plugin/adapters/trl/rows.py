@@ -21,12 +21,7 @@ _LOOKED_AT_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class PoolForm:
-    """What SFTTrainer gets for rows of one pool: the same columns, and so the same loss, for any part of it.
-
-    Attributes:
-        layouts: of the pool's rows.
-        template: the setting of that name.
-    """
+    """What SFTTrainer gets for rows of one pool: the same columns, and so the same loss, for any part of it."""
 
     layouts: frozenset[Layout | None]
     template: str
@@ -40,7 +35,6 @@ class PoolForm:
         """Return rows as `messages` or as `prompt` and `completion`; rows that are so already stay as they are.
 
         Args:
-            dataset: some of the pool's rows.
             tokenizer: of the model, or None where it is not known yet and has a chat template.
 
         Raises:
@@ -64,11 +58,7 @@ class PoolForm:
         return Dataset.from_list(training_rows(parsed, tokenizer, kind, whole=conversations))
 
     def sample(self, pool: Dataset, tokenizer: Any) -> Dataset:
-        """Return one usable row, by which SFTTrainer tells what kind of data it gets.
-
-        Raises:
-            DataError: none of the first hundred rows is usable.
-        """
+        """Return a usable row, to show SFTTrainer the kind of data; a DataError if the first hundred have none."""
         for number in range(min(_LOOKED_AT_ROWS, len(pool))):
             try:
                 return self.rows(pool.select([number]), tokenizer)

@@ -73,11 +73,7 @@ def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = No
 
 
 def dry_run(plan: Plan) -> list[str]:
-    """Return the plan for people, a line each, after the checks that `run` makes before a model loads.
-
-    Raises:
-        StoreError: the output folder is in use, or belongs to another recipe.
-    """
+    """Return the plan, a line each, after the checks of `run` before a model loads; a StoreError as `check_output`."""
     check_output(plan)
     if read_summary(plan.out) is not None:
         return [*plan.lines(), _FINISHED % plan.out]
@@ -86,11 +82,7 @@ def dry_run(plan: Plan) -> list[str]:
 
 
 def check_output(plan: Plan) -> None:
-    """Validate that the output folder is new, or of this recipe; nothing is written.
-
-    Raises:
-        StoreError: it is in use, or belongs to another recipe.
-    """
+    """Raise a StoreError where the output folder is in use, or belongs to another recipe; nothing is written."""
     check_free(plan.out)
     _refuse_other_recipe(plan)
 
@@ -126,11 +118,7 @@ def _recipe(plan: Plan) -> dict[str, Any]:
 
 
 def _refuse_other_recipe(plan: Plan) -> bool:
-    """Return whether the recipe has begun the output folder.
-
-    Raises:
-        StoreError: another recipe has; names each key that differs.
-    """
+    """Return whether the recipe has begun the output folder; a StoreError names each key in which another differs."""
     before = read_json(plan.out / _RECIPE, fix="give another --out")
     if before is not None and (found := changes(before, _recipe(plan))):
         raise StoreError(

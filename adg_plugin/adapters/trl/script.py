@@ -97,7 +97,6 @@ def _trainer_arguments(request: Request) -> dict[str, Any]:
 
 
 def _selecting(request: Request) -> Job:
-    """Return the trainer that selects from its own data set with its own model."""
     from adg_plugin.adapters.trl.choice import checkpoint_of
     from adg_plugin.adapters.trl.trainer import ADGSFTTrainer
     from adg_plugin.pipeline.in_memory import model_problems
@@ -122,7 +121,6 @@ def _selecting(request: Request) -> Job:
 
 
 def _of_run_folder(request: Request) -> Job:
-    """Return a stock trainer on the chosen rows of a finished run folder."""
     from datasets import Dataset
 
     from adg_plugin.adapters.trl.choice import ChosenIds, checkpoint_of

@@ -33,12 +33,7 @@ class RowFilters:
     """The filters that are on, in turn."""
 
     def __init__(self, filters: Filters) -> None:
-        """Make those that are on.
-
-        Raises:
-            ConfigError: a language that cannot be told from others.
-            MissingExtraError: a package that one of them needs is not installed.
-        """
+        """Make those that are on; a ConfigError for an unknown language, a MissingExtraError for a missing package."""
         self.settings = row_settings(filters)
         agreement = {name: getattr(filters, name) for name in AGREEMENT_SETTINGS}
         self._refused = {**self.settings, **{name: value for name, value in agreement.items() if value is not None}}

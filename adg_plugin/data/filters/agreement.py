@@ -21,12 +21,7 @@ Floats = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceResponses:
-    """Turns the reference responses into tokens, where agreement with them is asked for.
-
-    Attributes:
-        tokenizer: of the model.
-        tokens: the most that are fed, `max_new_tokens`: like is compared with like; 0 where nobody asks.
-    """
+    """Turns reference responses into at most `tokens` tokens (`max_new_tokens`: like is compared with like; 0: off)."""
 
     tokenizer: Any
     tokens: int
@@ -45,12 +40,7 @@ class ReferenceResponses:
 
 
 def least_agreeing(agreement: Floats, filters: Filters) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) are rejected; a row without a reference response (NaN) never is.
-
-    Args:
-        agreement: (N,) cosine of each reference response with the mean of the drawn ones.
-        filters: `min_agreement`, `drop_least_agreeing`.
-    """
+    """Return which rows (N,) are rejected by their agreement (N,), a cosine in [-1, 1]; NaN, no response, never is."""
     known = np.flatnonzero(~np.isnan(agreement))
     rejected = np.zeros(len(agreement), dtype=bool)
     if filters.min_agreement is not None:

@@ -12,19 +12,14 @@ from adg_plugin.errors import ConfigError
 
 
 class Languages:
-    """Rejects rows whose instruction is in none of the wanted languages; one that cannot be told stays.
+    """Rejects rows whose instruction is in none of the wanted languages; one of unknown language stays.
 
     The input may be in any language (`Translate the text into English.`): it is looked at only where the instruction
     is too short to tell.
     """
 
     def __init__(self, wanted: tuple[str, ...]) -> None:
-        """Check the wanted languages.
-
-        Raises:
-            ConfigError: the detector does not know one of them.
-            MissingExtraError: `py3langid` is not installed.
-        """
+        """Check the wanted languages; a ConfigError for an unknown one, a MissingExtraError without `py3langid`."""
         self._wanted = frozenset(wanted)
         self._listed = ", ".join(wanted)
         known = sorted(known_languages())

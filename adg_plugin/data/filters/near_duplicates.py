@@ -38,11 +38,7 @@ class NearDuplicates:
     """
 
     def __init__(self, threshold: float) -> None:
-        """Make an empty index.
-
-        Raises:
-            MissingExtraError: `datasketch` is not installed.
-        """
+        """Make an empty index; a MissingExtraError where `datasketch` is not installed."""
         sketch = need("datasketch", extra="filters", why="filters.near_duplicates")
         bands, rows = bands_and_rows(threshold)
         self._threshold = threshold

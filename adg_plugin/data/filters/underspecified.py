@@ -1,10 +1,4 @@
-"""Rows whose sampled answers ask for an input that is not there, such as those to: Summarize the following text.
-
-Nothing of the instruction is looked at: the model itself says what is missing. An answer asks for it if one of a few
-plain English phrases is among its first words, and a row is rejected if more than half of its answers ask. So a row is
-overlooked where the model makes the input up, or answers in another language; and a row whose answers are themselves
-to ask somebody for a text (write an email that ...) is rejected with the others.
-"""
+"""Rows whose sampled answers ask for an input that is not there; docs/method.md has what this overlooks."""
 
 from __future__ import annotations
 
@@ -40,11 +34,7 @@ def asked_for(answer: str) -> str | None:
 
 
 def underspecified(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, str]:
-    """Return the ids of the rows that are rejected, each with a sentence that says why.
-
-    Args:
-        rows: id and sampled answers of each.
-    """
+    """Return the ids of the rejected rows, each with a sentence that says why; `rows` are ids and sampled answers."""
     rejected = {}
     for id, answers in rows:
         asks = [words for words in map(asked_for, answers) if words is not None]

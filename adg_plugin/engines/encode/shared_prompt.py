@@ -25,16 +25,12 @@ from adg_plugin.store.records import Answer, Prompt, RowResult, Sampled
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ACCELERATOR = 16384  # no cache is kept: what a batch takes is the activations of one layer
 _SORTED_ROWS = 256  # rows looked at together, so that those of a batch are of similar length
-_MIN_TOKENS = 16  # see hf._MIN_BATCH
+_MIN_TOKENS = 16  # see `one_pass.engine._MIN_BATCH`
 
 
 @dataclass(slots=True)
 class Encode:
-    """A flat batch of rows: each prompt, then its answers, one after the other.
-
-    Attributes:
-        rows: tokens of each prompt, and of each of its answers.
-    """
+    """A flat batch of `rows`: the tokens of each prompt and of its answers, one after the other."""
 
     rows: Sequence[tuple[int, Sequence[int]]]
     _hidden: dict[tuple[int, int, int | None], Tensor] = field(default_factory=dict)
@@ -111,7 +107,6 @@ class SharedPromptEncoder:
 
     Args:
         model: a causal language model of transformers that `one_pass_problem` has nothing against.
-        config: layers, K, and whether vectors are kept.
         batch_tokens: tokens in a forward pass; default by the kind of device.
     """
 

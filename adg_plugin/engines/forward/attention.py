@@ -113,11 +113,7 @@ def attention(
     s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Return the attention output (1, N, heads, D) of a flat batch; query (1, heads, N, D), key and value likewise.
-
-    Raises:
-        UnsupportedAttention: the model brings a mask of its own.
-    """
+    """Return (1, N, heads, D) of a flat batch, query (1, heads, N, D); UnsupportedAttention if the model has a mask."""
     if attention_mask is not None:
         raise UnsupportedAttention("it builds its own attention mask")
     rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
@@ -205,9 +201,6 @@ def continuing(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule
     Args:
         query: (K, heads, T, D).
         key: (K, kv heads, L + T, D), like `value`.
-        value: see `key`.
-        group: query heads per key head.
-        rule: of the layer.
         hidden: (T, L + T) keys that a query does not see.
     """
     if not rule.is_plain:
@@ -222,9 +215,6 @@ def masked(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hi
     Args:
         query: (..., heads, M, D).
         key: like `value`; `group` query heads share one of its heads.
-        value: see `key`.
-        group: query heads per key head.
-        rule: of the layer.
         hidden: (M, N) keys that a query does not see.
     """
     folded = query.unflatten(-3, (-1, group))  # (..., kv heads, group, M, D)

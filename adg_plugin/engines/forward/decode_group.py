@@ -35,7 +35,7 @@ class DecodeGroup:
         lengths: (P,) tokens of each prompt.
         columns: L, what the prompts are padded to.
         width: W, answers per prompt.
-        live: (R,) places of the rows that are still being drawn, ascending, in a grid numbered row by row.
+        live: (R,) places of the rows that are still being sampled, ascending, in a grid numbered row by row.
         age: answer tokens already in the cache.
     """
 
@@ -50,11 +50,7 @@ class DecodeGroup:
 
     @classmethod
     def of(cls, lengths: Sequence[int], width: int, device: torch.device) -> DecodeGroup:
-        """Return an empty decode_group for prompts of these lengths, with `width` answers each.
-
-        Raises:
-            ValueError: the lengths do not share a multiple of `COLUMNS`.
-        """
+        """Return an empty group, `width` answers per prompt; a ValueError where `lengths` pad to different columns."""
         columns = {padded(n) for n in lengths}
         if len(columns) != 1:
             raise ValueError(f"prompts of {min(lengths)} to {max(lengths)} tokens do not make one decode_group")

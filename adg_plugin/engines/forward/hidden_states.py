@@ -62,11 +62,7 @@ class HiddenStateRecorder:
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the list of the model's decoder blocks.
-
-    Raises:
-        LookupError: there is no single list with one module per hidden layer.
-    """
+    """Return the model's decoder blocks; a LookupError unless one single list has a module per hidden layer."""
     count = model.config.get_text_config().num_hidden_layers
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if len(lists) != 1:

@@ -9,11 +9,11 @@ from torch import Tensor
 from adg_plugin.engines.forward.hidden_states import unit
 from adg_plugin.store.records import Answer, Prompt, RowResult
 
-REDRAWS = 2  # an empty answer is drawn again from the next stream, this often
+REDRAWS = 2  # an empty answer is resampled from the next stream, this often
 MIN_ANSWERS = 3  # two answers span a single direction
 
 # Why an engine rejects a row, as files and counts hold it.
-EMPTY = "too_few_answers"  # the others ended at once, however often they were drawn
+EMPTY = "too_few_answers"  # the others ended at once, however often they were resampled
 NON_FINITE = "non_finite_states"
 OUT_OF_MEMORY = "out_of_memory"  # with this row alone
 REFUSED = "refused_by_server"
@@ -63,10 +63,10 @@ def row_result(
 
 
 def agreement_of(units: Tensor, reference: Tensor) -> float:
-    """Return the cosine of a reference response with the mean of the K that were drawn, in [-1, 1]; NaN if undefined.
+    """Return the cosine of a reference response with the mean of the K sampled answers, in [-1, 1]; NaN if undefined.
 
     Args:
-        units: (K, H) unit vectors of the drawn answers.
+        units: (K, H) unit vectors of the sampled answers.
         reference: (H,) state of the reference response, pooled likewise, of any length.
     """
     return float(unit(units.float().mean(0)) @ unit(reference.float()))

@@ -47,7 +47,7 @@ def exponentials(keys: Tensor, step: Tensor, tokens: Tensor) -> Tensor:
     """Return (R, C) float64 standard exponentials of the streams `keys` at `step`, one for each token id.
 
     A counter-based generator, and the token id is the counter: the same arguments give the same numbers on every
-    device, in any order, and a token's number does not depend on which others could be drawn.
+    device, in any order, and a token's number does not depend on which others could be sampled.
 
     Args:
         keys: (R,) int64.
@@ -79,9 +79,9 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class TokenSampler:
-    """Draws tokens as `generate` does: repetition penalty, temperature, top-k, nucleus, in this order, exactly.
+    """Samples tokens as `generate` does: repetition penalty, temperature, top-k, nucleus, in this order, exactly.
 
-    The likeliest tokens are looked at, and no others. A draw is an exponential race among those that may be drawn
+    The likeliest tokens are looked at, and no others. The choice is an exponential race among those that are allowed
     (argmax of p / E), with a number E for each token id. Unlike an inverse CDF it does not shift every later token when
     one probability changes in its last bits, so an answer stays the same under rounding noise unless two candidates
     nearly tie. Tokens that tie at an edge, the k-th's or the nucleus's, are all inside.
@@ -111,7 +111,7 @@ class TokenSampler:
         return self._draw(logits, keys, steps, count)
 
     def _draw(self, logits: Tensor, keys: Tensor, steps: Tensor, count: int) -> Tensor:
-        """Return the tokens drawn from the `count` likeliest of each row, or from more where these are not enough."""
+        """Return the tokens sampled from the `count` likeliest of each row, or from more where these are not enough."""
         vocabulary = logits.shape[1]
         count = min(count, vocabulary)
         most = _LOGITS.get(logits.device.type, _LOGITS_ACCELERATOR)
@@ -121,7 +121,7 @@ class TokenSampler:
             part = part.float()
             if self.top_k or self.top_p < 1:
                 values, tokens = likeliest(part, count)
-            else:  # every token may be drawn: nothing is to be found first
+            else:  # every token may be sampled: nothing is to be found first
                 values, tokens = part, torch.arange(vocabulary, device=part.device).expand_as(part)
             probs, is_enough = self._probabilities(values, part)
             race = (probs / exponentials(key, step, tokens)).argmax(-1, keepdim=True)
@@ -135,7 +135,7 @@ class TokenSampler:
         return found
 
     def _probabilities(self, values: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probability of each candidate (R, C), 0 outside, and whether all that may be drawn are there (R,).
+        """Return the probability of each candidate (R, C), 0 outside, and whether all that are allowed are there (R,).
 
         Args:
             values: (R, C) logits of the candidates, largest first; in any order where nothing is cut.

@@ -22,7 +22,6 @@ class Grades:
     expectation is on the grades at all is the share.
 
     Args:
-        model: a causal language model in evaluation mode.
         grade_ids: the tokens of the grades 1, 2, ...
         batch_tokens: of a batch, padding included; halved when memory runs out. Default: by the kind of device.
 

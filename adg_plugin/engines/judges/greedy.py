@@ -24,9 +24,6 @@ class GreedyAnswers:
 
     Args:
         model: a causal language model in evaluation mode.
-        tokenizer: of the model.
-        eos_ids: tokens that end an answer.
-        max_new_tokens: token limit of an answer.
         batch_tokens: of a batch, padding and answers included; halved when memory runs out. Default: by the device.
     """
 

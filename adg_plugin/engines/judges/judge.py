@@ -23,11 +23,7 @@ Answer = tuple[Mapping[str, float | str], int]  # values by name, and how many t
 
 
 class JudgeModel(Protocol[Given]):
-    """A model in memory.
-
-    Attributes:
-        batches: cuts the inputs into batches that fit.
-    """
+    """A model in memory; `batches` cuts the inputs into batches that fit."""
 
     batches: Batches
 
@@ -62,8 +58,6 @@ class Judge(Protocol[Row, Input]):
 
 @dataclass(slots=True)
 class _Asked:
-    """A row, and what is known of it so far."""
-
     id: str
     key: bytes
     unanswered: int  # inputs
@@ -94,7 +88,6 @@ def judged(
     """Yield what the judge finds of each row, some rows at a time as soon as it is there; the model is loaded first.
 
     Args:
-        judge: what is asked of which model.
         rows: taken 256 at a time.
         take: gets the id of each row that reaches the model.
     """

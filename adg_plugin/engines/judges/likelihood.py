@@ -56,7 +56,6 @@ def continuations(row: LikelihoodRow, max_tokens: int | None = None) -> tuple[Co
     predicted, and is left out with the prompt, too. No EOS is fed or predicted.
 
     Args:
-        row: a prompt and its reference response.
         max_tokens: of both together; the answer's end is cut. None: as long as they are.
 
     Raises:
@@ -82,12 +81,7 @@ def continuations(row: LikelihoodRow, max_tokens: int | None = None) -> tuple[Co
 
 
 class Likelihoods:
-    """Measures continuations in batches of plain forward passes.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        batch_tokens: of a batch, padding included; halved when memory runs out. Default: by the kind of device.
-    """
+    """Measures continuations in batches of at most `batch_tokens`, padding included, halved when memory runs out."""
 
     def __init__(self, model: PreTrainedModel, *, batch_tokens: int | None = None) -> None:
         self._model = model

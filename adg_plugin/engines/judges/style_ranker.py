@@ -77,11 +77,7 @@ class StyleRanker:
                 yield (Reason.NO_ANSWER if row.instruction.strip() else Reason.NO_INSTRUCTION).value
 
     def load(self) -> StyleScores:
-        """Return the ranker, in evaluation mode on its device.
-
-        Raises:
-            ModelError: it cannot be loaded, or is not whole.
-        """
+        """Return the ranker, in evaluation mode on its device; a ModelError if it cannot be loaded or is not whole."""
         from transformers import AutoTokenizer
 
         ranker_class = import_module("style_ranker.ranker.model").StyleRanker
@@ -152,11 +148,7 @@ def _folder(name: str) -> Path:
 
 
 def _encoder_name(folder: Path) -> str:
-    """Return folder or hub name of the encoder that the ranker is made of.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
+    """Return folder or hub name of the ranker's encoder; a ValueError where the folder holds something else."""
     name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("encoder_name")
     if not isinstance(name, str):
         raise ValueError("its config.json names no encoder_name, so it is no ranker")

@@ -50,11 +50,7 @@ class Backbone:
 
 
 def load_tokenizer(config: ADGConfig) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
+    """Return the model's tokenizer; a ModelError where there is none, or it cannot be read."""
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", config)
     return tokenizer
 
@@ -111,7 +107,6 @@ class Source:
     """Where a selection gets its model from.
 
     Attributes:
-        tokenizer: of the model.
         eos_ids: tokens that end an answer.
         identity: what tells the model's weights from all others.
         positions: tokens that the model can tell apart by position, prompt and answer together; None where it sets no
@@ -130,11 +125,7 @@ class Source:
     in_memory: bool = False
 
     def dtype(self, config: ADGConfig) -> str:
-        """Return the type that the weights are loaded in, as torch names it.
-
-        Raises:
-            ModelError: neither the config nor the checkpoint says.
-        """
+        """Return the weights' type, as torch names it; a ModelError where neither config nor checkpoint says."""
         if config.dtype != "auto":
             return str(config.dtype)
         if self.stored_dtype is None:
@@ -143,11 +134,7 @@ class Source:
 
     @classmethod
     def configured(cls, config: ADGConfig) -> Source:
-        """Return the model that the config names, not loaded yet.
-
-        Raises:
-            ModelError: its tokenizer or weights cannot be found, or it names no end-of-answer token.
-        """
+        """Return the config's model, not loaded yet; a ModelError if not found or without an end-of-answer token."""
         tokenizer = load_tokenizer(config)
         eos_ids = end_tokens(config, tokenizer, _own_generation_config(config))
         about = _from_pretrained(AutoConfig, "config", config)
@@ -175,7 +162,6 @@ class Source:
 
         Args:
             model: a causal language model of transformers; of a PEFT model, its base.
-            tokenizer: of the model.
             config: for `eos_token`.
             asked: whether the model is to be asked anything.
 
@@ -244,11 +230,7 @@ def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase, own: Gener
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; `auto` is the accelerator, where there is one.
-
-    Raises:
-        ModelError: it is not there.
-    """
+    """Return the device of that name, for `auto` the accelerator if there is one; a ModelError if it is missing."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return torch.device("cpu") if accelerator is None else accelerator
@@ -267,11 +249,7 @@ def _own_generation_config(config: ADGConfig) -> GenerationConfig:
 
 
 def need_quantization() -> None:
-    """Import what 4-bit weights need.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Import what 4-bit weights need; a MissingExtraError where it is not installed."""
     for module in ("bitsandbytes", "accelerate"):
         need(module, extra="quant", why="load_in_4bit")
 

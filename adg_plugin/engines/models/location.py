@@ -10,11 +10,7 @@ from adg_plugin.errors import ModelError, first_line
 
 
 def model_location(config: ADGConfig) -> str:
-    """Return the folder or hub name of the config's model; `demo` is the built-in one.
-
-    Raises:
-        ModelError: no model is named.
-    """
+    """Return folder or hub name of the config's model (`demo`: the built-in one); a ModelError where none is named."""
     if config.model is None:
         raise ModelError("model is missing: set it to the backbone that will be trained (a folder, a hub name, `demo`)")
     return str(demo.model_path()) if config.model == "demo" else config.model

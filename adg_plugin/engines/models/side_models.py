@@ -1,4 +1,4 @@
-"""Models beside the backbone, which a setting names: under which settings they are asked, and what errors call them."""
+"""Models other than the backbone, which a setting names: the settings they run under, and what errors call them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,7 @@ def other_model_settings(config: ADGConfig, key: str) -> ADGConfig:
 
 
 def other_model(config: ADGConfig, key: str) -> Source:
-    """Return where the model that `key` names comes from, not loaded yet.
-
-    Raises:
-        ModelError: it cannot be found or read, or brings code of its own; also when it is loaded.
-    """
+    """Return the model that `key` names, not loaded; a ModelError, also on loading, if missing or bringing code."""
     from adg_plugin.engines.models.loading import Source
 
     with errors_under(config, key):
@@ -52,11 +48,7 @@ def other_model(config: ADGConfig, key: str) -> Source:
 
 @contextmanager
 def errors_under(config: ADGConfig, key: str) -> Iterator[None]:
-    """Let errors about the model that `key` names say so: as they are raised, they are about the key `model`.
-
-    Raises:
-        ModelError, MissingExtraError: as within, with the right key and advice that goes with it.
-    """
+    """Turn errors about the model that `key` names, raised as about `model`, into ones with that key and its advice."""
     try:
         yield
     except (ModelError, MissingExtraError) as err:

@@ -42,7 +42,7 @@ class DecodeState:
     broken: npt.NDArray[np.bool_]  # (P,) NaN or infinity before the first token
     rows: Tensor  # (R,)
     current: Tensor  # (R,) token that each live row feeds next
-    lengths: npt.NDArray[np.int64]  # (P * K,) tokens drawn by rows that have ended
+    lengths: npt.NDArray[np.int64]  # (P * K,) tokens sampled by rows that have ended
     reasons: npt.NDArray[np.object_]  # (P * K,) None while live
     reported: npt.NDArray[np.bool_]  # (P,)
 

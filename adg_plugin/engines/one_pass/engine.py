@@ -32,9 +32,6 @@ class OnePassEngine:
 
     Args:
         model: a causal language model of transformers, on its device, in evaluation mode.
-        tokenizer: decodes the answers.
-        config: sampling settings, layers, batch size.
-        eos_ids: tokens that end an answer.
         vectors: False samples only (`gram` and `prompt_vector` stay None).
     """
 
@@ -118,7 +115,6 @@ class OnePassEngine:
         return []
 
     def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> DecodeState:
-        """Prefill prompts and draw the first token of each of their answers."""
         samples, device = self.config.num_samples, self.device
         decode_group = DecodeGroup.of([len(p) for p in prompts], samples, device)
         logits, vectors, references, first = [], [], [], 0
@@ -187,12 +183,12 @@ class OnePassEngine:
         )
 
     def _surprisals(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return (R,) surprisals of tokens just drawn from logits (R, V), where the pooling weighs by them."""
+        """Return (R,) surprisals of tokens just sampled from logits (R, V), where the pooling weighs by them."""
         is_used = self.vectors and self.config.pooling == "surprisal"
         return surprisals(logits, tokens) if is_used else torch.zeros(len(tokens), device=self.device)
 
     def _first_tokens(self, logits: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first token (P * K,) of each answer and its stream; one that ends at once is drawn again."""
+        """Return the first token (P * K,) of each answer and its stream; one that ends at once is resampled."""
         attempts = [keys[:, i].flatten() for i in range(1 + REDRAWS)]
         stream = attempts[0].clone()
         start = torch.zeros_like(stream)
@@ -205,7 +201,7 @@ class OnePassEngine:
         return tokens, stream
 
     def _step(self, active: Sequence[DecodeState]) -> None:
-        """Feed one token of every live row, add up its state, and draw the next where the limit allows."""
+        """Feed one token of every live row, add up its state, and sample the next where the limit allows."""
         if not active:
             return
         limit = self.config.max_new_tokens

@@ -27,14 +27,7 @@ from adg_plugin.store.records import Answer, RowResult
 def finished_results(
     decoding: DecodeState, tokenizer: PreTrainedTokenizerBase, config: ADGConfig, *, vectors: bool
 ) -> Iterator[RowResult]:
-    """Yield the results of the prompts that have finished since the last call.
-
-    Args:
-        decoding: the answers.
-        tokenizer: decodes them.
-        config: `num_samples`, `keep_vectors`.
-        vectors: False: `gram` and `prompt_vector` stay None.
-    """
+    """Yield results of the prompts finished since the last call; `vectors=False`: without Gram matrix and vectors."""
     prompts = decoding.finished()
     if not prompts:
         return

@@ -30,7 +30,6 @@ def one_pass_problem(model: PreTrainedModel, indices: tuple[int, ...], longest: 
     """Return why `model` cannot be sampled in one pass, or None where it can.
 
     Args:
-        model: on its device.
         indices: entries of HF's `hidden_states` that are averaged.
         longest: tokens that a prompt and its answer may have.
 

@@ -28,7 +28,7 @@ class Queue:
         return True
 
     def peek(self, capacity: Capacity, decode_groups: Sequence[DecodeGroup]) -> list[Prompt]:
-        """Return the next prompts that fit beside `decode_groups`, at least one where there are none."""
+        """Return the next prompts that fit next to `decode_groups`, at least one where there are none."""
         rows, tokens = capacity.admits(decode_groups)
         chosen: list[Prompt] = []
         while self._fill(len(chosen) + 1):

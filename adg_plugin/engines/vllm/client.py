@@ -31,11 +31,7 @@ class Refused(Exception):
 
 
 def import_httpx() -> ModuleType:
-    """Return httpx.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return httpx; a MissingExtraError where it is not installed."""
     return need("httpx", extra="server", why=_WHY)
 
 
@@ -59,7 +55,7 @@ class Server:
 
     Attributes:
         url: without `/v1`.
-        model: the name it gives the model; known once `server_check` has asked.
+        model: the name it gives the model; known once `check_server` has asked.
         verified: whether it holds the right model, as far as is known: not after it was away.
         in_flight: requests it has.
         busy_until: when it may be asked again after a response that it has too much to do; of `time.monotonic`.
@@ -124,7 +120,6 @@ class Server:
 
 
 def _reason(response: Any) -> str:
-    """Return what an error's body says, on one line."""
     try:
         body = response.json()
         error = body.get("error", body)

@@ -30,8 +30,6 @@ class VLLMSampler:
 
     Args:
         config: the model, sampling settings, `vllm_options`.
-        tokenizer: decodes the answers.
-        eos_ids: tokens that end an answer.
         dtype: of the weights, as torch names it; vLLM's own `auto` is not that of transformers.
         positions: tokens that the model can tell apart by position, or None where it sets no limit.
 
@@ -72,11 +70,7 @@ class VLLMSampler:
         self._rows_in_flight = max(2, 2 * places // config.num_samples)
 
     def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
-        """Yield one result without vectors per prompt, in the order in which they finish.
-
-        Raises:
-            ModelError: vLLM ended an answer otherwise than asked.
-        """
+        """Yield results without vectors as prompts finish; a ModelError if vLLM ends an answer otherwise than asked."""
         source = iter(prompts)
         rows: dict[str, RowDraws] = {}
         number = 0
@@ -139,11 +133,7 @@ class VLLMSampler:
 
 
 def import_vllm() -> Any:
-    """Return vLLM.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
+    """Return vLLM; a MissingExtraError where it is not installed."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     # A forked engine would inherit the lock of the run folder, and hold it when this process is killed.
@@ -158,7 +148,6 @@ def import_vllm() -> Any:
 
 
 def _options(config: ADGConfig, dtype: str, positions: int | None) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM`."""
     from vllm.platforms import current_platform
 
     length = config.max_prompt_tokens + config.max_new_tokens

@@ -55,7 +55,7 @@ class RowDraws:
 
     @classmethod
     def of(cls, prompt: Prompt, config: ADGConfig) -> RowDraws:
-        """Return a row of which nothing is drawn yet."""
+        """Return a row of which nothing is sampled yet."""
         keys = stream_keys(config.seed, prompt.token_ids, 1 + REDRAWS)
         return cls(prompt, tuple(int(key) % 2**_SEED_BITS for key in keys), config.num_samples)
 
@@ -72,12 +72,10 @@ class RowDraws:
     def take(
         self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any, *, limit: int
     ) -> None:
-        """Take the answers to one request; those that ended at once are to be drawn again.
+        """Take the answers to one request; those that ended at once are to be resampled.
 
         Args:
             drawn: token ids, which may hold the end-of-answer token last, and vLLM's finish reason of each.
-            eos_ids: tokens that end an answer.
-            tokenizer: of the model.
             limit: tokens of an answer that does not end by itself.
 
         Raises:

@@ -31,22 +31,16 @@ _FAILURES_OF_A_ROW = 6  # status 500 so often for one row, while others succeed:
 
 
 def need_clients() -> Any:
-    """Return tenacity.
-
-    Raises:
-        MissingExtraError: it, or httpx, is not installed.
-    """
+    """Return tenacity; a MissingExtraError where it, or httpx, is not installed."""
     import_httpx()
     return need("tenacity", extra="server", why="engine: vllm-server")
 
 
 class ServerSampler:
-    """Draws answers from one or several servers; each row once, whatever happens to a server.
+    """Samples answers from one or several servers; each row once, whatever happens to a server.
 
     Args:
         config: `server_*`, the model and the sampling settings.
-        tokenizer: decodes the answers.
-        eos_ids: tokens that end an answer.
         probe: what tells the config's model from others.
         longest: tokens of a prompt and its answer.
 
@@ -141,11 +135,7 @@ class ServerSampler:
         await check_server(server, self._config, self._probe, self._longest)
 
     def _revive(self, server: Server) -> None:
-        """See to it that a server that was away is asked for its model until it is back.
-
-        Raises:
-            ModelError: it came back with another model.
-        """
+        """Ask a server that was away for its model until it is back; a ModelError where it has another then."""
         task = self._reviving.get(server.url)
         if task is not None and task.done():
             self._reviving.pop(server.url).result()
@@ -209,7 +199,6 @@ class ServerSampler:
         return time.monotonic() - max(self._last_success, self._asked_since) > self._config.server_timeout_s
 
     def _warn(self, state: Any) -> None:
-        """Say now and then why there is no progress."""
         if time.monotonic() - max(self._warned_at, self._last_success) > 5:
             self._warned_at = time.monotonic()
             logger.warning("waiting for a server: %s", state.outcome.exception())
@@ -218,7 +207,6 @@ class ServerSampler:
         """Send one request to the least busy of the servers that refused the row least, and give it the answers.
 
         Args:
-            row: whose answers are asked for.
             tried: by URL, how often a server was asked for them in vain.
         """
         for server in self._servers:

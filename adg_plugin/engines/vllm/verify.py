@@ -56,8 +56,6 @@ async def check_server(server: Server, config: ADGConfig, probe: Probe, longest:
 
     Args:
         server: the server; `model` and `verified` are set.
-        config: names the model.
-        probe: of the config's model.
         longest: tokens of a prompt and its answer.
 
     Raises:
@@ -81,7 +79,6 @@ async def check_server(server: Server, config: ADGConfig, probe: Probe, longest:
 
 
 def _own_card(server: Server, config: ADGConfig, cards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the entry of /v1/models that is the config's model."""
     names = [str(card["id"]) for card in cards]
     wanted = config.server_model
     for card in cards:

@@ -73,27 +73,17 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the prompts of a run folder that have no likelihoods, and return what it took.
 
-    `ifd` asks the backbone, after the prompt as training renders it. `superfiltering` asks a small model, after the
-    instruction, a line break, and the input and another where there is one; of a conversation, the instruction is its
-    last user turn. Without the prompt, an answer follows what the prompt has after the instruction, such as the
-    template's opening of an answer, for `ifd`, and what the tokenizer puts before any text (a BOS, or nothing) for
-    `superfiltering`. The answer is the row's own, tokenised by itself without special tokens, EOS left out. Where
-    prompt and answer have more tokens than the model has positions, or for `superfiltering` more than 1,024, the
-    answer's end is cut; a prompt that alone has as many is rejected.
+    What stands before the answer, and what is cut, is in docs/method.md (`ifd`, `superfiltering`).
 
     Args:
-        run: the run folder, with a staged pool.
         config: settings of the backbone; of them, the small model takes the device.
         source: the backbone, loaded only if `ifd` has something to measure.
-        method: what the likelihoods are for.
-        show: report progress on stderr.
 
     Returns:
         As `adg_plugin.selectors.measure.fill_measure`, and `cut`, the answers among all whose end is cut.
 
     Raises:
         ModelError: the model cannot be used.
-        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`.
     """
     judge = _judge(config, source, method)
     stats = fill_measure(run, _measure(method), judge, show=show)
@@ -140,21 +130,15 @@ def likelihoods_of(run: RunReader, config: ADGConfig, source: Source, *, method:
 
 @dataclass(slots=True)
 class _LikelihoodJudge:
-    """What is asked of which model."""
-
     source: Source
     config: ADGConfig
     method: LikelihoodMethod
     max_tokens: int | None
-    recipe: bytes  # of all that the likelihoods depend on beside the row
+    recipe: bytes  # of all that the likelihoods depend on, apart from the row
     cut: int = 0  # of the rows that were last gone through, those whose answer's end is left out
 
     def rows(self, run: RunReader) -> Iterator[LikelihoodRow]:
-        """Yield the staged prompts with their reference responses, in the pool's order, a window at a time.
-
-        Raises:
-            StoreError: no pool is staged, or its file is damaged.
-        """
+        """Yield the staged prompts with their reference responses, in the pool's order, a window at a time."""
         from adg_plugin.engines.judges.likelihood import LikelihoodRow
 
         self.cut = 0
@@ -214,7 +198,6 @@ def plain_prompt(row: dict[str, Any], config: ADGConfig) -> str:
 
     Args:
         row: columns instruction, data and dataset of the staged pool.
-        config: names the column of the input.
     """
     number, asked = row["dataset"] or 0, str(row["instruction"])
     spec = config.datasets[number] if number < len(config.datasets) else IN_MEMORY

@@ -87,7 +87,6 @@ class ByLikelihood(Selector, ABC):
         return by_measure(rows, [why(row) for row in range(len(rows))], scores, columns)
 
     def _no_likelihood(self, reason: str, found: LikelihoodTable, row: int, config: ADGConfig) -> str:
-        """Return the sentence for a row without likelihoods."""
         from adg_plugin.engines.judges.likelihood import ANSWER_TOO_SHORT
 
         who = self.who(config)

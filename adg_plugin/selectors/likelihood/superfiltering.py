@@ -20,8 +20,7 @@ Floats = npt.NDArray[np.float64]
 def superfiltering(with_prompt: Floats, alone: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """Return each row's ratio of perplexities, the higher the better, and whether the row may be chosen: below 1.
 
-    The ratio is exp(with_prompt) / exp(alone). It depends on the difference of the two means and IFD on their
-    quotient, so the same rows are below 1, and their order is not the same.
+    The ratio is exp(with_prompt) / exp(alone): it depends on the difference of the two means, IFD on their quotient.
 
     Args:
         with_prompt: (N,) mean of -log p over the answer's tokens after the prompt, in nats; NaN where not measured.

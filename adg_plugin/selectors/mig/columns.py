@@ -25,7 +25,6 @@ def read_labels(value: Any, column: str) -> tuple[str, ...]:
     Args:
         value: a list of texts or whole numbers, such a list as text in JSON or as Python writes it, one whole number, a
             text with commas or semicolons between the labels, or nothing.
-        column: its name, for the message.
 
     Raises:
         ValueError: it is something else; the message is fit for a rejection.
@@ -53,15 +52,7 @@ def has_labels(value: Any) -> bool:
 
 
 def read_quality(value: Any, column: str) -> float | None:
-    """Return the quality in a row's column, None where it is missing.
-
-    Args:
-        value: a number, or one as text, as CSV has it.
-        column: its name, for the message.
-
-    Raises:
-        ValueError: it is no finite number of 0 or more; the message is fit for a rejection.
-    """
+    """Return a row's quality (a number, or text of one) or None; a ValueError, fit as a detail, unless finite, >= 0."""
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     number = math.nan

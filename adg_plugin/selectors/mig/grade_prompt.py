@@ -32,9 +32,6 @@ class QualityTemplate:
     A chat model is asked in a turn of its own template; a model without one is taken for a scorer of DEITA's kind, and
     gets the prompt of these.
 
-    Args:
-        tokenizer: of the model.
-
     Raises:
         ModelError: its chat template cannot be used.
     """
@@ -44,11 +41,7 @@ class QualityTemplate:
         self._chat = ChatTemplate(tokenizer, None) if self.is_chat else None
 
     def render(self, row: Row) -> PromptText:
-        """Return the prompt for a row's `instruction` and `reference`.
-
-        Raises:
-            UnusableRowError: the chat template cannot show it.
-        """
+        """Return the prompt for a row's `instruction` and `reference`; an UnusableRowError where it cannot be shown."""
         if self._chat is None:
             before, between, after = _DEITA
             return framed(f"{before}{row.instruction}{between}", row.reference, after, special_tokens=True)

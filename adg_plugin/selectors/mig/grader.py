@@ -60,18 +60,11 @@ def rate(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, A
 
     Rows without an answer in words are not asked about. Each part is on the disk before the next begins.
 
-    Args:
-        run: the run folder, with a staged pool.
-        config: names the `quality_scorer`, the column of quality, the device.
-        show: report progress on stderr.
-
     Returns:
         As `adg_plugin.selectors.measure.fill_measure`.
 
     Raises:
         ModelError: the scorer cannot be used.
-        NumericalError, OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`; what is
-            graded is kept.
     """
     if not lacks_quality(run, config.field_quality):
         return {"rows": 0}
@@ -101,21 +94,13 @@ def ratings_of(run: RunReader, config: ADGConfig, rows: Sequence[Answered]) -> l
 
 @dataclass(slots=True, kw_only=True)
 class Rater(PromptedJudge[Answered]):
-    """A model that can be asked for grades.
-
-    Attributes:
-        grade_ids: the token of each grade.
-    """
+    """A model that can be asked for grades; `grade_ids` are the token of each."""
 
     grade_ids: tuple[int, ...]
 
     @classmethod
     def configured(cls, config: ADGConfig) -> Rater:
-        """Return the quality scorer that the config names, not loaded yet.
-
-        Raises:
-            ModelError: it cannot be found, has too few positions, or does not write each grade as one token.
-        """
+        """Return the quality scorer, not loaded; a ModelError if missing, too short, or a grade is not one token."""
         named = f"quality_scorer is {config.quality_scorer!r}"
         source = other_model(config, "quality_scorer")
         template = QualityTemplate(source.tokenizer)
@@ -156,11 +141,7 @@ class Rater(PromptedJudge[Answered]):
 
 
 def _next_token(tokenizer: Any, prompt: str, grade: str, named: str) -> int:
-    """Return the token that a grade is, right after the prompt.
-
-    Raises:
-        ModelError: it is several, or merges with the prompt's end.
-    """
+    """Return a grade's token right after the prompt; a ModelError where it is several, or merges with the prompt."""
     before, after = (
         tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (prompt, prompt + grade)
     )

@@ -22,7 +22,7 @@ class LabelGraph:
 
     Attributes:
         labels: (L,) distinct, sorted, each as `normalised` gives it.
-        spread: (L, L) sparse; entry i, j is the share of label j's information that comes from what is said of label i:
+        spread: (L, L) sparse; entry i, j is the share of label j's information that comes from label i:
             w_ij / sum_k w_kj, with w the cosine of two linked labels and 1 of a label with itself.
     """
 
@@ -107,7 +107,6 @@ def normalised(label: str) -> str:
 
 
 def _graph(labels: tuple[str, ...], first: list[int], second: list[int], cosines: list[float]) -> LabelGraph:
-    """Return the graph with these links, each given once."""
     each = list(range(len(labels)))
     weights = sparse.csr_array(
         ([1.0] * len(labels) + cosines + cosines, (each + first + second, each + second + first)),

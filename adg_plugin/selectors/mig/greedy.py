@@ -31,10 +31,6 @@ def mig_order(
     0.8 (z + 1e-6)^-0.2, with x_j what the row brings. Rows without a label gain nothing and come last, the highest
     quality first.
 
-    The exact gain, information(set + row) - information(set), is another ranking. To the derivative, a label that
-    nothing has touched is 16 times as good as one at z = 1; to the exact gain of a row of quality 1, it is 1.35 times
-    as good. So the derivative covers all labels first.
-
     Gains are computed again only for rows that may be next, and the choice is still the greedy one: the derivative
     falls as z grows and what a row brings (x >= 0) does not change. Each gain on the heap is hence a bound on the
     present one. Where the top of the heap is fresh, it is at least every bound, and so at least every gain; at equality

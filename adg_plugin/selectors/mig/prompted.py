@@ -23,7 +23,7 @@ class PromptedJudge(Generic[R]):
     """A model that is asked in words, loaded when it is.
 
     Attributes:
-        recipe: of all that an answer depends on beside the row's own words.
+        recipe: of all that an answer depends on, apart from the row's own words.
         column: rows that have something of their own in it are not asked about.
         cut: rows whose end was not shown to the model, for want of room.
     """
@@ -50,9 +50,6 @@ def bare_question(named: str, tokenizer: Any, template: Any, row: Row, room: int
 
     Args:
         named: the setting and its value, for the errors.
-        tokenizer: of the model.
-        template: as `PromptRenderer` takes it.
-        row: asks about nothing.
         room: tokens that a question may take.
 
     Raises:

@@ -56,7 +56,6 @@ def labelled(
     Args:
         run: the run folder; with a tagger or a quality scorer, what they answered is there.
         config: names columns, tagger, quality scorer and label vectors.
-        candidates: with instruction, reference and data.
         unmeasured: the reason of each row that could not be graded this time, by id.
 
     Raises:
@@ -91,12 +90,7 @@ def labelled(
 
 
 def check_labels(run: RunReader, config: ADGConfig) -> None:
-    """Raise where nothing could serve as a label, or labels could not be linked; before any model is asked.
-
-    Raises:
-        DataError: no row has labels, there is no tagger, and no answers that bins could be made of; or the label
-            vectors are of no use.
-    """
+    """Raise a DataError, before any model is asked, if nothing can serve as labels, or label vectors are unusable."""
     if config.label_vectors:
         read_label_vectors(config.label_vectors)
     if not config.tagger and not listed_labels(run, config.field_labels)[0] and not len(run.geometry(vectors=False)):
@@ -152,7 +146,7 @@ def _graded(
 
 
 def _describe_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> Iterator[str]:
-    """Yield sentences where grades stand beside qualities of another scale, or the scorer would not give grades."""
+    """Yield sentences where grades stand next to qualities of another scale, or the scorer would not give grades."""
     if own and shares:
         yield (
             f"{own:,} of {own + len(shares):,} rows have a quality in column {config.field_quality!r}, the others one "
@@ -166,7 +160,6 @@ def _describe_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> It
 
 
 def _no_grade(reason: str, config: ADGConfig) -> str:
-    """Return the sentence for a row that the quality scorer could not grade."""
     who = f"quality_scorer {config.quality_scorer!r}"
     if reason == Reason.NO_ANSWER:
         return f"{who} grades answers in words, and it has none; give it a quality ({config.field_quality!r})"
@@ -176,7 +169,6 @@ def _no_grade(reason: str, config: ADGConfig) -> str:
 
 
 def _describe_labels(config: ADGConfig, labels: Labels) -> list[str]:
-    """Return a sentence where some rows are without labels of any kind."""
     count = sum(map(bool, labels))
     if count == len(labels):
         return []
@@ -198,11 +190,7 @@ def _describe_quality(config: ADGConfig, quality: list[float | None]) -> list[st
 
 
 def _tagged(run: RunReader, config: ADGConfig, candidates: Candidates, labels: Labels, notes: list[str]) -> Labels:
-    """Return the labels, those of the tagger where a row has none.
-
-    Raises:
-        DataError: no row has any then.
-    """
+    """Return the labels, those of the tagger where a row has none; a DataError where no row has any then."""
     bare = [row for row, known in enumerate(labels) if not known]
     found = tags_of(run, config, [Words(str(candidates.ids[row]), candidates.instructions[row]) for row in bare])
     whole = list(labels)
@@ -220,11 +208,7 @@ def _tagged(run: RunReader, config: ADGConfig, candidates: Candidates, labels: L
 
 
 def _bins_as_labels(run: RunReader, config: ADGConfig, candidates: Candidates, notes: list[str]) -> Labels:
-    """Return the bin of each row that has answers in this run folder; nothing for the others.
-
-    Raises:
-        DataError: none has.
-    """
+    """Return the bin of each row with answers in this run folder, none for the others; a DataError where none has."""
     geometry = run.geometry()
     if not len(geometry):
         raise _no_labels(config)

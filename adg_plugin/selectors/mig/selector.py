@@ -93,10 +93,8 @@ class MIG(Selector):
 
 
 def _tagger_cost(config: ADGConfig) -> str:
-    """Return the name of what it takes to tag the rows that have no labels in a column."""
     return f"tagger {config.tagger} for {config.field_labels}"
 
 
 def _scorer_cost(config: ADGConfig) -> str:
-    """Return the name of what it takes to grade the rows that have no quality in a column."""
     return f"quality scorer {config.quality_scorer} for {config.field_quality}"

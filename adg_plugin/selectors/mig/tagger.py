@@ -63,17 +63,11 @@ def tag(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, An
 
     It answers greedily, after its own chat template. Each batch is on the disk before the next begins.
 
-    Args:
-        run: the run folder, with a staged pool.
-        config: names the `tagger`, the column of labels, the device.
-        show: report progress on stderr.
-
     Returns:
         As `adg_plugin.selectors.measure.fill_measure`; `tokens` are those generated.
 
     Raises:
         ModelError: the tagger cannot be used.
-        OutOfMemoryError, StoreError: as `adg_plugin.selectors.measure.fill_measure`; what is answered is kept.
     """
     if not listed_labels(run, config.field_labels)[1]:
         return {"rows": 0}
@@ -85,12 +79,7 @@ def tag(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, An
 
 
 def tags_of(run: RunReader, config: ADGConfig, rows: Sequence[Words]) -> Tags:
-    """Return the tags in the stored answers of the tagger that the config names; see `tag`.
-
-    Raises:
-        ModelError: the tagger cannot be found.
-        StoreError: a file is damaged.
-    """
+    """Return the tags in the configured tagger's stored answers; a ModelError if missing, a StoreError if damaged."""
     answers = stored_measure(run, _MEASURE, Tagger.configured(config), rows)["answer"].to_pylist()
     of = [() if answer is None else read_tags(answer) for answer in answers]
     unasked = sum(answer is None for answer in answers)
@@ -102,11 +91,7 @@ class Tagger(PromptedJudge[Words]):
 
     @classmethod
     def configured(cls, config: ADGConfig) -> Tagger:
-        """Return the tagger that the config names, not loaded yet.
-
-        Raises:
-            ModelError: it cannot be found, has no chat template, or too few positions.
-        """
+        """Return the tagger of the config, not loaded; a ModelError if missing, without chat template, or too short."""
         named = f"tagger is {config.tagger!r}"
         source = other_model(config, "tagger")
         if not getattr(source.tokenizer, "chat_template", None):

@@ -26,11 +26,7 @@ _PROBED = 200  # texts whose compressed bytes tell one zlib from another of the 
 
 
 class KeptSteps:
-    """Steps over the texts of one pool, in a folder.
-
-    Attributes:
-        begun: those that are there already; None where there are none of these texts.
-    """
+    """Steps over the texts of one pool, in a folder; `begun` are those that were there already, None for none."""
 
     def __init__(self, folder: Path, texts: Sequence[bytes]) -> None:
         self._folder, self._key = folder, _key(texts)
@@ -40,11 +36,7 @@ class KeptSteps:
         self._written_at = time.monotonic()
 
     def add(self, steps: Steps) -> None:
-        """Take all that is done so far, and write it if it is time.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Take all that is done so far, and write it if it is time; a StoreError where it cannot be written."""
         self._newest = steps
         if time.monotonic() - self._written_at >= _EVERY_S:
             self.write()

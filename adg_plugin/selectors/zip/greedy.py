@@ -66,12 +66,11 @@ def zip_order(
 
     Rows of the short list that were not taken stay in, and scores that were not computed again keep their value. The
     third stage does not see earlier steps: only the second keeps a copy of an earlier row out. The budget cuts the last
-    step short and changes nothing else. Equal ratios go to the lower index. zlib looks back 32 KiB, so a copy of what
-    is further back looks new. A short row compresses badly by itself, so ZIP begins with those.
+    step short and changes nothing else. Equal ratios go to the lower index.
 
     Each candidate is compressed after what is already there by a copy of the compressor that has just read that, in
     place of reading it anew: a step costs the candidates' bytes, not those of the whole choice for each of them. The
-    number of bytes is the same: unless it is told to flush, deflate looks for a match only with 262 bytes ahead of it,
+    number of bytes is the same: unless it is flushed, deflate looks for a match only with 262 bytes ahead of it,
     or at the very end of its input, so how the input is cut into pieces changes neither matches nor blocks.
 
     Args:

@@ -24,11 +24,7 @@ class ZIP(Selector):
     }
 
     def pick(self, rows: Candidates, budget: int, task: Task) -> Picked:
-        """Return the choice; whole steps are kept, for an interrupted one or another budget to go on from.
-
-        Raises:
-            StoreError: the steps cannot be written.
-        """
+        """Return the choice; whole steps are kept to resume from under any budget, or a StoreError is raised."""
         pairs = zip(rows.instructions, rows.references, strict=True)
         texts = [f"{asked}\n{answer}".encode() for asked, answer in pairs]
         wanted = min(budget, len(texts))

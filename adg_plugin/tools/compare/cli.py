@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,14 +94,20 @@ def print_comparison(about: Comparison, console: Console) -> None:
         console.print(Text(sentence))
     for one in about.methods:
         if one.error is None and one.rejected:
-            console.print(Text(_rejected(one)))
+            reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in one.rejected.items())
+            console.print(Text(f"{one.name} could choose from {one.scored:,} rows; rejected: {reasons}"))
     for one in about.failed:
         console.print(Text(f"{one.name} failed: {one.error}"))
 
 
-def _rejected(one: Compared) -> str:
-    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in one.rejected.items())
-    return f"{one.name} could choose from {one.scored:,} rows; rejected: {reasons}"
+def _table(*texts: str, figures: Iterable[str]) -> Table:
+    """Return an empty table with columns of texts, then of figures."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in figures:
+        table.add_column(name, justify="right", overflow="fold")
+    return table
 
 
 def _print_overlaps(about: Comparison, console: Console) -> None:
@@ -133,10 +140,7 @@ def _print_coverage(about: Comparison, kind: dict[str, Any], console: Console) -
         lines.append(("1 other" if len(rest) == 1 else f"{len(rest):,} others", together))
     lines += [("no value", value) for value in kind["values"] if value["value"] is None]
     sizes = [len(one.ids) for one in about.methods if one.error is None]
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(kind["kind"], overflow="fold")
-    for name in ("pool", *(str(number) for number in range(1, len(sizes) + 1))):
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table(kind["kind"], figures=("pool", *(str(number) for number in range(1, len(sizes) + 1))))
     for name, value in lines:
         shares = (f"{n / of:.0%}" for n, of in zip(value["chosen"], sizes, strict=True))
         table.add_row(Text(name), f"{value['pool'] / about.rows['candidates']:.0%}", *shares)
@@ -150,28 +154,16 @@ def _some_without_a_bin(about: Comparison) -> bool:
 
 def _print_methods(about: Comparison, console: Console) -> None:
     bins = about.facts.bins
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("method", overflow="fold")
     reached = f"bins of {bins['total']:,}" if bins else "bins"
     lost = ("no bin",) if _some_without_a_bin(about) else ()
     heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "asking", "choosing")
-    for name in heads:
-        table.add_column(name, justify="right", overflow="fold")
+    table = _table("method", figures=heads)
     place = {name: i for i, name in enumerate(about.facts.names)}
     for one in about.methods:
         cells = ("failed", *[""] * (len(heads) - 1)) if one.error is not None else _cells(about, one, place[one.name])
         table.add_row(Text(one.name), *cells)
-    whole = about.facts.lengths_of_pool
-    candidates = f"{about.rows['candidates']:,}"
-    table.add_row(
-        "the pool",
-        candidates,
-        "",
-        "",
-        *lost and ("",),
-        _median(whole, "prompt_tokens"),
-        _median(whole, "reference_words"),
-    )
+    medians = (_median(about.facts.lengths_of_pool, name) for name in ("prompt_tokens", "reference_words"))
+    table.add_row("the pool", f"{about.rows['candidates']:,}", "", "", *lost and ("",), *medians)
     console.print(table)
     none, everyone = about.facts.chosen_by["none"], about.facts.chosen_by["all"]
     console.print(Text(f"{everyone:,} rows are chosen by all methods, {none:,} by none"))

@@ -28,11 +28,10 @@ from adg_plugin.selectors.registry import package_of, selector
 from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.files import write_json
 from adg_plugin.store.versions import versions
-from adg_plugin.tools.compare.costs import Cost, costs_before
 from adg_plugin.tools.compare.facts import Facts, add_files, facts_of
 from adg_plugin.tools.compare.folder import ComparisonRunFolder
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, planned
-from adg_plugin.tools.compare.runner import Compared, Runner
+from adg_plugin.tools.compare.runner import Compared, Cost, Runner, costs_before
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +92,8 @@ def compare(
     do not change. A method that fails is named with its error; the others go on.
 
     Args:
-        config: the settings that all methods share.
         methods: `METHOD`, `METHOD:KEY=VALUE,KEY=VALUE`, or `adg:FORM`, a form of `score`.
         run_dir: run folder; default the config's `output_dir`, else `runs/selection`.
-        show_progress: whether to report progress on stderr.
 
     Raises:
         ConfigError: a method cannot be what is asked for.

@@ -16,6 +16,7 @@ from adg_plugin.scoring.percentiles import percentiles
 _MOST_FILES = 2_000  # more: a pool of one file per row
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
 
 
@@ -88,41 +89,37 @@ def facts_of(
 
 
 def _memberships(picked: Iterable[Sequence[str]], ids: Sequence[str]) -> Bools:
-    rows = [membership(some, ids) for some in picked]
+    """Return (M, N) whether each of `ids` was picked."""
+    rows = [[id in among for id in ids] for among in map(set, picked)]
     return np.array(rows, dtype=bool).reshape(len(rows), len(ids))
 
 
 def _by_chance(chosen: Bools, eligible: Bools) -> dict[str, list[list[float]]]:
     """Return the ratios of the expected counts, for random choices as large as these among the eligible rows (M, N)."""
     among = eligible.astype(np.float64)
-    sizes, rows = chosen.sum(axis=1).astype(np.float64), np.maximum(among.sum(axis=1), 1.0)
-    rates = sizes / rows
-    common = rates[:, None] * rates[None, :] * (among @ among.T)
-    united = sizes[:, None] + sizes[None, :] - common
-    shared = common / np.maximum(sizes, 1.0)[:, None]
-    return {"shared": shared.tolist(), "jaccard": (common / np.where(united == 0, 1.0, united)).tolist()}
+    sizes = chosen.sum(axis=1).astype(np.float64)
+    rates = sizes / np.maximum(among.sum(axis=1), 1.0)
+    jaccard, shared = _ratios(rates[:, None] * rates[None, :] * (among @ among.T), sizes)
+    return {"shared": shared.tolist(), "jaccard": jaccard.tolist()}
 
 
-def membership(picked: Sequence[str], ids: Sequence[str]) -> Bools:
-    """Return (N,) whether each of `ids` was picked."""
-    among = set(picked)
-    return np.fromiter((id in among for id in ids), dtype=bool, count=len(ids))
-
-
-def overlaps(chosen: Bools) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def overlaps(chosen: Bools) -> tuple[Floats, Floats]:
     """Return the (M, M) Jaccard indices of M choices (M, N), and common rows as a share of each row's own choice.
 
     Two choices without a row are the same: 1. What a choice without a row shares with another is 0.
     """
     either = chosen.astype(np.float64)
     common = either @ either.T  # whole numbers below 2**53, so exact
-    sizes = common.diagonal()
-    united = sizes[:, None] + sizes[None, :] - common
-    both_empty = united == 0
-    jaccard = np.where(both_empty, 1.0, common / np.where(both_empty, 1.0, united))
-    empty = np.broadcast_to(sizes[:, None] == 0, common.shape)
-    shared = np.where(empty, both_empty, common / np.where(empty, 1.0, sizes[:, None]))
+    empty = common.diagonal() == 0
+    jaccard, shared = _ratios(common, common.diagonal())
+    jaccard[np.ix_(empty, empty)] = shared[np.ix_(empty, empty)] = 1.0
     return jaccard, shared
+
+
+def _ratios(common: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Return (M, M) common rows as a share of those of either choice, and of each row's own; 0 where there are none."""
+    united = sizes[:, None] + sizes[None, :] - common
+    return common / np.where(united == 0, 1.0, united), common / np.maximum(sizes, 1.0)[:, None]
 
 
 def add_files(facets: Facets, where: Sequence[str]) -> None:

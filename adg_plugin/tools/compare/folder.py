@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -55,14 +54,11 @@ class ComparisonRunFolder(RunFolder):
             )
         # Another digest may come of a file that was only touched, or of another version of this package.
         if staged != digest and (other := _differences(self, rows)):
-            settings = self._changed_settings()
+            settings = keys.changes(_flat(self.read_config()), _flat(self._asked)).values()
             raise StoreError(
                 f"run folder {self.path} holds a selection from another pool: {'; '.join([*other, *settings])}: {_FIX}"
             )
         return self.counts().prompts
-
-    def _changed_settings(self) -> list[str]:
-        return list(keys.changes(_flat(self.read_config()), _flat(self._asked)).values())
 
     def _drop_manifest(self) -> None:
         if not self.keeps:
@@ -79,31 +75,31 @@ def _flat(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, _PACKAGE: stored.get("versions", {}).get(_PACKAGE)}
 
 
-@dataclass(slots=True)
-class _Pool:
-    """What can tell one staged pool from another: a digest of each prompt by id, and the rejected rows."""
-
-    prompts: dict[str, bytes] = field(default_factory=dict)
-    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)  # by id and reason
-
-
 def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[str]:
     """Return a sentence on each way in which `rows` differ from those that are staged; none where they do not."""
-    before, now = _staged(run), _Pool()
+    # Of both pools: a digest of each prompt by id, and the rejected rows by id and reason.
+    before: dict[str, bytes] = {}
+    for table in run.staged_columns(["id", "key", "text", "reference", "data", "dataset"]):
+        for staged in table.to_pylist():
+            texts = staged["text"], staged["reference"], staged["data"], str(staged["dataset"] or 0)
+            before[staged["id"]] = _digest(staged["key"], *texts)
+    rejected_before = Counter((rejection.id, rejection.reason) for rejection in run.staged_rejections())
+    now: dict[str, bytes] = {}
+    rejected: Counter[tuple[str, str]] = Counter()
     for row in rows:
         if isinstance(row, Rejection):
-            now.rejected[row.id.encode(errors="backslashreplace").decode(), row.reason] += 1
+            rejected[row.id.encode(errors="backslashreplace").decode(), row.reason] += 1
         else:
-            now.prompts[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, str(row.dataset))
-    why = dict(now.rejected.keys())
+            now[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, str(row.dataset))
+    why = dict(rejected.keys())
     ids_of = {
-        "gone": [id for id in before.prompts if id not in now.prompts],
-        "new": [id for id in now.prompts if id not in before.prompts],
-        "changed": [id for id, digest in before.prompts.items() if now.prompts.get(id, digest) != digest],
+        "gone": [id for id in before if id not in now],
+        "new": [id for id in now if id not in before],
+        "changed": [id for id, digest in before.items() if now.get(id, digest) != digest],
     }
     found = [_counted(how, ids, why) for how, ids in ids_of.items() if ids]
-    if not found and now.rejected != before.rejected:
-        (id, reason), *_ = {**(now.rejected - before.rejected), **(before.rejected - now.rejected)}
+    if not found and rejected != rejected_before:
+        (id, reason), *_ = {**(rejected - rejected_before), **(rejected_before - rejected)}
         found = [f"other rows are rejected, {id!r} ({reason}) first"]
     return found
 
@@ -111,17 +107,6 @@ def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[
 def _counted(how: str, ids: list[str], why: Mapping[str, str]) -> str:
     first = f"{ids[0]!r}" + (f" (now rejected: {why[ids[0]]})" if ids[0] in why and how == "gone" else "")
     return f"1 row is {how}, {first}" if len(ids) == 1 else f"{len(ids):,} rows are {how}, {first} first"
-
-
-def _staged(run: RunReader) -> _Pool:
-    found = _Pool()
-    for table in run.staged_columns(["id", "key", "text", "reference", "data", "dataset"]):
-        for row in table.to_pylist():
-            texts = row["text"], row["reference"], row["data"], str(row["dataset"] or 0)
-            found.prompts[row["id"]] = _digest(row["key"], *texts)
-    for rejection in run.staged_rejections():
-        found.rejected[rejection.id, rejection.reason] += 1
-    return found
 
 
 def _digest(key: bytes, *texts: str | None) -> bytes:

@@ -51,7 +51,6 @@ def planned(config: ADGConfig, methods: Sequence[str]) -> tuple[Plan, ...]:
     """Return what is to choose, in the order given, none twice.
 
     Args:
-        config: the settings that all methods share.
         methods: `METHOD`, `METHOD:KEY=VALUE,KEY=VALUE` or `adg:FORM`, a form of `score`.
 
     Raises:

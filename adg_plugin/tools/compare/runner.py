@@ -6,7 +6,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,22 +15,86 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ADGError, DataError, StoreError
+from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.stage import pool_counts
+from adg_plugin.report.side_files import COMPARE, read_comparison
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.quota import resolve_budget
 from adg_plugin.selectors.base import Ask, Task
-from adg_plugin.selectors.decision import Decision
 from adg_plugin.selectors.registry import selector
-from adg_plugin.store import RunFolder
-from adg_plugin.tools.compare.costs import Cost
+from adg_plugin.store import RunFolder, RunReader
+from adg_plugin.store.stats import seconds_of
 from adg_plugin.tools.compare.plans import Plan
 
 if TYPE_CHECKING:
     from adg_plugin.engines.models.loading import Source
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Rows that a model was asked about, and what that took.
+
+    Attributes:
+        rows: of earlier runs, as far as they left a record, and of this one.
+        seconds: for these.
+        tokens: drawn or predicted.
+        seconds_now: those of this run.
+        of: rows that there are to ask about; None: all that could be sampled.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    seconds_now: float = 0.0
+    of: int | None = None
+
+    def with_now(self, stats: Mapping[str, Any]) -> Cost:
+        """Return it with what this run took, as sampling or measuring says."""
+        seconds = seconds_of(stats)
+        return Cost(
+            self.rows + int(stats.get("rows", 0)),
+            self.seconds + seconds,
+            self.tokens + int(stats.get("tokens", 0)),
+            seconds,
+            stats.get("total", self.of),
+        )
+
+    def is_whole(self, rows: int) -> bool:
+        """Return whether a record is there of all rows to ask about, of so many: an interrupted run leaves none."""
+        return self.rows >= (rows if self.of is None else self.of)
+
+    def summary(self, rows: int) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {**asdict(self), "of": rows if self.of is None else self.of, "is_whole": self.is_whole(rows)}
+
+
+def costs_before(run: RunReader, recipe: Mapping[str, Any]) -> dict[str, Cost]:
+    """Return what earlier runs say of the cost of what the run folder holds.
+
+    Args:
+        recipe: of its answers; records of others do not count.
+
+    Raises:
+        StoreError: compare.json or manifest.json cannot be read, or is not as it is written.
+    """
+    found: dict[str, Cost] = {}
+    manifest = run.manifest()
+    if manifest is not None and manifest.get("recipe") == dict(recipe):
+        with suppress(ConfigError):  # what chose is not installed any more
+            config = ADGConfig.of_run(manifest["config"])
+            for name, stats in selector(config.method).costs(config, manifest["sampling"]):
+                found[name] = Cost().with_now(stats)
+    before = read_comparison(run)
+    if before is not None and before.get("recipe") == dict(recipe):
+        try:
+            for name, cost in before["costs"].items():
+                found[name] = Cost(int(cost["rows"]), float(cost["seconds"]), int(cost["tokens"]), of=cost.get("of"))
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise StoreError(f"{run.path / COMPARE} has no costs that can be read ({err!r}): delete it") from err
+    return {name: replace(cost, seconds_now=0.0) for name, cost in found.items() if cost.rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +161,13 @@ class Runner:
             for ask in asks:
                 skipped |= self._ask(ask, plan.config)
             began = time.monotonic()
-            pool_rows = self.rows["pool"]
-            decision = chooser.decide(
-                Task(self._run, plan.config, self._source, pool_rows, skipped, self.assign, self._show)
-            )
+            task = Task(self._run, plan.config, self._source, self.rows["pool"], skipped, self.assign, self._show)
+            decision = chooser.decide(task)
             seconds = time.monotonic() - began
+            rejected = dict(Counter(rejection.reason for rejection in decision.rejections).most_common())
             if not decision.ids:
-                raise DataError(_no_row(decision, self.rows["candidates"]))
+                listed = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+                raise DataError(f"none of the {self.rows['candidates']} rows can be chosen ({listed})")
         except StoreError:
             raise
         except ADGError as err:
@@ -117,7 +182,7 @@ class Runner:
             one,
             ids=decision.ids,
             scored=len(decision.table),
-            rejected=_reasons(decision),
+            rejected=rejected,
             seconds=seconds,
             warnings=decision.warnings,
         )
@@ -128,33 +193,21 @@ class Runner:
         Raises:
             ADGError: it cannot be asked; whoever wants the same later meets the same error.
         """
+        from adg_plugin.pipeline.sample import fill
+
         name = ask.cost
         if name in self._errors:
             raise self._errors[name]
         if name not in self.costs:
+            run, source = self._run, self._source
             try:
-                stats = self._stats(ask, config)
+                if ask.fill is not None:
+                    stats = ask.fill(run, config, source, self._show)
+                else:
+                    stats = fill(("sample", "embed"), run, run.path, config, source, SingleProcess(), show=self._show)
             except ADGError as err:
                 self._errors[name] = err
                 raise
             self._skipped[name] = stats.pop("skipped", {})
             self.costs[name] = self._before.get(name, Cost()).with_now(stats)
         return self._skipped[name]
-
-    def _stats(self, ask: Ask, config: ADGConfig) -> dict[str, Any]:
-        from adg_plugin.pipeline.sample import fill
-
-        if ask.fill is not None:
-            return ask.fill(self._run, config, self._source, self._show)
-        return fill(
-            ("sample", "embed"), self._run, self._run.path, config, self._source, SingleProcess(), show=self._show
-        )
-
-
-def _reasons(decision: Decision) -> dict[str, int]:
-    return dict(Counter(rejection.reason for rejection in decision.rejections).most_common())
-
-
-def _no_row(decision: Decision, candidates: int) -> str:
-    listed = ", ".join(f"{reason} {count}" for reason, count in _reasons(decision).items())
-    return f"none of the {candidates} rows can be chosen ({listed})"

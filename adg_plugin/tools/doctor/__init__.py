@@ -1,1 +1,1 @@
-"""Whether everything is there that a selection needs; each module finds out, `doctor_view` prints."""
+"""Whether everything is there that a selection needs; each module finds out, `cli` prints."""

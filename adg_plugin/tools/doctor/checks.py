@@ -9,6 +9,7 @@ from typing import Literal
 from adg_plugin.errors import ADGError, ConfigError
 
 Status = Literal["ok", "note", "warning", "failed"]
+Look = Callable[[], "Iterable[Check] | None"]  # None: all is well, and not worth a line
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,11 @@ def failures(name: str, err: ADGError) -> tuple[Check, ...]:
     return tuple(Check(name, "failed", problem) for problem in problems)
 
 
-def guarded(name: str, look: Callable[[], Iterable[Check]]) -> tuple[Check, ...]:
+def guarded(name: str, look: Look) -> tuple[Check, ...]:
     """Return what `look` finds; an error of any kind is one more finding, after those that came before it."""
     found: list[Check] = []
     try:
-        found.extend(look())
+        found.extend(look() or ())
     except ADGError as err:
         found.extend(failures(name, err))
     except Exception as err:  # whatever is broken here is what the user wants to know

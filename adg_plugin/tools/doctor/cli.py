@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from adg_plugin.config.run_folder import RUNS
 from adg_plugin.console import result_console
+from adg_plugin.tools.doctor.checks import Check, Look, Section, Status, guarded
 
-if TYPE_CHECKING:
-    from adg_plugin.tools.doctor.checks import Check
-
-_Look = Callable[[], Iterable["Check"]]
+_STYLES: Mapping[Status, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "bold red"}
 
 
 def doctor(
@@ -34,30 +35,29 @@ def doctor(
 
     Each finding names its way out. Ends with 1 if a check failed; extras that are not installed are no failure.
     """
-    from adg_plugin.tools.doctor import view as doctor_view
-    from adg_plugin.tools.doctor.checks import Section, guarded
     from adg_plugin.tools.doctor.packages import versions
 
-    console = result_console()
+    console, progress = result_console(), Console(stderr=True)
     found = versions()
     if not as_json:
-        doctor_view.print_versions(found, console)
-    sections = []
+        print_versions(found, console)
+    sections: list[Section] = []
     for title, looks in _looks(config, self_test):
-        with _working(title):
-            section = Section(title, tuple(check for look in looks for check in guarded(title, look)))
-        sections.append(section)
+        with progress.status(f"{title} ...") if progress.is_terminal else nullcontext():
+            sections.append(Section(title, tuple(check for look in looks for check in guarded(title, look))))
         if not as_json:
-            doctor_view.print_section(section, console)
+            print_section(sections[-1], console)
+    failed = any(section.failed() for section in sections)
     if as_json:
-        print(json.dumps(doctor_view.as_json(found, sections), indent=2, ensure_ascii=False))
+        checks = {section.title: [asdict(check) for check in section.checks] for section in sections}
+        print(json.dumps({"ok": not failed, "versions": found, "checks": checks}, indent=2, ensure_ascii=False))
     else:
-        doctor_view.print_verdict(sections, console)
-    if any(section.failed() for section in sections):
+        print_verdict(sections, console)
+    if failed:
         raise typer.Exit(1)
 
 
-def _looks(config: Path | None, self_test: bool) -> Iterator[tuple[str, list[_Look]]]:
+def _looks(config: Path | None, self_test: bool) -> Iterator[tuple[str, list[Look]]]:
     """Yield the sections, each with what looks."""
     from adg_plugin.tools.doctor import devices, packages
     from adg_plugin.tools.doctor.self_test import check_by_selecting
@@ -79,10 +79,46 @@ def _check_file(config: Path) -> Iterable[Check]:
     return check_file(config)
 
 
-def _working(title: str) -> AbstractContextManager[Any]:
-    """Return what says on a terminal that a section takes its time."""
-    console = Console(stderr=True)
-    return console.status(f"{title} ...") if console.is_terminal else nullcontext()
+def print_versions(found: Mapping[str, str | None], console: Console) -> None:
+    """Print the versions of what matters, what is not installed last."""
+    table = _table("versions", console)
+    text = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    absent = [name for name, number in found.items() if not number]
+    table.add_row("", Text(f"{text}; not installed: {', '.join(absent)}" if absent else text))
+    console.print(table)
+
+
+def print_section(section: Section, console: Console) -> None:
+    """Print checks, one below the other; messages are never read as markup."""
+    table = _table(section.title, console)
+    for check in section.checks:
+        message = Text(f"{check.name}: {check.message}")
+        if check.fix:
+            message.append(f"\n{check.fix}", "bold")
+        table.add_row(Text(check.status, _STYLES[check.status]), message)
+    console.print(table)
+
+
+def print_verdict(sections: Sequence[Section], console: Console) -> None:
+    """Print how many checks failed."""
+    failed = sum(section.failed() for section in sections)
+    warnings = sum(check.status == "warning" for section in sections for check in section.checks)
+    verdict = (
+        Text(f"{failed} checks failed" if failed > 1 else "1 check failed", "bold red")
+        if failed
+        else Text("all is well", "bold green")
+    )
+    if warnings:
+        verdict.append(f", {warnings} warning{'s' if warnings > 1 else ''}", "yellow")
+    console.print(verdict)
+
+
+def _table(title: str, console: Console) -> Table:
+    console.print(Text(title, "bold"))
+    table = Table.grid(padding=(0, 1, 0, 1))
+    table.add_column(width=len("warning"), no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def register(app: typer.Typer) -> None:

@@ -19,8 +19,7 @@ def check_devices() -> Iterator[Check]:
     """Yield accelerators, the processor and its memory, and whether the hub may be asked."""
     import torch
 
-    accelerators = [*_cuda(torch), *_xpu(torch), *_mps(torch)]
-    yield from accelerators or [_none_seen(torch)]
+    yield from [*_accelerators(torch)] or [_none_seen(torch)]
     yield _processor(torch)
     offline = [f"{name}={os.environ[name]}" for name in _OFFLINE if _is_set(name)]
     if offline:
@@ -58,36 +57,19 @@ def gib(size_bytes: int) -> str:
     return f"{size_bytes / _GIB:.1f} GiB"
 
 
-def _cuda(torch: Any) -> Iterator[Check]:
-    if not torch.cuda.is_available():
-        return
-    for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        # Of all devices alike: torch asks the current one.
-        with torch.cuda.device(number):
-            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        yield _device(f"cuda:{number}", torch.cuda.get_device_name(number), free, total, bf16)
-
-
-def _xpu(torch: Any) -> Iterator[Check]:
-    if not torch.xpu.is_available():
-        return
-    for number in range(torch.xpu.device_count()):
-        free, total = torch.xpu.mem_get_info(number)
-        with torch.xpu.device(number):
-            bf16 = torch.xpu.is_bf16_supported()
-        yield _device(f"xpu:{number}", torch.xpu.get_device_name(number), free, total, bf16)
-
-
-def _mps(torch: Any) -> Iterator[Check]:
+def _accelerators(torch: Any) -> Iterator[Check]:
+    for kind, bf16_options in (("cuda", {"including_emulation": False}), ("xpu", {})):
+        module = getattr(torch, kind)
+        for number in range(module.device_count() if module.is_available() else 0):
+            free, total = module.mem_get_info(number)
+            with module.device(number):  # of all devices alike: torch asks the current one
+                bf16 = module.is_bf16_supported(**bf16_options)
+            memory = f"{gib(free)} free of {gib(total)}"
+            text = f"{module.get_device_name(number)}, {memory}, bf16: {'yes' if bf16 else 'no'}"
+            yield Check(f"{kind}:{number}", "ok", text, "" if bf16 else "dtype: float16 or float32")
     if torch.backends.mps.is_available():
         text = f"Apple GPU, {gib(torch.mps.recommended_max_memory())} of the memory for it"
         yield Check("mps", "ok", text)
-
-
-def _device(name: str, model: str, free: int, total: int, bf16: bool) -> Check:
-    text = f"{model}, {gib(free)} free of {gib(total)}, bf16: {'yes' if bf16 else 'no'}"
-    return Check(name, "ok", text, "" if bf16 else "dtype: float16 or float32")
 
 
 def _none_seen(torch: Any) -> Check:
@@ -97,14 +79,13 @@ def _none_seen(torch: Any) -> Check:
     text = f"torch is built for CUDA {built} and sees no GPU, so a selection runs on the CPU, slowly"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
-        return Check(
-            "accelerator", "warning", f"{text}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES"
+        text, fix = f"{text}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES"
+    elif shutil.which("nvidia-smi") is None:
+        text, fix = f"{text}: there is no nvidia-smi", "if there is a GPU, install its driver"
+    else:
+        fix = (
+            f"if nvidia-smi shows a CUDA version below {built}: update the driver, or install a torch for an older CUDA"
         )
-    if shutil.which("nvidia-smi") is None:
-        return Check(
-            "accelerator", "warning", f"{text}: there is no nvidia-smi", "if there is a GPU, install its driver"
-        )
-    fix = f"if nvidia-smi shows a CUDA version below {built}: update the driver, or install a torch for an older CUDA"
     return Check("accelerator", "warning", text, fix)
 
 
@@ -116,11 +97,7 @@ def _processor(torch: Any) -> Check:
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = [known[name] for name in ("avx512_bf16", "amx_bf16") if name in known]
     instructions = f", bf16 instructions: {'yes' if any(bf16) else 'no'}" if bf16 else ""
-    text = f"{_usable_cores()} cores, {gib(memory.available)} free of {gib(memory.total)}{instructions}"
+    # Without the function, on macOS and Windows, all cores are there for this process.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = f"{cores} cores, {gib(memory.available)} free of {gib(memory.total)}{instructions}"
     return Check("CPU", "ok", text)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,7 +19,7 @@ from adg_plugin.pipeline.checks import refuse_unfit
 from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.store.folder import check_folder
 from adg_plugin.store.mirror import check_url
-from adg_plugin.tools.doctor.checks import Check, failures, guarded
+from adg_plugin.tools.doctor.checks import Check, Look, failures, guarded
 from adg_plugin.tools.doctor.devices import check_disk, is_offline
 from adg_plugin.tools.doctor.inputs import check_answers, check_data, check_model, check_settings
 from adg_plugin.tools.doctor.packages import extra_lack, install_command
@@ -50,7 +50,7 @@ class Reading:
     data: tuple[DatasetSpec, ...] = ()
     layouts: bool = True
     out: Path | None = None
-    checks: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+    checks: Mapping[str, Look] = field(default_factory=dict)
 
 
 def check_file(path: Path) -> Iterator[Check]:
@@ -59,7 +59,7 @@ def check_file(path: Path) -> Iterator[Check]:
     Raises:
         ConfigError: it cannot be read as YAML.
     """
-    reading = read(path)
+    reading = _read(path)
     yield from reading.problems
     if not any(check.status == "failed" for check in reading.problems):
         yield Check("settings", "ok", f"{path}: {reading.kind}, no mistakes")
@@ -73,27 +73,18 @@ def check_file(path: Path) -> Iterator[Check]:
             yield from guarded("answers", partial(check_answers, reading.config.answers))
     yield from check_data(reading.data, layouts=reading.layouts)
     for name, check in reading.checks.items():
-        yield from guarded(name, partial(_problems, check))
+        yield from guarded(name, check)
     if reading.out is not None:
         yield from guarded("disk", partial(check_disk, reading.out))
 
 
-def _problems(check: Callable[[], None]) -> tuple[Check, ...]:
-    """Return no finding where a command's own check passes; it raises where it does not."""
-    check()
-    return ()
-
-
-def read(path: Path) -> Reading:
-    """Return what a YAML names: settings of a selection, a recipe of TRL, or a YAML of Axolotl.
-
-    Raises:
-        ConfigError: it cannot be read as YAML.
-    """
+def _read(path: Path) -> Reading:
     data = load_yaml(path)
     if axolotl_run.is_axolotl(path):
         return _read_axolotl(path, data)
-    if urls := _adg_urls(data):
+    entries = data.get("datasets") or []
+    files = [entry.get("data_files") for entry in entries if isinstance(entry, Mapping)]
+    if urls := [file for file in files if isinstance(file, str) and file.startswith(_SCHEME)]:
         return Reading("a YAML for the unmodified trl sft", tuple(_of_url(url) for url in urls))
     if "model_name_or_path" in data or ("adg" in data and len(data) > 1):
         return _read_recipe(path, data)
@@ -105,7 +96,8 @@ def _read_settings(path: Path) -> Reading:
     try:
         config, out = load_selection(path)
     except ConfigError as err:
-        return Reading(kind, failures("settings", err), _settings_alone(path))
+        # Where only the pool is missing, the rest of what they name is looked at.
+        return Reading(kind, failures("settings", err), _unless_wrong(partial(load_config, path)))
     is_url = "://" in out
     checks = {
         "settings": partial(refuse_unfit, config, SingleProcess()),
@@ -114,21 +106,14 @@ def _read_settings(path: Path) -> Reading:
     return Reading(kind, (), config, data=config.datasets, out=None if is_url else Path(out), checks=checks)
 
 
-def _settings_alone(path: Path) -> ADGConfig | None:
-    """Return the settings where only the pool is missing, so that the rest of what they name is looked at."""
-    try:
-        return load_config(path)
-    except ConfigError:
-        return None
-
-
 def _read_recipe(path: Path, data: Mapping[str, Any]) -> Reading:
     kind = "a recipe of TRL"
     try:
         plan = recipe_run.make_plan(path)
     except ADGError as err:
         block = data.get("adg")
-        config = _parsed({"model": data.get("model_name_or_path"), **(block if isinstance(block, Mapping) else {})})
+        settings = {"model": data.get("model_name_or_path"), **(block if isinstance(block, Mapping) else {})}
+        config = _unless_wrong(partial(ADGConfig.parse, settings))
         # A pool that cannot be read is what the error is about.
         pool = () if config is None or isinstance(err, DataError) else config.datasets
         return Reading(kind, failures("settings", err), config, data=pool)
@@ -153,22 +138,16 @@ def _read_axolotl(path: Path, data: Mapping[str, Any]) -> Reading:
     given = data.get("adg")
     block = given if isinstance(given, Mapping) else {}
     entries = data.get("datasets") or block.get("datasets") or []
+    settings = {**data, "adg": {key: value for key, value in block.items() if key != "datasets"}}
     return Reading(
         "a YAML of Axolotl",
         tuple(problems),
-        _axolotl_config({**data, "adg": {key: value for key, value in block.items() if key != "datasets"}}),
+        _unless_wrong(partial(selection_config, settings)) if data.get("base_model") else None,
         str(data["base_model"]) if data.get("base_model") else None,
         tuple(spec for entry in entries for spec in _axolotl_data(entry)) if isinstance(entries, list) else (),
         layouts=False,
         out=out,
     )
-
-
-def _adg_urls(data: Mapping[str, Any]) -> list[str]:
-    """Return the `adg://` paths among the data files of `trl sft`."""
-    entries = data.get("datasets")
-    files = [entry.get("data_files") for entry in entries if isinstance(entry, Mapping)] if entries else []
-    return [file for file in files if isinstance(file, str) and file.startswith(_SCHEME)]
 
 
 def _of_url(url: str) -> Check:
@@ -179,28 +158,19 @@ def _of_url(url: str) -> Check:
     return Check("data", "note", f"{url}: selected when it is opened", f"adg doctor {settings}")
 
 
-def _axolotl_config(data: Mapping[str, Any]) -> ADGConfig | None:
-    if not data.get("base_model"):
-        return None
-    try:
-        return selection_config(data)
-    except ConfigError:  # the plan reports it
-        return None
-
-
 def _axolotl_data(entry: Any) -> tuple[DatasetSpec, ...]:
     """Return where the rows of an entry are; nothing for what is neither a mapping nor `demo`: the plan refuses it."""
     named = entry if isinstance(entry, Mapping) else {"path": entry}
     place = {key: named[key] for key in _PLACE_OF_ROWS if named.get(key)}
     if "[" in str(place.get("split")):  # a part of a split, in the notation of `datasets`
         place["split"] = place["split"].partition("[")[0]
-    config = _parsed({"datasets": [place]})
+    config = _unless_wrong(partial(ADGConfig.parse, {"datasets": [place]}))
     return config.datasets if config else ()
 
 
-def _parsed(settings: Mapping[str, Any]) -> ADGConfig | None:
+def _unless_wrong(read_settings: Callable[[], ADGConfig]) -> ADGConfig | None:
     """Return the settings, or None where they are wrong, which the command's own reader reports."""
     try:
-        return ADGConfig.parse(settings)
+        return read_settings()
     except ConfigError:
         return None

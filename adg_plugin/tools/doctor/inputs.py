@@ -12,7 +12,7 @@ from pathlib import Path
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.answer_file import texts_of
 from adg_plugin.data.rows import Rejection, unique_rows
-from adg_plugin.data.sources import Record, iter_records, pool_fingerprint
+from adg_plugin.data.sources import iter_records, pool_fingerprint
 from adg_plugin.demo import model as demo_model
 from adg_plugin.errors import DataError, ModelError, need
 from adg_plugin.selectors.registry import selector
@@ -32,7 +32,9 @@ def check_settings(config: ADGConfig) -> Iterator[Check]:
     for extra, why in _extras(config).items():
         if lacking := extra_lack(extra):
             status: Status = "failed" if lacking.missing else "warning"
-            yield Check("settings", status, f"{why} needs the extra {extra}: {lacking}", _way_out(extra))
+            elsewhere = "; adg sample there, adg select here; or engine: hf" if extra == "vllm" else ""
+            text = f"{why} needs the extra {extra}: {lacking}"
+            yield Check("settings", status, text, install_command(extra) + elsewhere)
     if config.engine == "vllm":
         yield from guarded("settings", partial(_check_quantization, config))
     yield from _check_method(config)
@@ -44,20 +46,24 @@ def check_model(config: ADGConfig) -> Iterator[Check]:
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.engines.models.location import model_location
 
-    if config.model == "demo" and not (folder := demo_model.model_folder()).is_dir():
+    if config.model == "demo" and not (converted := demo_model.model_folder()).is_dir():
         for module in ("accelerate", "gguf"):
             need(module, extra="demo", why="model: demo")
-        yield Check("model", "note", f"demo: is converted on first use, into {folder} (0.3 GiB)")
+        yield Check("model", "note", f"demo: is converted on first use, into {converted} (0.3 GiB)")
         return
     location = model_location(config)
-    if not Path(location).is_dir():
-        yield from _check_hub_model(location, config)
+    folder = _folder(location, config.revision)
+    if isinstance(folder, Check):
+        yield folder
         return
-    tokenizer = Source.configured(config).tokenizer
-    size = _check_weights(Path(location))
+    tokenizer = Source.configured(config).tokenizer  # raises where a part is missing, in the cache too
+    size = gib(_check_weights(folder))
+    if not Path(location).is_dir():
+        yield Check("model", "ok", f"{location}: in the hub's cache, weights of {size}")
+        return
     chat = "has a chat template" if getattr(tokenizer, "chat_template", None) else "has no chat template"
     name = f"demo ({location})" if config.model == "demo" else location
-    yield Check("model", "ok", f"{name}: weights of {gib(size)}, whole; its tokenizer {chat}")
+    yield Check("model", "ok", f"{name}: weights of {size}, whole; its tokenizer {chat}")
 
 
 def check_data(specs: Sequence[DatasetSpec], *, layouts: bool = True) -> Iterator[Check]:
@@ -97,18 +103,10 @@ def _extras(config: ADGConfig) -> dict[str, str]:
     return {extra: why for extra, (why, needed) in wanted.items() if needed}
 
 
-def _check_quantization(config: ADGConfig) -> tuple[Check, ...]:
-    """Return no finding where vLLM can hold the weights as the settings ask; raises what the engine would."""
+def _check_quantization(config: ADGConfig) -> None:
     from adg_plugin.engines.vllm.in_process import quantization
 
     quantization(config)
-    return ()
-
-
-def _way_out(extra: str) -> str:
-    if extra == "vllm":
-        return f"{install_command(extra)}; adg sample there, adg select here; or engine: hf"
-    return install_command(extra)
 
 
 def _check_method(config: ADGConfig) -> Iterator[Check]:
@@ -150,32 +148,23 @@ def _check_ranker(config: ADGConfig) -> Iterator[Check]:
     from adg_plugin.engines.models.side_models import errors_under
 
     name = config.scar_model
-    folder = Path(name) if Path(name).is_dir() else _in_cache(name, None)
+    folder = _folder(name, None)
     if isinstance(folder, Check):
         yield replace(folder, name="scar_model")
         return
     StyleRanker(name)
     with errors_under(config, "scar_model"):
-        size = _check_weights(folder)
-    yield Check("scar_model", "ok", f"{name}: a ranker, weights of {gib(size)}")
+        size = gib(_check_weights(folder))
+    yield Check("scar_model", "ok", f"{name}: a ranker, weights of {size}")
 
 
-def _check_hub_model(location: str, config: ADGConfig) -> Iterator[Check]:
-    from adg_plugin.engines.models.loading import Source
-
-    folder = _in_cache(location, config.revision)
-    if isinstance(folder, Check):
-        yield folder
-        return
-    _ = Source.configured(config)  # raises where the cache lacks a part
-    yield Check("model", "ok", f"{location}: in the hub's cache, weights of {gib(_check_weights(folder))}")
-
-
-def _in_cache(location: str, revision: str | None) -> Path | Check:
-    """Return the folder of a hub model in the cache where only that may be asked, else what is known of the name."""
+def _folder(location: str, revision: str | None) -> Path | Check:
+    """Return where a model is: a folder, or the cache where only that may be asked; else what is known of the name."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    if Path(location).is_dir():
+        return Path(location)
     try:
         cached = try_to_load_from_cache(location, "config.json", revision=revision or "main")
     except HFValidationError:
@@ -219,30 +208,19 @@ def _check_weights(folder: Path) -> int:
 def _check_data_set(spec: DatasetSpec, *, layouts: bool) -> Iterator[Check]:
     if spec.path == IN_MEMORY.path:
         yield Check("data", "note", "memory: rows that a program passes, nothing to read here")
-    elif pool_fingerprint([spec]) is None and ("://" in spec.path or not is_offline(for_data=True)):
+        return
+    if pool_fingerprint([spec]) is None and ("://" in spec.path or not is_offline(for_data=True)):
         where = "a URL" if "://" in spec.path else "no file or folder here, so a name on the hub"
         yield Check("data", "note", f"{spec.path}: {where}: will be downloaded")
-    else:
-        yield _read(spec, layouts=layouts)
-
-
-def _read(spec: DatasetSpec, *, layouts: bool) -> Check:
-    """Return what the first rows of a data set are.
-
-    Raises:
-        DataError: they cannot be read, or not one of them can be used.
-    """
-    records: Iterable[Record] = islice(iter_records([spec]), _ROWS_READ)
-    rejected: list[Rejection] = []
-    count = 0
-    for row in unique_rows(records) if layouts else records:
-        count += 1
-        if isinstance(row, Rejection):
-            rejected.append(row)
-    read = f"the first {count:,} rows" if count == _ROWS_READ else f"{count:,} rows"
+        return
+    records = islice(iter_records([spec]), _ROWS_READ)
+    rows: list[object] = list(unique_rows(records) if layouts else records)
+    rejected = [row for row in rows if isinstance(row, Rejection)]
+    read = f"the first {len(rows):,} rows" if len(rows) == _ROWS_READ else f"{len(rows):,} rows"
     if not rejected:
-        return Check("data", "ok", f"{spec.path}: {read} read, each can be used")
+        yield Check("data", "ok", f"{spec.path}: {read} read, each can be used")
+        return
     first = f"{rejected[0].where}: {rejected[0].reason} ({rejected[0].detail})"
-    if len(rejected) == count:
+    if len(rejected) == len(rows):
         raise DataError(f"{spec.path}: none of {read} can be used, such as {first}")
-    return Check("data", "note", f"{spec.path}: {read} read, {len(rejected):,} will be rejected, such as {first}")
+    yield Check("data", "note", f"{spec.path}: {read} read, {len(rejected):,} will be rejected, such as {first}")

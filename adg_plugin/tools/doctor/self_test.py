@@ -32,24 +32,19 @@ def check_by_selecting() -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix="adg-doctor-") as folder, _silence():
         model = Path(folder) / "model"
         save_tiny_model(model)
-        config = ADGConfig.parse(
-            {"model": str(model), "budget": _BUDGET, "num_samples": 3, "max_new_tokens": 8, "bins": 2}
-        )
+        settings = {"model": str(model), "budget": _BUDGET, "num_samples": 3, "max_new_tokens": 8, "bins": 2}
+        config = ADGConfig.parse(settings)
         first, second = (
             pipeline.run_selection(Pool.of(config, rows), config, Path(folder) / "run", show_progress=False)
             for _ in range(2)
         )
-    problems = [*_problems(first, second)]
     where = pick_device(config.device)
-    seconds = time.monotonic() - began
-    for problem in problems:
-        yield Check("self-test", "failed", f"on {where}: {problem}", _REPORT)
-    if not problems:
-        text = (
-            f"a tiny model on {where}: {_BUDGET} of {_ROWS} rows chosen; again, nothing sampled and the same chosen; "
-            f"{seconds:.1f} s"
-        )
-        yield Check("self-test", "ok", text)
+    text = (
+        f"a tiny model on {where}: {_BUDGET} of {_ROWS} rows chosen; again, nothing sampled and the same chosen; "
+        f"{time.monotonic() - began:.1f} s"
+    )
+    failed = [Check("self-test", "failed", f"on {where}: {problem}", _REPORT) for problem in _problems(first, second)]
+    yield from failed or [Check("self-test", "ok", text)]
 
 
 def _problems(first: Selection, second: Selection) -> Iterator[str]:

@@ -15,8 +15,6 @@ from adg_plugin.console import result_console
 if TYPE_CHECKING:
     from adg_plugin.tools.estimate.extrapolate import Estimate
 
-Price = Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")]
-
 
 def estimate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")],
@@ -25,7 +23,7 @@ def estimate(
     rows: Annotated[
         int | None, typer.Option(min=2, help="Rows to measure; default three full batches, or half of a small pool.")
     ] = None,
-    gpu_hour_price: Price = None,
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -51,9 +49,8 @@ def estimate(
 def print_estimate(about: Estimate, console: Console, price: float | None = None) -> None:
     """Print the figures, a line each."""
     table = Table(box=None, pad_edge=False, show_header=False)
-    stages = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in about.seconds.items())
     table.add_row("time", f"{_clock(about.total_s)} ({_clock(about.low_s)} to {_clock(about.high_s)})")
-    table.add_row("", stages)
+    table.add_row("", ", ".join(f"{name} {_clock(seconds)}" for name, seconds in about.seconds.items()))
     table.add_row("still to do", f"{_clock(about.left_s)}: the {about.measured:,} measured rows are kept")
     table.add_row("rows", f"{about.rows:,}")
     table.add_row("tokens", f"{about.answer_tokens:,.0f} drawn, {about.prompt_tokens:,.0f} of prompts")

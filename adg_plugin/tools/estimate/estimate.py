@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import torch
 
@@ -51,10 +50,7 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
     `executor: ray`, it is one worker that is measured, here.
 
     Args:
-        config: of the run.
-        run_dir: its run folder.
         rows: how many to measure; default three full batches, or half of a small pool.
-        show_progress: whether to report progress on stderr.
 
     Raises:
         ConfigError: another method than ADG is to choose.
@@ -68,31 +64,34 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
     source = Source.configured(config)
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with RunFolder.open(run_dir) as run:
-        _refuse_finished(run)
+        if run.manifest() is not None:
+            raise StoreError(
+                f"{run.path} holds a finished selection: choosing again takes seconds; for another pool or other "
+                "settings give another --out"
+            )
         prepare(run, Pool.of(config), config, source, recipe, own=False)
         staging_s = time.monotonic() - began
         pending = run.counts().unsampled
         chunks = _chunks(run, _sizes(pending, config, rows), config.seed)
         with SamplingProgress(sum(map(len, chunks)), verb="measuring", show=show_progress) as progress:
-            measured = _Measured(run, progress)
-            loading_s = measured.everything(source, config, chunks)
+            measured, loading_s, width = _measure(run, source, config, chunks, progress)
         run.flush()
         counts = run.counts()
         prompt_tokens = sum(int(np.sum(table["num_tokens"])) for table in groups(run_dir / PROMPTS, ["num_tokens"]))
-        disk_bytes = _answer_bytes(run_dir) / max(1, counts.completed + counts.sampled) * counts.prompts
-    if not measured.lengths():
+        stored = sum(path.stat().st_size for name in (ANSWERS, SAMPLES) for path in (run_dir / name).glob("*.parquet"))
+        answer_bytes = stored / max(1, counts.completed + counts.sampled) * counts.prompts
+    if not any(len(chunk.answers) for chunk in measured):
         raise DataError(f"none of the {sum(map(len, chunks))} measured rows got answers: adg select says why of each")
-    width = measured.width
     costs = Costs(
         loading_s=loading_s,
         staging_s=staging_s,
         choosing_s=_choosing_seconds(counts.prompts, width, config),
         sampling_bytes=_peak_bytes(),
         choosing_bytes=counts.prompts * (2 * width + 4 * config.num_samples**2 + _ROW_BYTES),
-        disk_bytes=disk_bytes + (run_dir / PROMPTS).stat().st_size,
+        disk_bytes=answer_bytes + (run_dir / PROMPTS).stat().st_size,
     )
     return extrapolate(
-        measured.chunks,
+        measured,
         costs,
         rows=counts.prompts,
         pending=pending,
@@ -103,14 +102,6 @@ def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_
         # vLLM's own processes and servers hold what nobody here can see.
         device_bytes=torch.cuda.max_memory_reserved() if config.engine == "hf" and torch.cuda.is_available() else 0,
     )
-
-
-def _refuse_finished(run: RunFolder) -> None:
-    if run.manifest() is not None:
-        raise StoreError(
-            f"{run.path} holds a finished selection: choosing again takes seconds; for another pool or other settings "
-            "give another --out"
-        )
 
 
 def _sizes(pending: int, config: ADGConfig, rows: int | None) -> tuple[int, int, int]:
@@ -139,11 +130,11 @@ def _chunks(run: RunFolder, sizes: Sequence[int], seed: int) -> list[list[Prompt
     rng = np.random.default_rng(seed)
     left = sorted(lengths, key=lambda id: lengths[id])
     picked: list[list[str]] = []
+    wanted: set[str] = set()
     for size in sizes:
         picked.append(_blocks(left, size, rng))
-        gone = set(picked[-1])
-        left = [id for id in left if id not in gone]
-    wanted = {id for chunk in picked for id in chunk}
+        wanted |= set(picked[-1])
+        left = [id for id in left if id not in wanted]
     prompts = {p.id: p for window in run.iter_windows(unsampled_only=True) for p in window if p.id in wanted}
     return [[prompts[id] for id in chunk] for chunk in picked]
 
@@ -161,79 +152,52 @@ def _blocks(by_length: Sequence[str], size: int, rng: np.random.Generator) -> li
     return [by_length[place] for place in picked]
 
 
-@dataclass(slots=True)
-class _Measured:
-    """Times chunks of rows, stage by stage, and stores what comes of them."""
-
-    run: RunFolder
-    progress: SamplingProgress
-    chunks: list[Chunk] = field(default_factory=list)
-    width: int = 0  # of the vectors
-
-    def everything(self, source: Source, config: ADGConfig, chunks: Sequence[Sequence[Prompt]]) -> float:
-        """Sample and embed the chunks, and return the seconds that loading took."""
-        began = time.monotonic()
-        if not draws_first(config):
-            with factory.engine_for(source, config) as engine:
-                loading_s = time.monotonic() - began
-                self._stage(engine, chunks, self.run.append)
-            return loading_s
+def _measure(
+    run: RunFolder,
+    source: Source,
+    config: ADGConfig,
+    chunks: Sequence[Sequence[Prompt]],
+    progress: SamplingProgress,
+) -> tuple[list[Chunk], float, int]:
+    """Sample and embed the chunks; return them timed, the seconds that loading took, and the width of the vectors."""
+    began = time.monotonic()
+    if not draws_first(config):
+        with factory.engine_for(source, config) as engine:
+            loading_s = time.monotonic() - began
+            timed = [_timed(engine, rows, run.append, progress) for rows in chunks]
+        measured = [chunk for chunk, _ in timed]
+    else:
         with factory.sampler_for(source, config) as sampler:
             loading_s = time.monotonic() - began
-            drawn = self._stage(sampler, chunks, self.run.append_sample)
+            drawn = [_timed(sampler, rows, run.append_sample, progress) for rows in chunks]
         began = time.monotonic()
         encoder = factory.make_encoder(source.load(), config)
         loading_s += time.monotonic() - began
-        rows = [
-            [Sampled(prompt, found[prompt.id].answers) for prompt in chunk if found[prompt.id].reason is None]
-            for chunk, found in zip(chunks, drawn, strict=True)
-        ]
-        before, self.chunks = self.chunks, []
-        self._stage(encoder, rows, self.run.append, counted=True)
-        self.run.drop_embedded_samples()  # else their bytes would count beside those of the answers
-        both = zip(before, self.chunks, strict=True)
-        self.chunks = [Chunk(one.rows, one.seconds + two.seconds, one.answers) for one, two in both]
-        return loading_s
-
-    def _stage(
-        self,
-        engine: _Runs,
-        chunks: Sequence[Sequence[Any]],
-        store: Callable[[RowResult], None],
-        *,
-        counted: bool = False,
-    ) -> list[dict[str, RowResult]]:
-        """Run the chunks one after the other, and return their results by id.
-
-        Args:
-            counted: progress has counted these rows when they were drawn.
-        """
-        everything = []
-        for rows in chunks:
-            began, found = time.monotonic(), {}
-            for result in engine.run(sorted(rows, key=len)):
-                found[result.id] = result
-                if not counted:
-                    self.progress.add(result.num_tokens, rejected=result.reason is not None)
-            seconds = time.monotonic() - began
-            for result in found.values():
-                if result.reason not in TRANSIENT:
-                    store(result)
-                if result.prompt_vector is not None:
-                    self.width = len(result.prompt_vector)
-            lengths = [len(answer.token_ids) for result in found.values() for answer in result.answers]
-            self.chunks.append(Chunk(len(rows), seconds, np.array(lengths, dtype=np.int64)))
-            everything.append(found)
-        return everything
-
-    def lengths(self) -> int:
-        """Return how many answers there are."""
-        return sum(len(chunk.answers) for chunk in self.chunks)
+        measured, timed = [], []
+        for prompts, (chunk, found) in zip(chunks, drawn, strict=True):
+            rows = [Sampled(prompt, found[prompt.id].answers) for prompt in prompts if found[prompt.id].reason is None]
+            timed.append(_timed(encoder, rows, run.append))
+            measured.append(replace(chunk, seconds=chunk.seconds + timed[-1][0].seconds))
+        run.drop_embedded_samples()  # else their bytes would count beside those of the answers
+    vectors = (result.prompt_vector for _, found in timed for result in found.values())
+    return measured, loading_s, next((len(vector) for vector in vectors if vector is not None), 0)
 
 
-def _answer_bytes(run_dir: Path) -> int:
-    """Return the size of what is stored of the answers so far."""
-    return sum(path.stat().st_size for name in (ANSWERS, SAMPLES) for path in (run_dir / name).glob("*.parquet"))
+def _timed(
+    engine: _Runs, rows: Sequence[Any], store: Callable[[RowResult], None], progress: SamplingProgress | None = None
+) -> tuple[Chunk, dict[str, RowResult]]:
+    """Run and store a chunk; return how long it ran, and its results by id."""
+    began, found = time.monotonic(), {}
+    for result in engine.run(sorted(rows, key=len)):
+        found[result.id] = result
+        if progress is not None:
+            progress.add(result.num_tokens, rejected=result.reason is not None)
+    seconds = time.monotonic() - began
+    for result in found.values():
+        if result.reason not in TRANSIENT:
+            store(result)
+    lengths = [len(answer.token_ids) for result in found.values() for answer in result.answers]
+    return Chunk(len(rows), seconds, np.array(lengths, dtype=np.int64)), found
 
 
 def _choosing_seconds(rows: int, width: int, config: ADGConfig) -> float:
@@ -241,13 +205,10 @@ def _choosing_seconds(rows: int, width: int, config: ADGConfig) -> float:
     some = min(rows, _BIN_ROWS)
     bins = config.bins or default_bins(rows)
     few = min(bins, default_bins(some))
-    vectors: npt.NDArray[np.float16] = (
-        np.random.default_rng(0).standard_normal((some, max(1, width))).astype(np.float16)
-    )
+    vectors = np.random.default_rng(0).standard_normal((some, max(1, width))).astype(np.float16)
     began = time.monotonic()
     assign_bins(vectors, few, config.seed)
-    seconds = time.monotonic() - began
-    return seconds * (rows / some) * (bins / few) + _CHOOSING_ROW_S * rows
+    return (time.monotonic() - began) * (rows / some) * (bins / few) + _CHOOSING_ROW_S * rows
 
 
 def _peak_bytes() -> int:

@@ -112,19 +112,16 @@ def extrapolate(
 
     Args:
         chunks: the first only warms up, the last is the largest.
-        costs: of the rest.
         rows: of the pool.
         pending: of these, without answers before the chunks were measured.
         prompt_tokens: of all rows.
-        num_samples: K.
-        max_new_tokens: the limit of an answer.
-        devices: that were at work at once.
-        device_bytes: held on an accelerator.
     """
     lengths = np.concatenate([chunk.answers for chunk in chunks])
     measured = sum(chunk.rows for chunk in chunks)
     per_row, fixed, upper = _line(chunks)
-    error = max(_LEAST_ERROR, _error_of_mean(lengths, num_samples))
+    # Two standard errors of the mean length of an answer, relative to it; rows are what is independent.
+    spread = 2 * lengths.std() / max(1e-9, lengths.mean()) / np.sqrt(max(1, len(lengths) // num_samples))
+    error = max(_LEAST_ERROR, float(spread))
     sampling = fixed + per_row * rows
     rest = costs.loading_s + costs.staging_s + costs.choosing_s
     left = max(0, pending - measured)
@@ -160,12 +157,6 @@ def _line(chunks: Sequence[Chunk]) -> tuple[float, float, float]:
     # A batch that was held up by something else must not turn the line upside down.
     per_row = float(np.clip((two.seconds - one.seconds) / (two.rows - one.rows), 0.5 * alone, alone))
     return per_row, two.seconds - per_row * two.rows, alone
-
-
-def _error_of_mean(lengths: npt.NDArray[np.int64], num_samples: int) -> float:
-    """Return two standard errors of the mean length of an answer, relative to it; rows are what is independent."""
-    rows = max(1, len(lengths) // num_samples)
-    return float(2 * lengths.std() / max(1e-9, lengths.mean()) / np.sqrt(rows))
 
 
 def _what_if(lengths: npt.NDArray[np.int64], num_samples: int, max_new_tokens: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from rich.text import Text
 from adg_plugin.console import result_console
 
 if TYPE_CHECKING:
-    from adg_plugin.tools.evaluation.protocol import Average
     from adg_plugin.tools.evaluation.results import Evaluation
 
 _ALLOW_HELP = (
@@ -127,17 +126,12 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         table.add_row(Text(task.task), shots, rows, f"{task.value:.4f}", error, Text(task.metric.removesuffix(",none")))
     console.print(table)
     for average in found.averages:
-        console.print(Text(f"{average.name}: {_format_average(average)}"))
+        missing = f"not given, {', '.join(average.missing)} missing"
+        console.print(Text(f"{average.name}: {missing if average.value is None else f'{average.value:.4f}'}"))
     for task_name, reason in found.left_out.items():
         console.print(Text(f"{task_name} left out: {reason}"))
     for note in found.notes:
         console.print(Text(note))
-
-
-def _format_average(average: Average) -> str:
-    if average.value is not None:
-        return f"{average.value:.4f}"
-    return f"not given, {', '.join(average.missing)} missing"
 
 
 def register(app: typer.Typer) -> None:

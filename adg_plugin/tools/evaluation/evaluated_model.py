@@ -65,7 +65,12 @@ class Place:
             if base is not None:
                 raise ModelError(f"base is {base!r}, and {name!r} is no adapter (no {_ADAPTER}): leave base out")
             return cls(name, name, None, revision)
-        about = _read(config)
+        try:
+            found = json.loads(config.read_bytes())
+        except ValueError as err:
+            fix = "give an adapter's folder that save_pretrained wrote"
+            raise ModelError(f"{config} is not JSON ({err}): {fix}") from None
+        about = found if isinstance(found, dict) else {}
         named = about.get("base_model_name_or_path")
         if not (base or named):
             raise ModelError(
@@ -93,15 +98,8 @@ class Place:
         tokenizer = load_tokenizer(of_adapter) if self._has_tokenizer() else None
         backbone = load_backbone(config, tokenizer)
         model: Any = backbone.model
-        about = _about(
-            model,
-            config.load_in_4bit,
-            name=self.name,
-            base=self.base,
-            revision=self.revision,
-            adapter=self.adapter,
-            weights=fingerprint(config),
-        )
+        known = {"name": self.name, "base": self.base, "revision": self.revision, "adapter": self.adapter}
+        about = {**known, "weights": fingerprint(config), **_precision(model, config.load_in_4bit)}
         if self.config is not None:
             if tokenizer is not None and len(tokenizer) > len(model.get_input_embeddings().weight):
                 # An embedding for each of the tokens that were added for the training; the adapter fills them.
@@ -117,23 +115,17 @@ class Place:
         """Return whether the adapter brings a tokenizer of its own, in its folder or on the hub."""
         from transformers.utils.hub import cached_file
 
-        if self.adapter is None:
-            return False
-        if Path(self.adapter).is_dir():
-            return (Path(self.adapter) / _TOKENIZER).is_file()
         quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        return cached_file(self.adapter, _TOKENIZER, **quietly) is not None
+        return self.adapter is not None and cached_file(self.adapter, _TOKENIZER, **quietly) is not None
 
     def _with_adapter(self, model: Any) -> Any:
         peft = need("peft", extra="eval", why="a LoRA adapter")
         try:
             return peft.PeftModel.from_pretrained(model, self.adapter)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError) as err:
-            fix = (
-                "give a folder that save_pretrained wrote, or a hub name"
-                if isinstance(err, OSError)
-                else "name the base that it was trained on with --base"
-            )
+            fix = "name the base that it was trained on with --base"
+            if isinstance(err, OSError):
+                fix = "give a folder that save_pretrained wrote, or a hub name"
             raise ModelError(f"adapter {self.adapter!r} does not go with {self.base!r} ({_cause(err)}): {fix}") from err
 
 
@@ -155,40 +147,23 @@ def loaded(model: Any, tokenizer: Any, name: str | None) -> EvaluatedModel:
 
     if tokenizer is None:
         raise ModelError("tokenizer is missing: evaluate() needs it with a model that is loaded already")
-    about = _about(
-        model,
-        bool(getattr(model, "is_loaded_in_4bit", False)),
-        name=name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-        base=None,
-        adapter=None,
-        weights=weights_digest(model),
-    )
+    name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    known = {"name": name, "base": None, "adapter": None, "weights": weights_digest(model)}
+    about = {**known, **_precision(model, bool(getattr(model, "is_loaded_in_4bit", False)))}
     return EvaluatedModel(model, tokenizer, about)
 
 
-def _about(model: Any, load_in_4bit: bool, **known: str | None) -> dict[str, Any]:
+def _precision(model: Any, load_in_4bit: bool) -> dict[str, Any]:
     dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
-    return {**known, "dtype": dtype, "device": device, "load_in_4bit": load_in_4bit}
+    return {"dtype": dtype, "device": device, "load_in_4bit": load_in_4bit}
 
 
 def _adapter_config(name: str) -> Path | None:
     """Return where an adapter's config is, or None for a model."""
-    if name == "demo":
-        return None
-    path: str | None = str(Path(name) / _ADAPTER)
-    if not Path(name).is_dir():
-        from transformers.utils.peft_utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
-        try:
-            path = find_adapter_config_file(name)
-        except (OSError, ValueError):  # no such repository, or no network: the model's own loading says so
-            path = None
-    return Path(path) if path is not None and Path(path).is_file() else None
-
-
-def _read(config: Path) -> dict[str, Any]:
     try:
-        found = json.loads(config.read_bytes())
-    except ValueError as err:
-        raise ModelError(f"{config} is not JSON ({err}): give an adapter's folder that save_pretrained wrote") from None
-    return found if isinstance(found, dict) else {}
+        path = None if name == "demo" else find_adapter_config_file(name)
+    except (OSError, ValueError):  # no such repository, or no network: the model's own loading says so
+        path = None
+    return None if path is None else Path(path)

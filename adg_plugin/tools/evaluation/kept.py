@@ -7,20 +7,25 @@ harness's cache of the model's responses lies there too, so that no question is 
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.errors import StoreError
+from filelock import FileLock, Timeout
+
+from adg_plugin.errors import StoreError, need
 from adg_plugin.store.files import digest_bytes, read_json, reading, replacing, write_json, writing
 from adg_plugin.tools.evaluation.quiet import Remarks
-from adg_plugin.tools.evaluation.responses import cached
 from adg_plugin.tools.evaluation.results import Evaluation, papers_averages
-from adg_plugin.tools.evaluation.tasks import LoadedTask
+from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask
 
 _FIX = "give another --name, or --overwrite to replace it"
+_CUT = "cut"  # in the cache, beside the responses: whether a prompt was cut
 # What the results of one file have in common. Batch size and device change a figure by rounding only.
 _SAME = {
     "settings": ("limit", "chat_template", "seed"),
@@ -90,9 +95,11 @@ class Kept:
 
     @contextmanager
     def responses(self, lm: Any, remarks: Remarks, **about: Mapping[str, Any]) -> Iterator[Any]:
-        """Yield the harness's model with its cache of responses; see `cached`.
+        """Yield the harness's model with its cache of responses, which is gone when all tasks are done.
 
-        Responses that a task samples are not kept, nor is anything of a model in memory.
+        The harness looks a response up by its prompt alone, so the file is one of all else that the response depends
+        on. It is of one process at a time: to another one, and in memory, the model is yielded as it is. Responses
+        that a task samples are not kept.
 
         Args:
             lm: a model of the harness.
@@ -106,9 +113,38 @@ class Kept:
             yield lm
             return
         same = [[about[part].get(key) for key in keys] for part, keys in _SAME.items()]
-        key = digest_bytes(json.dumps([same, _tokenizer_digest(lm.tokenizer)]).encode())[:16]
-        with cached(self.path, key, lm, remarks, anew=self.overwrite) as caching:
-            yield caching
+        fast = getattr(lm.tokenizer, "backend_tokenizer", None)
+        tokens = digest_bytes((json.dumps(lm.tokenizer.get_vocab()) if fast is None else fast.to_str()).encode())
+        key = digest_bytes(json.dumps([same, tokens]).encode())[:16]
+        file = self.path.with_name(f".{self.path.stem}.{key}.responses")
+        locked = self.path.with_name(f".{self.path.stem}.responses.lock")
+        with writing(locked):
+            locked.parent.mkdir(parents=True, exist_ok=True)
+            locked.touch()
+        lock = FileLock(locked)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield lm
+            return
+        try:
+            with writing(file):
+                for earlier in file.parent.glob(f".{escape(self.path.stem)}.{'[0-9a-f]' * len(key)}.responses"):
+                    if self.overwrite or earlier != file:
+                        earlier.unlink()
+            caching = _with_cache(lm, file, remarks)
+            if caching is None:
+                yield lm
+                return
+            try:
+                yield caching
+            except BaseException:
+                caching.dbdict.close()
+                raise
+            caching.dbdict.terminate()
+        finally:
+            locked.unlink(missing_ok=True)
+            lock.release()
 
     def add(self, news: Evaluation) -> None:
         """Put the new results to those that are there, and write them, whole or not at all.
@@ -124,7 +160,23 @@ class Kept:
     def with_news(self, news: Evaluation) -> Evaluation:
         """Return the results that are there together with the new ones; of a task in both, the new one."""
         before = None if self.overwrite else self._there()
-        return news if before is None else _merged(before, news)
+        if before is None:
+            return news
+        by_name = {one.task: one for one in (*before.tasks, *news.tasks)}
+        include = [*before.settings.get("include", []), *news.settings.get("include", [])]
+        code = before.settings.get("code_execution") or news.settings.get("code_execution")
+        return replace(
+            news,
+            tasks=tuple(by_name.values()),
+            averages=papers_averages(by_name.values()),
+            left_out={name: why for name, why in {**before.left_out, **news.left_out}.items() if name not in by_name},
+            notes=tuple(dict.fromkeys([*before.notes, *news.notes])),
+            settings={**news.settings, "include": list(dict.fromkeys(include)), "code_execution": bool(code)},
+            seconds=round(before.seconds + (news.seconds if news.tasks else 0), 2),
+            # Of the first run: the same weights were there then, so no later selection was what they were trained on.
+            selection=before.selection if before.selection is not None else news.selection,
+            created=news.created if news.tasks else before.created,
+        )
 
     def _there(self) -> Evaluation | None:
         if self.path is None:
@@ -178,28 +230,22 @@ def rows_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.rows.jsonl")
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
-    """Return what tells a tokenizer from others."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    return digest_bytes((json.dumps(tokenizer.get_vocab()) if fast is None else fast.to_str()).encode())
-
-
-def _merged(before: Evaluation, news: Evaluation) -> Evaluation:
-    by_name = {one.task: one for one in (*before.tasks, *news.tasks)}
-    include = [*before.settings.get("include", []), *news.settings.get("include", [])]
-    code = before.settings.get("code_execution") or news.settings.get("code_execution")
-    return replace(
-        news,
-        tasks=tuple(by_name.values()),
-        averages=papers_averages(by_name.values()),
-        left_out={name: why for name, why in {**before.left_out, **news.left_out}.items() if name not in by_name},
-        notes=tuple(dict.fromkeys([*before.notes, *news.notes])),
-        settings={**news.settings, "include": list(dict.fromkeys(include)), "code_execution": bool(code)},
-        seconds=round(before.seconds + (news.seconds if news.tasks else 0), 2),
-        # Of the first run: the same weights were there then, so no later selection was what they were trained on.
-        selection=before.selection if before.selection is not None else news.selection,
-        created=news.created if news.tasks else before.created,
-    )
+def _with_cache(lm: Any, file: Path, remarks: Remarks) -> Any:
+    """Return the model with the cache in a file, which is replaced if it cannot be read; None if that fails, too."""
+    caching_model = need("lm_eval.api.model", extra=EXTRA, why=WHY).CachingLM
+    for _ in range(2):
+        with suppress(sqlite3.Error):
+            with writing(file):
+                file.touch()
+            caching = caching_model(lm, str(file))
+            kept = caching.dbdict
+            kept.encode, kept.decode = json.dumps, json.loads  # its own way is pickle, which runs what it reads
+            remarks.cut = _CUT in kept
+            remarks.on_cut = partial(kept.update, {_CUT: True})
+            return caching
+        with writing(file):
+            file.unlink(missing_ok=True)
+    return None
 
 
 def _format(value: object) -> str:

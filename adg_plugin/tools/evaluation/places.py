@@ -13,9 +13,8 @@ from adg_plugin.store.files import read_json
 from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER, SELECTED
 
 _ANCESTORS = 3  # RUN/model/checkpoint-100 is the deepest that training writes
-_SHARED_NAMES = re.compile(
-    r"adapter|checkpoint-\d+|final|merged|model"
-)  # folder names that do not tell one model from another
+# Folder names that do not tell one model from another.
+_SHARED_NAMES = re.compile(r"adapter|checkpoint-\d+|final|merged|model")
 
 
 def results_path(model: str, *, run: Path | None = None, name: str | None = None, limit: int | None = None) -> Path:
@@ -31,8 +30,8 @@ def results_path(model: str, *, run: Path | None = None, name: str | None = None
         ConfigError: `name` is no plain file name.
         StoreError: `run` is no run folder of a finished selection.
     """
-    if name is not None:
-        _check_name(name)
+    if name is not None and not re.fullmatch(r"\w[\w.+=@ -]*", name):
+        raise ConfigError([f"--name is {name!r}: use one plain file name, such as {label(name)!r}"])
     if run is not None and not _is_finished_run(run):
         raise StoreError(
             f"--run is {str(run)!r}: no run folder of a finished selection; give one, or leave --run out for ./{FOLDER}"
@@ -40,11 +39,6 @@ def results_path(model: str, *, run: Path | None = None, name: str | None = None
     folder = run or run_folder_of(model) or Path()
     made = label(model) + ("" if limit is None else f"-limit-{limit}")
     return folder / FOLDER / f"{name or made}.json"
-
-
-def _check_name(name: str) -> None:
-    if not re.fullmatch(r"\w[\w.+=@ -]*", name):
-        raise ConfigError([f"--name is {name!r}: use one plain file name, such as {label(name)!r}"])
 
 
 def run_folder_of(model: str) -> Path | None:
@@ -57,15 +51,16 @@ def run_folder_of(model: str) -> Path | None:
     if not _is_folder(place):
         return None
     around = [place.absolute(), *list(place.absolute().parents)[:_ANCESTORS]]
+    outputs = []
     for folder in around:
-        if _is_finished_run(folder):
-            return _shown(folder, place)
-    for folder in around:
-        if _is_finished_run(folder / SELECTION):
-            return _shown(folder / SELECTION, place)
+        outputs.append(folder / SELECTION)
         if not _SHARED_NAMES.fullmatch(folder.name):
-            return None  # a name of its own: what lies beside it is not its output
-    return None
+            break  # a name of its own: what lies beside it is not its output
+    found = next(filter(_is_finished_run, [*around, *outputs]), None)
+    if found is None or place.is_absolute():
+        return found
+    here = Path.cwd()  # to show it as the user would write it
+    return found.relative_to(here) if found.is_relative_to(here) else found
 
 
 def selection_of(results: Path) -> dict[str, Any] | None:
@@ -89,7 +84,7 @@ def label(model: str) -> str:
     """
     place = Path(model)
     if _is_folder(place):
-        names = [part for part in place.absolute().parts if part != place.anchor and part != "/"]
+        names = place.absolute().parts[1:]
         first = len(names) - 1
         while first > 0 and _SHARED_NAMES.fullmatch(names[first]):
             first -= 1
@@ -106,17 +101,7 @@ def _is_folder(place: Path) -> bool:
 
 def _is_finished_run(folder: Path) -> bool:
     try:
-        if not (folder / MANIFEST).is_file() or not (folder / CONFIG).is_file():
-            return False
         # a model's folder has a config.json too
-        return MARKER in (read_json(folder / CONFIG, fix="give another --run") or {})
+        return (folder / MANIFEST).is_file() and MARKER in (read_json(folder / CONFIG, fix="give another --run") or {})
     except (OSError, StoreError):  # not ours to read, or not JSON
         return False
-
-
-def _shown(folder: Path, place: Path) -> Path:
-    """Return the folder as the user would write it."""
-    if place.is_absolute():
-        return folder
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder

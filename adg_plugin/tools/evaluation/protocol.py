@@ -46,8 +46,6 @@ PAPER = (
     PaperTask("mbpp", 1, "pass_at_1,none", "code", runs_code=True),
     PaperTask("humaneval", 0, "pass@1,create_test", "code", runs_code=True),
 )
-AREAS = ("reasoning", "knowledge", "code")
-OVERALL = "overall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,11 @@ def averages(values: Mapping[str, float]) -> tuple[Average, ...]:
     """
     if not any(task.name in values for task in PAPER):
         return ()
-    groups = {area: [task.name for task in PAPER if task.area == area] for area in AREAS}
-    groups[OVERALL] = [task.name for task in PAPER]
-    return tuple(_average(name, tasks, values) for name, tasks in groups.items())
-
-
-def _average(name: str, tasks: list[str], values: Mapping[str, float]) -> Average:
-    missing = tuple(task for task in tasks if task not in values)
-    return Average(name, None if missing else sum(values[task] for task in tasks) / len(tasks), missing)
+    groups = {area: [task.name for task in PAPER if task.area == area] for area in ("reasoning", "knowledge", "code")}
+    groups["overall"] = [task.name for task in PAPER]
+    found = []
+    for name, tasks in groups.items():
+        missing = tuple(task for task in tasks if task not in values)
+        mean = None if missing else sum(values[task] for task in tasks) / len(tasks)
+        found.append(Average(name, mean, missing))
+    return tuple(found)

@@ -81,20 +81,18 @@ def quietened(*, show_bars: bool) -> Iterator[Remarks]:
     """Yield the harness's remarks while stdout goes to stderr, with its bars or without."""
     from huggingface_hub.utils import logging as hub
 
+    from adg_plugin.engines.models.inference_state import replaced
+
     remarks, harness = Remarks(), logging.getLogger("lm_eval")
-    before = harness.propagate, harness.level, hub.get_verbosity()
-    harness.addHandler(remarks)
-    harness.propagate = False
-    harness.setLevel(logging.WARNING)
-    hub.set_verbosity(logging.ERROR)  # ten lines on each data set that it cannot reach; the error says it once
-    try:
-        with ExitStack() as stack:
-            if not show_bars:
-                stack.enter_context(redirect_stderr(_WithoutBars(sys.stderr)))
-            stack.enter_context(redirect_stdout(sys.stderr))
-            yield remarks
-    finally:
-        harness.removeHandler(remarks)
-        harness.propagate = before[0]
-        harness.setLevel(before[1])
-        hub.set_verbosity(before[2])
+    with ExitStack() as stack:
+        stack.callback(hub.set_verbosity, hub.get_verbosity())
+        hub.set_verbosity(logging.ERROR)  # ten lines on each data set that it cannot reach; the error says it once
+        stack.callback(harness.setLevel, harness.level)
+        harness.setLevel(logging.WARNING)
+        stack.enter_context(replaced(harness, propagate=False))
+        stack.callback(harness.removeHandler, remarks)
+        harness.addHandler(remarks)
+        if not show_bars:
+            stack.enter_context(redirect_stderr(_WithoutBars(sys.stderr)))
+        stack.enter_context(redirect_stdout(sys.stderr))
+        yield remarks

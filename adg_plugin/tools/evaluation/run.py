@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -109,12 +109,11 @@ def evaluate(
     found_in = versions() | {"lm_eval": version("lm_eval")}
     kept.check(settings=settings, versions=found_in)
     place = Place.of(model, base, revision) if isinstance(model, str) else None
-    # Of a model in memory; of any other, the states of its device are nobody's.
-    its_device = getattr(model, "device", None)
     with (
         quietened(show_bars=show_progress and sys.stderr.isatty()) as remarks,
         code_permitted(allow_code_execution),
-        evaluation_state(model, its_device, seed=seed),
+        # Of any model that is not in memory, the states of its device are nobody's.
+        evaluation_state(model, getattr(model, "device", None), seed=seed),
     ):
         ready = load(names, folders, seed=seed, allow_code=allow_code_execution)
         evaluated = place.load(config) if place else loaded(model, tokenizer, name)
@@ -165,17 +164,7 @@ def _checked(
 
 
 def _run(task: LoadedTask, lm: Any, settings: dict[str, Any], earlier: Path | None) -> list[TaskResult]:
-    """Return what the harness finds of one task.
-
-    Args:
-        task: with its data.
-        lm: the harness's model.
-        settings: as they are kept.
-        earlier: where the results of the tasks before it are, if there are some.
-
-    Raises:
-        ADGError: the harness failed.
-    """
+    """Return what the harness finds of one task; `earlier`: where the results of the tasks before it are."""
     began = time.monotonic()
     try:
         raw = need("lm_eval.evaluator", extra=EXTRA, why=WHY).evaluate(
@@ -210,24 +199,23 @@ def _failed(task: str, err: Exception, batch_size: int, earlier: Path | None) ->
 
 def _with(blank: Evaluation, found: Sequence[TaskResult], remarks: Remarks, seconds: float) -> Evaluation:
     """Return the evaluation with these results, their averages and notes."""
+    notes = []
+    if (limit := blank.settings["limit"]) is not None:
+        notes.append(f"at most {limit} questions of each task (--limit): for trying out, not to be quoted")
+    if remarks.cut:
+        notes.append(
+            "some prompts with their worked examples were longer than the model can take, and were cut from the left"
+        )
+    notes += [
+        f"{one.task} is from {one.source}, not the harness's benchmark: it is left out of the paper's averages"
+        for one in found
+        if one.source is not None and (paper_task(one.task) or paper_task(one.asked or ""))
+    ]
     return replace(
         blank,
         tasks=tuple(found),
         averages=papers_averages(found),
-        notes=tuple(_notes(remarks, blank.settings["limit"], found)),
+        notes=tuple(notes),
         seconds=round(seconds, 2),
         created=now(),
     )
-
-
-def _notes(remarks: Remarks, limit: int | None, found: Sequence[TaskResult]) -> Iterator[str]:
-    if limit is not None:
-        yield f"at most {limit} questions of each task (--limit): for trying out, not to be quoted"
-    if remarks.cut:
-        yield "some prompts with their worked examples were longer than the model can take, and were cut from the left"
-    for result in found:
-        if result.source is not None and (paper_task(result.task) or paper_task(result.asked or "")):
-            yield (
-                f"{result.task} is from {result.source}, not the harness's benchmark: it is left out of the paper's "
-                "averages"
-            )

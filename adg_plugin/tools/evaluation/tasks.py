@@ -20,7 +20,7 @@ from adg_plugin.tools.evaluation.task_files import check_folders, data_beside, d
 
 WHY = "adg eval"
 EXTRA = "eval"
-RUNS_CODE = f"it runs code that the model wrote on this machine: {ALLOW_CODE} permits that"
+_RUNS_CODE = f"it runs code that the model wrote on this machine: {ALLOW_CODE} permits that"
 
 # What the harness and `datasets` raise for a data set that cannot be had, or a task file that is wrong.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError)
@@ -83,22 +83,17 @@ def wanted(tasks: str | Sequence[str], *, allow_code: bool) -> tuple[list[str], 
     for name in filter(None, (name.strip() for name in given)):
         if name == PRESET:
             names += [task.name for task in PAPER if allow_code or not task.runs_code]
-            left_out |= {task.name: RUNS_CODE for task in PAPER if task.runs_code and not allow_code}
+            left_out |= {task.name: _RUNS_CODE for task in PAPER if task.runs_code and not allow_code}
             continue
         known = paper_task(name)
         if known is not None and known.runs_code and not allow_code:
-            refused.append(refusal(name))
+            refused.append(_refusal(name))
         names.append(name)
     if refused:
         raise ConfigError(refused)
     if not names:
         raise ConfigError([f"tasks is empty: name tasks of lm-evaluation-harness, or {PRESET}"])
     return list(dict.fromkeys(names)), left_out
-
-
-def refusal(name: str) -> str:
-    """Return why a task that runs code is not run."""
-    return f"task {name}: {RUNS_CODE}, or leave the task out"
 
 
 def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
@@ -116,10 +111,23 @@ def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code
         DataError: data sets are not to be had, or task files are wrong; names every task that it is true of.
         MissingExtraError: lm-evaluation-harness is not installed.
     """
+    from huggingface_hub import constants
+
     check_folders(folders)
     manager = _manager(names, folders)
-    problems = [_unknown(name, manager) for name in names if name not in manager.task_index]
-    problems += [refusal(name) for name in names if not allow_code and _runs_code(name, manager)]
+    problems, refused = [], []
+    for name in names:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, list(manager.task_index), n=3)
+            known = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those of the harness"
+            problems.append(
+                f"tasks names {name!r}, which is neither a task of lm-evaluation-harness nor of a file in --include: "
+                f"{known}"
+            )
+        file = _task_file(name, manager)
+        if not allow_code and (_UNDECLARED.fullmatch(name) or (file is not None and declares_code(file))):
+            refused.append(_refusal(name))
+    problems += refused
     if problems:
         raise ConfigError(problems)
     loaded: list[LoadedTask] = []
@@ -130,14 +138,19 @@ def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code
         except _LOADING_ERRORS as err:
             log.debug("task %s", name, exc_info=True)
             failed[name] = err
-            if isinstance(err, ConnectionError) and not _is_offline():
+            if isinstance(err, ConnectionError) and not constants.HF_HUB_OFFLINE:
                 break  # after half a minute of trying, and the next one would take as long
     if failed:
         raise _unloadable(failed, untried=names[len(loaded) + len(failed) :])
     for task in loaded:  # parts of groups, which only now are known
-        if not allow_code and any(_is_unsafe(name, leaf) for name, leaf in task.leaves.items()):
-            raise ConfigError([refusal(task.name)])
+        unsafe = any(getattr(leaf, "UNSAFE_CODE", False) for leaf in task.leaves.values())
+        if not allow_code and (unsafe or any(map(_UNDECLARED.fullmatch, task.leaves))):
+            raise ConfigError([_refusal(task.name)])
     return loaded
+
+
+def _refusal(name: str) -> str:
+    return f"task {name}: {_RUNS_CODE}, or leave the task out"
 
 
 @contextmanager
@@ -162,21 +175,6 @@ def _manager(names: Sequence[str], folders: Sequence[Path]) -> Any:
         if all(name in own.all_subtasks for name in names):
             return own
     return tasks.TaskManager(include_path=include or None)
-
-
-def _unknown(name: str, manager: Any) -> str:
-    near = difflib.get_close_matches(name, list(manager.task_index), n=3)
-    known = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those of the harness"
-    return f"tasks names {name!r}, which is neither a task of lm-evaluation-harness nor of a file in --include: {known}"
-
-
-def _runs_code(name: str, manager: Any) -> bool:
-    file = _task_file(name, manager)
-    return bool(_UNDECLARED.fullmatch(name)) or (file is not None and declares_code(file))
-
-
-def _is_unsafe(name: str, leaf: Any) -> bool:
-    return getattr(leaf, "UNSAFE_CODE", False) or bool(_UNDECLARED.fullmatch(name))
 
 
 def _task_file(name: str, manager: Any) -> Path | None:
@@ -204,7 +202,8 @@ def _load(name: str, manager: Any, folders: Sequence[Path], *, seed: int) -> Loa
         shots = (paper.shots if paper else leaf.get_config("num_fewshot")) or 0
         leaf.set_config(key="num_fewshot", value=shots)
         leaf.set_fewshot_seed(seed=seed)
-        _check_examples(name, leaf, shots)
+        if shots:
+            _check_examples(name, leaf, shots)
     sources = (_own_file(part, manager, folders) for part in (name, *leaves))
     return LoadedTask(
         name,
@@ -226,8 +225,6 @@ def _digest(leaf: Any) -> str:
 
 def _check_examples(name: str, leaf: Any, shots: int) -> None:
     """Raise where a task has fewer worked examples than it is to show: some releases of the harness then show fewer."""
-    if not shots:
-        return
     is_own = leaf.get_config("fewshot_split") == leaf.get_config("test_split") is not None
     there = len(list(leaf.fewshot_docs())) - is_own  # a question is not its own example
     if there < shots:
@@ -245,28 +242,18 @@ def _leaves(nested: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield str(key), value
 
 
-def _is_offline() -> bool:
-    """Return whether the hub is switched off: asking it fails at once."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 def _unloadable(failed: Mapping[str, Exception], untried: Sequence[str]) -> DataError:
     """Return one error for all tasks that cannot be loaded, with each fix said once."""
     by_fix: dict[str, list[str]] = {}
     for name, err in failed.items():
-        by_fix.setdefault(_fix(err), []).append(f"task {name} cannot be loaded ({first_line(err)})")
+        fix = (
+            "its data set is fetched once, with a network and without HF_HUB_OFFLINE; on a machine without one, "
+            "--include DIR takes task files of your own, and one of the same name goes before the harness's"
+        )
+        if isinstance(err, (KeyError, TypeError, AttributeError, ImportError, AssertionError)):
+            fix = "look at its task file, and at what it imports"
+        by_fix.setdefault(fix, []).append(f"task {name} cannot be loaded ({first_line(err)})")
     blocks = [f"{lines[0]}: {fix}" if len(lines) == 1 else "\n".join([*lines, fix]) for fix, lines in by_fix.items()]
     if untried:
         blocks.append(f"not tried after that: {', '.join(untried)}")
     return DataError("\n".join(blocks))
-
-
-def _fix(err: Exception) -> str:
-    if isinstance(err, (KeyError, TypeError, AttributeError, ImportError, AssertionError)):
-        return "look at its task file, and at what it imports"
-    return (
-        "its data set is fetched once, with a network and without HF_HUB_OFFLINE; on a machine without one, --include "
-        "DIR takes task files of your own, and one of the same name goes before the harness's"
-    )

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,6 @@ from adg_plugin.store.finished import finished
 from adg_plugin.store.reader import RunReader
 
 Form: TypeAlias = Literal["json", "jsonl", "parquet", "csv"]
-FORMS: tuple[Form, ...] = get_args(Form)
 Row: TypeAlias = dict[str, Any]
 
 _PREFIX = "adg_"
@@ -53,9 +53,16 @@ def export(run_dir: str | Path, form: Form, *, columns: Sequence[str] = (), out:
     if within.is_relative_to(run.path.resolve()) and within != (run.path / f"export.{form}").resolve():
         raise DataError(f"{path} is in the run folder, which is the selection's own: give an --out outside of it")
     computed, names = _computed(run), list(dict.fromkeys(name for row in _rows(run, config, form) for name in row))
+    rows = _rows(run, config, form)
     if columns:
-        names = _checked(columns, names, computed)
-    rows = (_columns(row, columns, computed, place) for place, row in enumerate(_rows(run, config, form)))
+        known = list(dict.fromkeys([*names, *computed]))
+        if unknown := [name for name in columns if name not in known]:
+            raise DataError(f"columns names {', '.join(unknown)}, which no row has: there are {', '.join(known)}")
+        names = list(dict.fromkeys(columns))
+        rows = (
+            {name: computed[name][place] if name in computed else row.get(name) for name in names}
+            for place, row in enumerate(_rows(run, config, form))
+        )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as sink:
@@ -80,23 +87,12 @@ def _computed(run: RunReader) -> dict[str, list[Any]]:
     return {**found, f"{_PREFIX}rank": list(range(1, len(table) + 1))}
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line, parse_constant=lambda name: None)  # NaN, which no JSON reader has to take
-
-
-def _checked(asked: Sequence[str], there: Iterable[str], computed: Iterable[str]) -> list[str]:
-    known = list(dict.fromkeys([*there, *computed]))
-    if unknown := [name for name in asked if name not in known]:
-        raise DataError(f"columns names {', '.join(unknown)}, which no row has: there are {', '.join(known)}")
-    return list(dict.fromkeys(asked))
-
-
 def _rows(run: RunReader, config: ADGConfig, form: Form) -> Iterator[Row]:
     specs = config.datasets or (IN_MEMORY,)
-    for row in _lines(run.selected_path):
-        yield _with_input(row, specs) if form == "json" else row
+    with run.selected_path.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line, parse_constant=lambda name: None)  # NaN, which no JSON reader has to take
+            yield _with_input(row, specs) if form == "json" else row
 
 
 def _with_input(row: Row, specs: Sequence[DatasetSpec]) -> Row:
@@ -114,12 +110,6 @@ def _with_input(row: Row, specs: Sequence[DatasetSpec]) -> Row:
     return found
 
 
-def _columns(row: Row, columns: Sequence[str], computed: dict[str, list[Any]], place: int) -> Row:
-    if not columns:
-        return row
-    return {name: computed[name][place] if name in computed else row.get(name) for name in columns}
-
-
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -133,14 +123,10 @@ def _write_json(rows: Iterable[Row], sink: Sink) -> None:
 
 
 def _write_csv(rows: Iterable[Row], names: Sequence[str], sink: Sink) -> None:
-    def line(cells: Iterable[str]) -> bytes:
+    for values in chain([names], ([row.get(name) for name in names] for row in rows)):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(cells)
-        return text.getvalue().encode()
-
-    sink.write(line(names))
-    for row in rows:
-        sink.write(line(_cell(row.get(name)) for name in names))
+        csv.writer(text, lineterminator="\n").writerow(map(_cell, values))
+        sink.write(text.getvalue().encode())
 
 
 def _cell(value: Any) -> str:
@@ -150,15 +136,14 @@ def _cell(value: Any) -> str:
 
 
 def _write_parquet(rows: Sequence[Row], names: Sequence[str], sink: Sink) -> None:
-    table = pa.table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (ValueError, TypeError, OverflowError) as err:  # pyarrow's are of these kinds
+            raise DataError(f"column {name} cannot be a column of Parquet ({err}): use jsonl, or leave it out") from err
+    table = pa.table(columns)
     try:
         pq.write_table(table, sink, compression="zstd")
     except pa.ArrowException as err:  # such as an object without keys
         raise DataError(f"the rows cannot be written as Parquet ({err}): use jsonl, or leave columns out") from err
-
-
-def _column(name: str, values: list[Any]) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (ValueError, TypeError, OverflowError) as err:  # pyarrow's are of these kinds
-        raise DataError(f"column {name} cannot be a column of Parquet ({err}): use jsonl, or leave it out") from err

@@ -63,8 +63,9 @@ def print_stability(about: Stability, console: Console, rows: int = 10) -> None:
         )
     if about.errors.any():
         sentences.append(
-            f"a score has a standard error of about {_median(about):.3g}; {len(doubtful):,} of {len(about.ids):,} rows "
-            "are near the cut: one standard error from changing places with another row of their bin"
+            f"a score has a standard error of about {about.summary()['standard_error']['p50']:.3g}; {len(doubtful):,} "
+            f"of {len(about.ids):,} rows are near the cut: one standard error from changing places with another row of "
+            "their bin"
         )
     if about.overlap_with and mean < 1:
         more = ", ".join(f"{value:.0%} with num_samples: {k}" for k, value in about.overlap_with.items())
@@ -80,10 +81,6 @@ def print_stability(about: Stability, console: Console, rows: int = 10) -> None:
             numbers = (f"{about.scores[row]:.4f}", f"{about.errors[row]:.4f}", now, f"{about.again[row]:.0%}")
             table.add_row(Text(str(about.ids[row])), *numbers)
         console.print(table)
-
-
-def _median(about: Stability) -> float:
-    return float(about.summary()["standard_error"]["p50"])
 
 
 def _print_resampled(fresh: Resampled, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from adg_plugin.store.finished import finished
 from adg_plugin.store.records import Prompt
 
 FEWEST_ROWS = 10
-_SURE = 2.0  # standard errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +56,14 @@ class Resampled:
     def error(self) -> tuple[float, float]:
         """The standard error of a score, from the differences of old and new ones, and its own standard error."""
         squares = np.square(self.new - self.old) / 2
-        found = float(np.sqrt(squares.mean()))
-        own = float(squares.std() / np.sqrt(len(squares)))
+        found, own = float(np.sqrt(squares.mean())), float(squares.std() / np.sqrt(len(squares)))
         return found, own / (2 * found) if found > 0 else 0.0
 
     @property
     def agrees(self) -> bool:
         """Whether the found error is within two standard errors of the predicted one."""
         found, own = self.error
-        return abs(found - self.predicted_error) <= _SURE * own
+        return abs(found - self.predicted_error) <= 2 * own
 
     def summary(self) -> dict[str, Any]:
         """Return the figures, for JSON."""
@@ -87,8 +84,6 @@ def resample_rows(run_dir: str, rows: int, about: Stability, *, show_progress: b
     Args:
         run_dir: a finished run folder; nothing in it changes.
         rows: how many; all, if there are fewer.
-        about: its stability.
-        show_progress: whether to report progress on stderr.
 
     Raises:
         ConfigError: `rows` is below 10, or another method than ADG chose.
@@ -125,9 +120,12 @@ def _drawn(
     source = Source.configured(config)
     manifest = run.manifest()
     assert manifest is not None
-    _refuse_another_model(
-        run, manifest["recipe"], keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
-    )
+    now = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
+    if changed := keys.changes(manifest["recipe"], now):
+        raise StoreError(
+            f"the model of {run.path} is not what it was ({', '.join(changed.values())}): fresh answers would be "
+            "another model's; put that model back, or select again into another folder"
+        )
     recipe = keys.sampling_fingerprint(other, model=source.identity, eos_ids=source.eos_ids)
     digest = keys.digest(recipe)
     with RunFolder.open(folder) as to:
@@ -145,23 +143,10 @@ def _rekeyed(row: StagedRow, recipe: bytes) -> StagedRow:
     return replace(row, prompt=Prompt(prompt.id, prompt.token_ids, prompt.span, key, prompt.instruction))
 
 
-def _refuse_another_model(run: RunReader, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if found := keys.changes(before, now):
-        raise StoreError(
-            f"the model of {run.path} is not what it was ({', '.join(found.values())}): fresh answers would be "
-            "another model's; put that model back, or select again into another folder"
-        )
-
-
 def _compared(
     table: pa.Table, fresh: Geometry, config: ADGConfig, about: Stability, sample: npt.NDArray[np.int64], seed: int
 ) -> Resampled:
-    """Return old and new scores of the rows of `sample` that have as many answers as before.
-
-    Args:
-        table: the run's scores, in the order of `about`.
-        fresh: of the new answers.
-    """
+    """Return old scores, of `table`, and new ones of the rows of `sample` that have as many answers as before."""
     place = {str(about.ids[row]): int(row) for row in sample}
     rows = np.array([place[str(id)] for id in fresh.ids], dtype=np.int64)
     num_answers = np.empty(len(fresh), dtype=np.int64)

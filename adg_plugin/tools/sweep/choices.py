@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,10 +61,11 @@ class Similarity:
     mean_answer_tokens: float
 
 
+@dataclass(slots=True, eq=False)
 class Rows:
     """Scored rows, and what has been found out about them already.
 
-    Args:
+    Attributes:
         ids: (N,) ascending.
         answer_tokens: (N,) tokens per answer.
         config: the run's settings.
@@ -75,49 +76,35 @@ class Rows:
         chosen: (N,) by the run; default: chosen again.
     """
 
-    def __init__(
-        self,
-        ids: Ids,
-        answer_tokens: Floats,
-        config: ADGConfig,
-        pool_rows: int,
-        scored: int,
-        vectors: Mapping[Embedding | None, Vectors],
-        bins: Ints | None = None,
-        chosen: Bools | None = None,
-    ) -> None:
-        self.ids, self.answer_tokens, self.config = ids, answer_tokens, config
-        self._pool_rows, self._scored, self._vectors, self._chosen = pool_rows, scored, vectors, chosen
-        self._parts: dict[tuple[Embedding | None, int], Parts] = {}
-        self._bins: dict[tuple[Embedding | None, int], Ints] = {}
-        if bins is not None:
-            self._bins[None, self._num_bins(config)] = bins
+    ids: Ids
+    answer_tokens: Floats
+    config: ADGConfig
+    pool_rows: int
+    scored: int
+    vectors: Mapping[Embedding | None, Vectors]
+    bins: Ints | None = None
+    chosen: Bools | None = None
+    _parts: dict[tuple[Embedding | None, int], Parts] = field(default_factory=dict, init=False)
+    _bins: dict[tuple[Embedding | None, int], Ints] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.bins is not None:
+            self._bins[None, self._num_bins(self.config)] = self.bins
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def part(self, rows: npt.NDArray[np.intp], vectors: Mapping[Embedding, Vectors]) -> Rows:
         """Return some of the rows (M,), ascending, with further vectors; all rows keep the run's bins and choice."""
-        everything: dict[Embedding | None, Vectors] = {None: self._vectors[None].of(rows)}
+        everything: dict[Embedding | None, Vectors] = {None: self.vectors[None].of(rows)}
         everything.update(vectors.items())
-        whole = len(rows) == len(self)
-        return Rows(
-            self.ids[rows],
-            self.answer_tokens[rows],
-            self.config,
-            self._pool_rows,
-            self._scored,
-            everything,
-            self._bins[None, self._num_bins(self.config)] if whole else None,
-            self._chosen if whole else None,
-        )
+        some = replace(self, ids=self.ids[rows], answer_tokens=self.answer_tokens[rows], vectors=everything)
+        return some if len(rows) == len(self) else replace(some, bins=None, chosen=None)
 
     def own(self) -> Scored:
         """Return what the run's settings make of the rows: of all of them, what the run did."""
         scored = self.made(self.config, None)
-        if self._chosen is None:
-            return scored
-        return Scored(scored.dispersion, scored.anisotropy, scored.scores, scored.bins, self._chosen)
+        return scored if self.chosen is None else replace(scored, chosen=self.chosen)
 
     def made(self, config: ADGConfig, embedding: Embedding | None) -> Scored:
         """Return what other settings make of the rows."""
@@ -129,22 +116,22 @@ class Rows:
 
     def budget(self, config: ADGConfig) -> tuple[int, str | None]:
         """Return how many rows to choose, and a sentence where the budget cannot be met."""
-        budget, warning = resolve_budget(config.budget, self._pool_rows, self._scored)
+        budget, warning = resolve_budget(config.budget, self.pool_rows, self.scored)
         return self._in_proportion(budget), warning
 
     def _in_proportion(self, count: int) -> int:
-        return count if len(self) == self._scored else max(1, round(count * len(self) / self._scored))
+        return count if len(self) == self.scored else max(1, round(count * len(self) / self.scored))
 
     def _num_bins(self, config: ADGConfig) -> int:
-        whole = default_bins(self._scored) if config.bins is None else config.bins
-        return self._in_proportion(min(whole, self._scored))
+        whole = default_bins(self.scored) if config.bins is None else config.bins
+        return self._in_proportion(min(whole, self.scored))
 
     def _bins_of(self, config: ADGConfig, embedding: Embedding | None) -> Ints:
         # A prompt's vector depends on the layers, not on the pooling of its answers.
         of = None if embedding is None or embedding[0] == self.config.layers else embedding
         key = of, self._num_bins(config)
         if key not in self._bins:
-            self._bins[key] = assign_bins(self._vectors[of].prompts, key[1], self.config.seed)
+            self._bins[key] = assign_bins(self.vectors[of].prompts, key[1], self.config.seed)
         return self._bins[key]
 
     def _parts_of(self, embedding: Embedding | None, num_samples: int) -> Parts:
@@ -155,7 +142,7 @@ class Rows:
         key = embedding, num_samples
         if key not in self._parts:
             spread, directions = np.empty(len(self)), np.empty(len(self))
-            for group in self._vectors[embedding].grams:
+            for group in self.vectors[embedding].grams:
                 found = parts(group.grams[:, :num_samples, :num_samples])
                 spread[group.rows], directions[group.rows] = found.dispersion, found.anisotropy
             self._parts[key] = Parts(spread, directions)
@@ -164,8 +151,7 @@ class Rows:
 
 def compared(base: Scored, other: Scored, rows: Rows) -> Similarity:
     """Return how `other` compares with `base`, the run's settings on the same rows."""
-    common = int((base.chosen & other.chosen).sum())
-    either = int((base.chosen | other.chosen).sum())
+    common, either = int((base.chosen & other.chosen).sum()), int((base.chosen | other.chosen).sum())
     smaller = min(int(base.chosen.sum()), int(other.chosen.sum()))
     of_parts = balance(other.dispersion, other.anisotropy, other.scores, "raw", 0.5)  # of which only Spearman's
     return Similarity(

@@ -15,7 +15,7 @@ from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.finished import check_answers, finished
-from adg_plugin.tools.sweep.choices import Rows, Scored, Similarity, compared
+from adg_plugin.tools.sweep.choices import Rows, Similarity, compared
 from adg_plugin.tools.sweep.vectors import Embedding, Ids, Vectors, embed_again
 
 Vary = Mapping[str, Sequence[Any]]
@@ -60,6 +60,10 @@ class Line:
     own: bool
     found: Similarity
 
+    def summary(self) -> dict[str, Any]:
+        """Return the figures, for JSON."""
+        return {"name": self.name, "changes": self.changes, "own": self.own, **asdict(self.found)}
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
@@ -85,19 +89,13 @@ class Sweep:
 
     def summary(self) -> dict[str, Any]:
         """Return the figures, for JSON."""
-
-        def summary(line: Line) -> dict[str, Any]:
-            return {"name": line.name, "changes": line.changes, "own": line.own, **asdict(line.found)}
-
-        again = (
-            {"run": asdict(self.part), "variants": [summary(line) for line in self.part_lines]} if self.part else None
-        )
+        part = self.part and {"run": asdict(self.part), "variants": [line.summary() for line in self.part_lines]}
         return {
             "settings": self.settings,
             "rows": self.rows,
             "run": asdict(self.run),
-            "variants": [summary(line) for line in self.lines],
-            "embedded_again": again,
+            "variants": [line.summary() for line in self.lines],
+            "embedded_again": part,
             "notes": list(self.notes),
         }
 
@@ -118,7 +116,6 @@ def sweep(
             is loaded only for `layers` and `pooling`.
         product: vary all keys together, not one at a time.
         rows: embed only so many rows, drawn at random; they are compared among themselves.
-        show_progress: whether to report progress on stderr.
 
     Raises:
         ConfigError: a key that cannot be varied, values that settings cannot have, with every problem found; or another
@@ -130,7 +127,12 @@ def sweep(
     config = finished(run)
     config.refuse_other_methods("`adg sweep` chooses anew from the answers that ADG draws")
     most = int(np.max(run.scores()["num_answers"].to_numpy()))
-    asked = default_changes(config, most) if vary is None else _asked(vary, product)
+    if vary is None:
+        asked = default_changes(config, most)
+    elif product:
+        asked = [dict(zip(vary, values, strict=True)) for values in all_of(*vary.values())]
+    else:
+        asked = [{key: value} for key, values in vary.items() for value in values]
     found = variants(config, asked, most=most)
     stored = [variant for variant in found if variant.embedding is None]
     embedded = [variant for variant in found if variant.embedding is not None]
@@ -139,29 +141,29 @@ def sweep(
     of_bins = {config.bins, 1}  # these need no prompt vectors
     vectors = bool(embedded) or any(variant.config.bins not in of_bins for variant in stored)
     whole = _whole(run, config, vectors=vectors)
-    base = whole.own()
-    lines = tuple(_line(whole, base, variant, config) for variant in stored)
+    itself, lines = _lines(whole, stored)
     part: Similarity | None = None
     part_lines: tuple[Line, ...] = ()
     notes = list(_notes(config, found, whole))
     if embedded:
         smaller, lost = _embedded(run, config, whole, embedded, rows, show_progress=show_progress)
-        of_part = smaller.own()
-        part = compared(of_part, of_part, smaller)
-        part_lines = tuple(_line(smaller, of_part, variant, config) for variant in embedded)
-        notes += [*_notes_of_part(whole, smaller, part, config), *lost]
+        part, part_lines = _lines(smaller, embedded)
+        notes.append(
+            "layers, pooling: the stored answers, embedded again by a forward pass in batches of its own; "
+            f"layers={config.layers} and pooling={config.pooling}, the run's own, show what rounding alone changes"
+        )
+        if len(smaller) < len(whole):
+            notes.append(
+                f"layers, pooling: {len(smaller):,} of {len(whole):,} rows, compared among themselves: "
+                f"{part.chosen:,} chosen, with bins in proportion"
+            )
+        notes += lost
     settings = config.model_dump(mode="json", include=set(KEYS))
-    run_itself = compared(base, base, whole)
-    return Sweep(settings, len(whole), run_itself, lines, part, part_lines, tuple(dict.fromkeys(notes)))
+    return Sweep(settings, len(whole), itself, lines, part, part_lines, tuple(dict.fromkeys(notes)))
 
 
 def default_changes(config: ADGConfig, most: int) -> list[dict[str, Any]]:
-    """Return what is varied where nobody says: all that needs no model, without the run's own values.
-
-    Args:
-        config: the run's settings.
-        most: stored answers per row.
-    """
+    """Return what is varied by default, without the run's own values; `most`: stored answers per row."""
     raw = {"score": "raw"} if config.score == "residual" else {}  # which has no weight
     asked: list[dict[str, Any]] = [{**raw, "weight": weight} for weight in _WEIGHTS]
     asked += [{"score": form} for form in get_args(ScoreForm)]
@@ -171,18 +173,11 @@ def default_changes(config: ADGConfig, most: int) -> list[dict[str, Any]]:
     return [changes for changes in asked if not _is_own(config, changes)]
 
 
-def _asked(vary: Vary, product: bool) -> list[dict[str, Any]]:
-    if product:
-        return [dict(zip(vary, values, strict=True)) for values in all_of(*vary.values())]
-    return [{key: value} for key, values in vary.items() for value in values]
-
-
 def variants(config: ADGConfig, asked: Sequence[Mapping[str, Any]], *, most: int) -> list[Variant]:
     """Return the settings to compare, in the order in which they were asked for, none twice.
 
     Args:
-        config: the run's settings.
-        asked: changes of these.
+        asked: changes of the run's `config`.
         most: stored answers per row.
 
     Raises:
@@ -191,8 +186,7 @@ def variants(config: ADGConfig, asked: Sequence[Mapping[str, Any]], *, most: int
     problems: list[str] = []
     found: list[Variant] = []
     for changes in asked:
-        wrong = [_unknown(key) for key in changes if key not in KEYS]
-        if wrong:
+        if wrong := [_unknown(key) for key in changes if key not in KEYS]:
             problems += wrong
             continue
         try:
@@ -230,10 +224,9 @@ def _whole(run: RunReader, config: ADGConfig, *, vectors: bool) -> Rows:
     # Filters may have left answered rows out.
     scored = np.isin(geometry.ids.astype(str), table["id"].to_numpy().astype(str))
     geometry = geometry.without(~scored, ())
-    num_answers = table["num_answers"].to_numpy()
     return Rows(
         ids=geometry.ids,
-        answer_tokens=geometry.answer_tokens / num_answers,
+        answer_tokens=geometry.answer_tokens / table["num_answers"].to_numpy(),
         config=config,
         pool_rows=pool_counts(run).unique,
         scored=len(geometry),
@@ -260,17 +253,22 @@ def _embedded(
     embeddings = dict.fromkeys(variant.embedding for variant in found if variant.embedding is not None)
     ids: Ids = whole.ids[sample]
     kept, vectors, lost = embed_again(run, config, ids, list(embeddings), show_progress=show_progress)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
-    notes = [f"{lost.total()} of {len(sample)} rows could not be embedded again ({reasons}) and are left out"] * bool(
-        lost
-    )
+    notes = []
+    if lost:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
+        notes.append(f"{lost.total()} of {len(sample)} rows could not be embedded again ({reasons}) and are left out")
     sample = sample[np.isin(ids.astype(str), kept.astype(str))]
     return whole.part(sample, vectors), notes
 
 
-def _line(rows: Rows, base: Scored, variant: Variant, config: ADGConfig) -> Line:
-    scored = rows.made(variant.config, variant.embedding)
-    return Line(variant.name, variant.changes, _is_own(config, variant.changes), compared(base, scored, rows))
+def _lines(rows: Rows, variants: Sequence[Variant]) -> tuple[Similarity, tuple[Line, ...]]:
+    """Return the run's choice among some rows against itself, and each variant against it."""
+    base = rows.own()
+    lines = []
+    for one in variants:
+        found = compared(base, rows.made(one.config, one.embedding), rows)
+        lines.append(Line(one.name, one.changes, _is_own(rows.config, one.changes), found))
+    return compared(base, base, rows), tuple(lines)
 
 
 def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator[str]:
@@ -287,13 +285,3 @@ def _notes(config: ADGConfig, found: Sequence[Variant], whole: Rows) -> Iterator
     for variant in found:
         if "budget" in variant.changes and (warning := whole.budget(variant.config)[1]):
             yield warning
-
-
-def _notes_of_part(whole: Rows, smaller: Rows, part: Similarity, config: ADGConfig) -> Iterator[str]:
-    own = f"layers={config.layers} and pooling={config.pooling}, the run's own, show what rounding alone changes"
-    yield f"layers, pooling: the stored answers, embedded again by a forward pass in batches of its own; {own}"
-    if len(smaller) < len(whole):
-        yield (
-            f"layers, pooling: {len(smaller):,} of {len(whole):,} rows, compared among themselves: {part.chosen:,} "
-            "chosen, with bins in proportion"
-        )

@@ -49,10 +49,8 @@ def embed_again(
 
     Args:
         run: a finished run folder, which stays as it is.
-        config: its settings.
         ids: (N,) rows to embed, ascending.
         embeddings: without repetitions.
-        show_progress: whether to report progress on stderr.
 
     Returns:
         (M,) ids of the rows that every embedding succeeded for, ascending; their vectors, prompts' with them; and how
@@ -69,7 +67,13 @@ def embed_again(
     if config.model is None:
         raise StoreError(f"{run.path} was made with a model in memory: layers and pooling need a run of `adg select`")
     source = Source.configured(config)
-    _refuse_another_model(run, source.identity)
+    manifest = run.manifest()
+    before = None if manifest is None else manifest.get("recipe", {}).get("model")
+    if changed := keys.changes({"model": before}, {"model": source.identity}):
+        raise StoreError(
+            f"the model of {run.path} is not what it was ({changed['model']}): vectors would be "
+            "another model's; put that model back, or select again into another folder"
+        )
     backbone = source.load()
     settings = [config.updated(layers=layers, pooling=pooling, keep_vectors=False) for layers, pooling in embeddings]
     encoders = [make_encoder(backbone, one) for one in settings]  # all, so that a wrong one is refused before any works
@@ -97,16 +101,6 @@ def stored_answers(run: RunReader, ids: Ids) -> Iterator[Sampled]:
         for result in parts.results({row_digest(prompt.id, prompt.key) for prompt in prompts.values()}):
             # The reference response plays no part here: what the filter on agreement has rejected stays rejected.
             yield Sampled(replace(prompts[result.id], reference_ids=None), result.answers)
-
-
-def _refuse_another_model(run: RunReader, identity: str) -> None:
-    manifest = run.manifest()
-    before = None if manifest is None else manifest.get("recipe", {}).get("model")
-    if found := keys.changes({"model": before}, {"model": identity}):
-        raise StoreError(
-            f"the model of {run.path} is not what it was ({found['model']}): vectors would be "
-            "another model's; put that model back, or select again into another folder"
-        )
 
 
 def _vectors(ids: Ids, results: Mapping[str, RowResult]) -> Vectors:

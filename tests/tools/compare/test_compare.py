@@ -13,8 +13,8 @@ import pytest
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, StoreError
-from adg_plugin.tools.compare.costs import Cost, costs_before
 from adg_plugin.tools.compare.plans import planned
+from adg_plugin.tools.compare.runner import Cost, costs_before
 
 # Costs
 

@@ -22,8 +22,8 @@ from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline import run as pipeline
 from adg_plugin.tools.doctor import devices, inputs, packages
 from adg_plugin.tools.doctor.checks import Check, Section, guarded
+from adg_plugin.tools.doctor.cli import print_section, print_verdict, print_versions
 from adg_plugin.tools.doctor.self_test import check_by_selecting
-from adg_plugin.tools.doctor.view import print_section, print_verdict, print_versions
 
 
 @pytest.mark.tiny
