@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -20,7 +19,7 @@ import yaml
 from rich.console import Console
 from tiny_runs import SETTINGS, break_altogether, choose, command, pool_rows, read_jsonl, save, scores, write_jsonl
 
-from adg_plugin import __version__, cli
+from adg_plugin import __version__
 from adg_plugin import console as progress
 from adg_plugin.console import SamplingProgress, ticking
 from adg_plugin.errors import StoreError
@@ -38,29 +37,6 @@ def config(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     settings = {**SETTINGS, "model": str(model), "datasets": ["pool.jsonl"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     return Path("mine.yaml")
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def adg(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    """The command, within this process."""
-
-    def run(*arguments: object) -> Ended:
-        before = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main([str(a) for a in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return Ended(ended.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_the_result_is_on_stdout_and_everything_else_on_stderr(config, adg):

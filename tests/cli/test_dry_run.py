@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 from tiny_runs import SETTINGS, pool_rows, write_jsonl
 
-from adg_plugin import cli
 from adg_plugin.engines.models import loading
 from adg_plugin.store import RunFolder
 
 pytestmark = pytest.mark.tiny
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -32,23 +22,6 @@ def config(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     settings = {**SETTINGS, "model": str(model), "datasets": ["pool.jsonl"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
     return Path("mine.yaml")
-
-
-@pytest.fixture
-def adg(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """The command, within this process."""
-
-    def run(*arguments: object) -> Ended:
-        before = signal.getsignal(signal.SIGTERM)
-        capsys.readouterr()
-        try:
-            with pytest.raises(SystemExit) as ended:
-                cli.main([str(a) for a in arguments])
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return Ended(ended.value.code or 0, *capsys.readouterr())
-
-    return run
 
 
 def test_it_prints_the_plan_loads_no_model_and_writes_nothing(config, model, adg, monkeypatch):
