@@ -55,7 +55,7 @@ class Plan:
             f"launch     accelerate launch {' '.join(request.launch) or '(its defaults)'}",
             f"output     {self.out}",
             f"run folder {self.run_dir}",
-            f"resumes    {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
+            f"starts     {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
         ]
 
 
