@@ -23,7 +23,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import Pooling, ScoreForm, Subset
+from adg_plugin.config.scores import Pooling, ScoreForm, Subset
 from adg_plugin.errors import ADGError
 from adg_plugin.store import RunFolder
 from adg_plugin.store.finished import finished

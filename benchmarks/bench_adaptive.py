@@ -43,7 +43,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from adaptive_policies import Outcome, Policy, Pool, Task, policies, simulate
 from adaptive_tables import Found, front, print_calibration, print_limits, print_task, row_of, task_of
 
-from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreForm
 from adg_plugin.errors import ADGError
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.store import RunFolder

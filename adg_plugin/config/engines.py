@@ -6,10 +6,10 @@ import math
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config.values import Float, Int, OptionalInt, PathText
+from adg_plugin.config.values import Float, Int, OptionalInt, PathText, Settings
 from adg_plugin.errors import ConfigError
 
 EngineName = Literal["hf", "vllm", "vllm-server"]
@@ -33,10 +33,8 @@ VLLM_OPTIONS = (
 )
 
 
-class ScaleSettings(BaseModel):
+class EngineSettings(Settings):
     """Where answers come from: this process, vLLM, servers, the workers of a Ray cluster, or a file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: EngineName = Field(
         "hf",

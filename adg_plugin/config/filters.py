@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config.values import Float, OptionalInt
+from adg_plugin.config.values import Float, OptionalInt, Settings
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _WORDS_FIX: JsonDict = {"fix": "use a whole number, 1 or more, or leave it out"}
@@ -24,10 +24,8 @@ def _language_codes(value: Any) -> Any:
     return tuple(dict.fromkeys(codes))
 
 
-class Filters(BaseModel):
+class Filters(Settings):
     """Which rows are rejected, before or after they are sampled."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_words: OptionalInt = Field(
         None,

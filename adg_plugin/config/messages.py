@@ -36,8 +36,7 @@ def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries:
     if error["type"] in ("extra_forbidden", "invalid_key"):
         within = entries.get(str(location[0]), schema) if len(location) > 1 else schema
         close = difflib.get_close_matches(str(location[-1]), within.model_fields, n=1)
-        known = sorted(within.model_fields, key=lambda name: name not in within.__annotations__)  # its own first
-        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(known)}"
+        hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(sorted(within.model_fields))}"
         return f"{key} is not a setting: {hint}"
     if error["type"] == "missing":
         return f"{key} is missing: set it"

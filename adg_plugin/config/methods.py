@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from adg_plugin.config.messages import listed, literal_fix
-from adg_plugin.config.values import PathText
+from adg_plugin.config.values import PathText, Settings
 from adg_plugin.errors import ConfigError
 
 BUILT_IN = ("adg", "random", "longest", "ifd", "superfiltering", "zip", "mig", "scar")
@@ -41,10 +41,8 @@ def _known(value: Any) -> Any:
 Method = Annotated[str, BeforeValidator(_known)]
 
 
-class MethodSettings(BaseModel):
+class MethodSettings(Settings):
     """Which selector chooses, and what the others than ADG need to know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Method = Field(
         "adg",

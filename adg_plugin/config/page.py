@@ -7,62 +7,60 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from adg_plugin.config.engines import ScaleSettings
+from adg_plugin.config.engines import EngineSettings
 from adg_plugin.config.filters import Filters
 from adg_plugin.config.methods import MethodSettings
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.sampling import SamplingSettings
 from adg_plugin.config.schema import ADGConfig, DatasetSpec
+from adg_plugin.config.scores import ScoreSettings, VectorSettings
+from adg_plugin.config.values import Settings
+
+_FILTERS = (
+    "All are off by default. Rows that they reject are in `rejected.jsonl`, each with value and limit. "
+    "`underspecified`, `min_agreement` and `drop_least_agreeing` look at the sampled answers, and so are for "
+    "`method: adg` alone; all others reject rows before they are sampled. A changed filter samples nothing "
+    "again that is there, except that switching agreement on or off (`min_agreement`, `drop_least_agreeing`) "
+    "samples rows with a reference response again; other values of the two do not. `adg score` scores every "
+    "row it is given."
+)
+_PARTS: tuple[tuple[str, type[Settings], str], ...] = (
+    ("Pool and run folder", ADGConfig, ""),
+    ("Model", ModelSettings, ""),
+    ("Sampling", SamplingSettings, ""),
+    ("Vectors", VectorSettings, ""),
+    ("Scores and choice", ScoreSettings, ""),
+    ("Other selectors", MethodSettings, "What they do, and their sources: [method](method.md#other-selectors)."),
+    ("Engines, servers, Ray", EngineSettings, ""),
+    ("Keys of `filters`", Filters, _FILTERS),
+    ("An entry of `datasets`", DatasetSpec, "A path, or a mapping:"),
+)
 
 
 def settings_page() -> str:
     """Return docs/settings.md: every key with its default and meaning."""
-    elsewhere = {*SamplingSettings.model_fields, *ScaleSettings.model_fields, *MethodSettings.model_fields}
-    return "\n".join(
-        [
-            "# Settings",
-            "",
-            "Made by `adg settings` from the schema. Keys stand at the top of a YAML file or in its `adg:` block.",
-            "",
-            *_table({n: f for n, f in ADGConfig.model_fields.items() if n not in elsewhere}),
-            "",
-            "## Sampling",
-            "",
-            *_table(SamplingSettings.model_fields),
-            "",
-            "## Other selectors",
-            "",
-            "What they do, and their sources: [method](method.md#other-selectors).",
-            "",
-            *_table(MethodSettings.model_fields),
-            "",
-            "## Engines, servers, Ray",
-            "",
-            *_table(ScaleSettings.model_fields),
-            "",
-            "## Keys of `filters`",
-            "",
-            "All are off by default. Rows that they reject are in `rejected.jsonl`, each with value and limit. "
-            "`underspecified`, `min_agreement` and `drop_least_agreeing` look at the sampled answers, and so are for "
-            "`method: adg` alone; all others reject rows before they are sampled. A changed filter samples nothing "
-            "again that is there, except that switching agreement on or off (`min_agreement`, `drop_least_agreeing`) "
-            "samples rows with a reference response again; other values of the two do not. `adg score` scores every "
-            "row it is given.",
-            "",
-            *_table(Filters.model_fields),
-            "",
-            "## An entry of `datasets`",
-            "",
-            "A path, or a mapping:",
-            "",
-            *_table(DatasetSpec.model_fields),
-            "",
-        ]
-    )
+    lines = [
+        "# Settings",
+        "",
+        "Made by `adg settings` from the schema. Keys stand at the top of a YAML file or in its `adg:` block.",
+        "",
+    ]
+    for title, group, text in _PARTS:
+        lines += [f"## {title}", "", *([text, ""] if text else [])]
+        lines += [*_table(group), ""]
+    return "\n".join(lines)
 
 
-def _table(fields: dict[str, FieldInfo]) -> list[str]:
+def _own(group: type[Settings]) -> list[str]:
+    """Return the keys that a group itself declares, and the seed with the sampling."""
+    seeded = ["seed"] if group is SamplingSettings else []
+    return [name for name in group.model_fields if name in group.__annotations__] + seeded
+
+
+def _table(group: type[Settings]) -> list[str]:
     rows = ["| key | default | what |", "|---|---|---|"]
-    for name, field in fields.items():
+    for name in _own(group):
+        field = group.model_fields[name]
         what = (field.description or "").replace("|", "\\|")
         rows.append(f"| `{name}` | {_shown(field)} | {what} |")
     return rows

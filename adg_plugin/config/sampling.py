@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config.values import Float, Int
+from adg_plugin.config.values import Float, Int, Settings
 
 
-class SamplingSettings(BaseModel):
+class Seeded(Settings):
+    """What is chosen at random, by the engines as by the selectors."""
+
+    seed: Int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of every random choice.",
+        json_schema_extra={"fix": "use a whole number from 0 to 2**63 - 1"},
+    )
+
+
+class SamplingSettings(Seeded):
     """How many answers each row gets, and from which distribution."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_samples: Int = Field(
         5,
@@ -47,13 +57,6 @@ class SamplingSettings(BaseModel):
     )
     max_new_tokens: Int = Field(
         256, ge=1, description="Token limit of each answer.", json_schema_extra={"fix": "use a whole number, 1 or more"}
-    )
-    seed: Int = Field(
-        0,
-        ge=0,
-        lt=2**63,
-        description="Seed of every random choice.",
-        json_schema_extra={"fix": "use a whole number from 0 to 2**63 - 1"},
     )
 
     @field_validator("top_k")

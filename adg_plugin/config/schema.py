@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -17,25 +16,19 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config.engines import ScaleSettings
+from adg_plugin.config.engines import EngineSettings
 from adg_plugin.config.files import load_yaml, override
-from adg_plugin.config.filters import Filters, OptionalFilters
+from adg_plugin.config.filters import Filters
 from adg_plugin.config.messages import sentence
 from adg_plugin.config.methods import MethodSettings, samples
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.sampling import SamplingSettings
-from adg_plugin.config.values import Budget, Dtype, FileNames, Float, Int, OptionalInt, PathText, RowType
+from adg_plugin.config.scores import Pooling, ScoreSettings, VectorSettings
+from adg_plugin.config.values import Budget, FileNames, Int, PathText, RowType, Settings
 from adg_plugin.errors import ConfigError
 
-ScoreForm = Literal["raw", "rank", "zscore", "residual"]
-Subset = Literal["top", "middle", "bottom"]
-Pooling = Literal["answer", "last_token", "skip_first", "surprisal", "reference"]
 
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSpec(_Schema):
+class DatasetSpec(Settings):
     """Where rows come from, and which columns hold what."""
 
     path: PathText = Field(min_length=1, description="File, folder, Hugging Face data set name, `demo`, or `memory`.")
@@ -78,17 +71,13 @@ def _with_dataset_mappings(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "datasets": [{"path": e} if isinstance(e, str | Path) else e for e in entries]}
 
 
-class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
-    """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise."""
+# The last group is checked first: a validator sees the settings of those behind its own.
+class ADGConfig(ModelSettings, VectorSettings, ScoreSettings, SamplingSettings, MethodSettings, EngineSettings):
+    """Settings of one selection. Defaults are the paper's (arXiv 2604.10448) unless the text says otherwise.
 
-    budget: Budget = Field(10_000, description="Rows to select, or a fraction of the pool (0.2).")
-    model: PathText | None = Field(
-        None,
-        min_length=1,
-        description="Backbone: folder, hub name, or `demo`. It should be the model that will be trained.",
-    )
-    revision: str | None = Field(None, description="Revision of the backbone on the hub.")
-    trust_remote_code: bool = Field(False, description="Let transformers run code that comes with the model.")
+    Its groups are views of it: what needs only some settings takes the group that has them, such as `SamplingSettings`.
+    """
+
     datasets: tuple[DatasetSpec, ...] = Field((), description="The pool: a list of paths or of mappings with `path`.")
     budget_per_dataset: tuple[Budget, ...] | None = Field(
         None,
@@ -97,11 +86,6 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
     )
     output_dir: PathText | None = Field(
         None, min_length=1, description="Run folder. Default: `runs/NAME-OF-THE-CONFIG`."
-    )
-    filters: OptionalFilters = Field(
-        Filters(),
-        description="Which rows are rejected, such as `{min_words: 3}`. Default: none.",
-        json_schema_extra={"fix": "use a mapping, such as {min_words: 3, underspecified: true}"},
     )
 
     template: PathText = Field(
@@ -117,61 +101,6 @@ class ADGConfig(MethodSettings, SamplingSettings, ScaleSettings):
         json_schema_extra={"fix": "use a whole number, 1 or more"},
     )
     truncate: bool = Field(False, description="Cut the instruction of too long prompts instead of rejecting the row.")
-    eos_token: str | None = Field(None, description="End-of-answer token, for a model that names none.")
-
-    pooling: Pooling = Field(
-        "answer",
-        description="An answer's vector: `answer`: mean over its tokens; `last_token`; `skip_first`: mean without the "
-        "first; `surprisal`: mean weighted by -log p of each token; `reference`: as the authors' released code.",
-    )
-    layers: Int = Field(
-        4,
-        ge=1,
-        description="How many of the last hidden states are averaged.",
-        json_schema_extra={"fix": "use a whole number, 1 or more"},
-    )
-    weight: Float = Field(
-        0.4,
-        ge=0,
-        le=1,
-        description="Weight of anisotropy; dispersion gets 1 - weight.",
-        json_schema_extra={"fix": "use a number from 0 to 1"},
-    )
-    score: ScoreForm = Field(
-        "raw",
-        description="`raw`: weighted sum of the parts; `rank`, `zscore`: of scaled parts; `residual`: their product.",
-    )
-    bins: OptionalInt = Field(
-        None,
-        ge=1,
-        description="Semantic bins. Default: one per ten rows, at most 1,000.",
-        json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
-    )
-    subset: Subset = Field(
-        "top", description="Which end of each bin is taken; `middle` and `bottom` are for ablations."
-    )
-
-    dtype: Dtype = Field(
-        "auto",
-        description="Dtype of the weights; `auto`: the checkpoint's, or in a trainer the precision of the training.",
-    )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|mps|xpu(:\d+)?)$",
-        description="`auto`, `cpu`, `cuda`, `cuda:1`, ...",
-        json_schema_extra={"fix": "use auto, cpu, cuda, cuda:N, mps or xpu"},
-    )
-    load_in_4bit: bool = Field(False, description="Load the backbone in 4-bit (bitsandbytes).")
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="4-bit number format.")
-    bnb_4bit_use_double_quant: bool = Field(False, description="Quantise the quantisation constants too.")
-    bnb_4bit_compute_dtype: Dtype = Field("auto", description="Type the 4-bit products are computed in.")
-    batch_tokens: Int | None = Field(
-        None,
-        ge=1,
-        description="Tokens held in the cache at once. Default: from free memory.",
-        json_schema_extra={"fix": "use a whole number, 1 or more, or leave it out"},
-    )
-    keep_vectors: bool = Field(False, description="Store each answer's vector (float16) beside the Gram matrix.")
 
     @field_validator("load_in_4bit")
     @classmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
 _DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
@@ -70,6 +70,12 @@ def _budget(value: Any) -> Any:
             "a number with a point is a fraction of the pool: use 0 < fraction <= 1, or a whole number of rows",
         )
     return value
+
+
+class Settings(BaseModel):
+    """Settings that belong together: a group of `ADGConfig`, or a mapping within it. An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel
 
 from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import VectorSettings
 from adg_plugin.engines.base import Encoder, Engine, Sampler
 from adg_plugin.engines.encode.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
 from adg_plugin.engines.encode.given import GivenAnswers
@@ -162,7 +163,7 @@ def _takes_our_attention(
     return problem is None
 
 
-def check_model(model: PreTrainedModel, config: ADGConfig) -> None:
+def check_model(model: PreTrainedModel, config: VectorSettings) -> None:
     """Raise a ModelError where the model lacks hidden states or positions that the vectors are made of."""
     layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
     if config.layers > layers:

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.config.schema import ScoreForm
+from adg_plugin.config.scores import ScoreForm
 from adg_plugin.errors import DataError
 from adg_plugin.report.rows import shortened
 from adg_plugin.scoring.geometry import centred_spectrum

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import ScoreForm
+from adg_plugin.config.scores import ScoreForm
 
 Floats = npt.NDArray[np.float64]
 AnyFloats = npt.NDArray[np.floating]

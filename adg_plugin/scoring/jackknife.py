@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import ScoreForm
+from adg_plugin.config.scores import ScoreForm
 from adg_plugin.scoring.geometry import AnyFloats, Floats, dispersion, parts
 from adg_plugin.store import GramGroup
 

@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import Subset
+from adg_plugin.config.scores import Subset
 
 Ids = Sequence[str] | npt.NDArray[np.str_] | npt.NDArray[np.object_]
 Ints = npt.NDArray[np.int64]

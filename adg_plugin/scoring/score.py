@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config.filters import Filters
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreSettings
 from adg_plugin.data.filters.agreement import DISAGREES, details, least_agreeing
 from adg_plugin.data.filters.underspecified import underspecified
 from adg_plugin.data.layouts import Reason
@@ -79,13 +79,13 @@ def eligible(run: RunReader, filters: Filters) -> Geometry:
     return geometry
 
 
-def _nothing_to_agree_with(geometry: Geometry, config: ADGConfig) -> str | None:
+def _nothing_to_agree_with(geometry: Geometry, config: ScoreSettings) -> str | None:
     if not config.filters.asks_agreement or not np.isnan(geometry.agreement).all():
         return None
     return "no row has an answer of its own, so the filter on agreement rejects nothing"
 
 
-def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, Floats]:
+def score_rows(geometry: Geometry, config: ScoreSettings) -> tuple[Floats, Floats, Floats]:
     """Return dispersion, anisotropy and score of each row, (N,) each."""
     dispersion, anisotropy = np.empty(len(geometry)), np.empty(len(geometry))
     for group in geometry.grams:
@@ -94,7 +94,7 @@ def score_rows(geometry: Geometry, config: ADGConfig) -> tuple[Floats, Floats, F
     return dispersion, anisotropy, combine(dispersion, anisotropy, config.score, config.weight)
 
 
-def choose_rows(geometry: Geometry, config: ADGConfig, pool_rows: int, assign: Assign = assign_bins) -> Scored:
+def choose_rows(geometry: Geometry, config: ScoreSettings, pool_rows: int, assign: Assign = assign_bins) -> Scored:
     """Return the choice among the rows of `geometry`.
 
     Args:

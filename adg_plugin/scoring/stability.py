@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreSettings
 from adg_plugin.scoring.geometry import combine
 from adg_plugin.scoring.jackknife import FEWEST, Calibrated, calibrated, score_variances
 from adg_plugin.scoring.quota import choose
@@ -122,7 +122,7 @@ def scored_grams(run: RunReader) -> tuple[GramGroup, ...]:
 
 
 def stability_of(
-    estimates: Calibrated, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ADGConfig
+    estimates: Calibrated, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ScoreSettings
 ) -> Stability:
     """Return how stable a choice is.
 
@@ -162,7 +162,7 @@ def stability_of(
     )
 
 
-def _notes(estimates: Calibrated, scores: Floats, tied: Bools, config: ADGConfig) -> Iterator[str]:
+def _notes(estimates: Calibrated, scores: Floats, tied: Bools, config: ScoreSettings) -> Iterator[str]:
     if few := int(np.sum(estimates.num_answers < FEWEST)):
         yield (
             f"{few} of {len(estimates.num_answers)} rows have three answers: their error of anisotropy is that of "
@@ -187,7 +187,7 @@ def _tied_bins(scores: Floats, bins: Ints) -> Bools:
     return tied
 
 
-def error_variances(estimates: Calibrated, bins: Ints, config: ADGConfig) -> Floats:
+def error_variances(estimates: Calibrated, bins: Ints, config: ScoreSettings) -> Floats:
     """Return the variance of each score over resamples of its row's answers, (N,).
 
     A variance from five answers is itself mostly noise. So each is shrunk towards the mean of its bin, and that towards
@@ -249,7 +249,7 @@ def _num_runs(rows: int) -> int:
 
 
 def _other_runs(
-    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ADGConfig
+    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ScoreSettings
 ) -> tuple[Floats, Floats]:
     """Return how often other runs choose each row (N,), and the share of `chosen` that each run has in common."""
     rng = np.random.default_rng(config.seed)
@@ -263,7 +263,7 @@ def _other_runs(
 
 
 def _of_two_runs(
-    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ADGConfig, share: float
+    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ScoreSettings, share: float
 ) -> float:
     """Return the mean overlap of two new runs whose error variance is `share` of this one's."""
     rng = np.random.default_rng(config.seed)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreForm, ScoreSettings
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.scoring.geometry import combine
 from adg_plugin.scoring.quota import IN_QUOTA, allocate
@@ -77,7 +78,7 @@ class ADG(Selector):
                 yield f"score: {form} would have {'left it out' if chosen else 'chosen it'} (rank {place} in its bin)"
 
 
-def ranks_by_form(table: pa.Table, at: int, config: ADGConfig) -> dict[ScoreForm, int]:
+def ranks_by_form(table: pa.Table, at: int, config: ScoreSettings) -> dict[ScoreForm, int]:
     """Return the rank of row `at` in its bin under each other form of the score, with the settings' weight."""
     dispersion, anisotropy, bins = (table[name].to_numpy() for name in ("dispersion", "anisotropy", "bin"))
     ids = table["id"].to_pylist()

@@ -155,7 +155,7 @@ CLOSE = "use a number from 0.5 to 1, such as 0.8, or leave it out"
     ("filters", "said"),
     [
         ({"min_wrds": 3}, "adg.filters.min_wrds is not a setting: did you mean `min_words`?"),
-        ({"budget": 3}, "adg.filters.budget is not a setting: known keys: min_words, max_words, "),
+        ({"budget": 3}, "adg.filters.budget is not a setting: known keys: drop_least_agreeing, languages, "),
         ({"min_words": 0}, f"adg.filters.min_words is 0: {WORDS}"),
         ({"min_answer_words": True}, f"adg.filters.min_answer_words is True: {WORDS}"),
         ({"min_words": 5, "max_words": 3}, "adg.filters.max_words is 3: use a whole number, min_words or more"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.config.schema import Pooling
+from adg_plugin.config.scores import Pooling
 from adg_plugin.engines.forward.hidden_states import last_layers, mean_state, unit
 from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
 from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals

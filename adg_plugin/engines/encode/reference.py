@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import VectorSettings
 from adg_plugin.engines.base import Engine
 from adg_plugin.engines.encode.embed import REFERENCE_LAYERS, Weighted, embed, embed_reference, reference_sequence
 from adg_plugin.engines.forward.hidden_states import last_layers
@@ -59,7 +59,7 @@ class ReferencePooling:
 class ReferenceEncoder:
     """Embeds answers that are there already, empty ones included; prompts as every other encoder does."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ADGConfig) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: VectorSettings) -> None:
         self._model, self._tokenizer, self._config = model, tokenizer, config
 
     def run(self, rows: Iterable[Sampled], /) -> Iterator[RowResult]:

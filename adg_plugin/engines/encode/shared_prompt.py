@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import VectorSettings
 from adg_plugin.engines.encode.embed import Weighted, answer_sequence, embed
 from adg_plugin.engines.forward.attention import Rule, attending, causal, continuing, shared_prefix_attention
 from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers, unit
@@ -110,7 +110,7 @@ class SharedPromptEncoder:
         batch_tokens: tokens in a forward pass; default by the kind of device.
     """
 
-    def __init__(self, model: PreTrainedModel, config: ADGConfig, *, batch_tokens: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, config: VectorSettings, *, batch_tokens: int | None = None) -> None:
         self.model, self.config = model, config
         self._recorder = HiddenStateRecorder(last_layers(config.layers))
         default = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
@@ -182,7 +182,7 @@ class SharedPromptEncoder:
 class RepeatingEncoder:
     """Embeds sampled rows of models that do not take their attention from outside: each answer after its own prompt."""
 
-    def __init__(self, model: PreTrainedModel, config: ADGConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: VectorSettings) -> None:
         self.model, self.config = model, config
 
     def run(self, rows: Iterable[Sampled]) -> Iterator[RowResult]:
@@ -198,7 +198,7 @@ class RepeatingEncoder:
 
 
 def encoded_one_by_one(
-    model: PreTrainedModel, config: ADGConfig, prompt: Prompt, answers: tuple[Answer, ...]
+    model: PreTrainedModel, config: VectorSettings, prompt: Prompt, answers: tuple[Answer, ...]
 ) -> RowResult:
     """Return the result of a row, each of its answers encoded after the whole prompt."""
     span = np.zeros(len(prompt), dtype=np.float32)
@@ -209,7 +209,7 @@ def encoded_one_by_one(
     return _row_result(config, row, vectors[:-1], vectors[-1])
 
 
-def _row_result(config: ADGConfig, row: Sampled, units: Tensor, prompt_state: Tensor) -> RowResult:
+def _row_result(config: VectorSettings, row: Sampled, units: Tensor, prompt_state: Tensor) -> RowResult:
     """Return the result of a row from the unit vectors of its continuations, (K, H), the reference response last."""
     drawn = units[: len(row.answers)]
     agreement = None if row.prompt.reference_ids is None else agreement_of(drawn, units[-1])

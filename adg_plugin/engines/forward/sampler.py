@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.sampling import SamplingSettings
 
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -93,7 +93,7 @@ class TokenSampler:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def of(cls, config: ADGConfig) -> TokenSampler:
+    def of(cls, config: SamplingSettings) -> TokenSampler:
         """Return the sampler of these settings."""
         return cls(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
 

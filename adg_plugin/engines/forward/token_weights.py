@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adg_plugin.config.schema import Pooling
+from adg_plugin.config.scores import Pooling
 
 # Nats. An answer of which every token was certain would else have no direction; it gets the plain mean.
 _LEAST_SURPRISAL = 1e-3

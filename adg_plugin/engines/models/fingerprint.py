@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.engines.models.location import model_location, unreadable
 
 _FORMATS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
@@ -18,7 +18,7 @@ _FORMATS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _PLACES, _PLACE_BYTES = 1024, 1 << 12
 
 
-def fingerprint(config: ADGConfig) -> str:
+def fingerprint(config: ModelSettings) -> str:
     """Return what tells this model's weights from all others: a commit of the hub, or a digest of a folder.
 
     The digest covers the folder's config and, of each weight file, name, size, header and samples of its bytes.

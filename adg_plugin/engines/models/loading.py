@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from adg_plugin.config.methods import samples
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
@@ -49,7 +50,7 @@ class Backbone:
     eos_ids: tuple[int, ...]
 
 
-def load_tokenizer(config: ADGConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelSettings) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; a ModelError where there is none, or it cannot be read."""
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", config)
     return tokenizer
@@ -82,7 +83,7 @@ def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None =
     return Backbone(model.eval(), tokenizer, eos_ids)
 
 
-def _from_pretrained(auto: Any, what: str, config: ADGConfig, **options: Any) -> Any:
+def _from_pretrained(auto: Any, what: str, config: ModelSettings, **options: Any) -> Any:
     location = model_location(config)
     revision = config.revision or "main"
     try:
@@ -93,7 +94,7 @@ def _from_pretrained(auto: Any, what: str, config: ADGConfig, **options: Any) ->
         raise unreadable(what, location, err) from err
 
 
-def _refuse_missing(keys: Sequence[str], config: ADGConfig) -> None:
+def _refuse_missing(keys: Sequence[str], config: ModelSettings) -> None:
     """Raise where transformers has filled in weights that the files lack: it does so at random, with a warning."""
     if keys:
         raise ModelError(
@@ -124,7 +125,7 @@ class Source:
     stored_dtype: str | None = None
     in_memory: bool = False
 
-    def dtype(self, config: ADGConfig) -> str:
+    def dtype(self, config: ModelSettings) -> str:
         """Return the weights' type, as torch names it; a ModelError where neither config nor checkpoint says."""
         if config.dtype != "auto":
             return str(config.dtype)
@@ -205,7 +206,9 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     return None if positions is None else int(positions)
 
 
-def end_tokens(config: ADGConfig, tokenizer: PreTrainedTokenizerBase, own: GenerationConfig | None) -> tuple[int, ...]:
+def end_tokens(
+    config: ModelSettings, tokenizer: PreTrainedTokenizerBase, own: GenerationConfig | None
+) -> tuple[int, ...]:
     """Return the ids that end an answer: those of the generation config, of the tokenizer, and `eos_token`.
 
     Args:
@@ -241,7 +244,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _own_generation_config(config: ADGConfig) -> GenerationConfig:
+def _own_generation_config(config: ModelSettings) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
     except OSError:  # the model has none: transformers takes what its config says
@@ -254,7 +257,7 @@ def need_quantization() -> None:
         need(module, extra="quant", why="load_in_4bit")
 
 
-def _four_bit(config: ADGConfig) -> Any:
+def _four_bit(config: ModelSettings) -> Any:
     need_quantization()
     from transformers import BitsAndBytesConfig
 

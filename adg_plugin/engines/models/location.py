@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from adg_plugin import demo
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.errors import ModelError, first_line
 
 
-def model_location(config: ADGConfig) -> str:
+def model_location(config: ModelSettings) -> str:
     """Return folder or hub name of the config's model (`demo`: the built-in one); a ModelError where none is named."""
     if config.model is None:
         raise ModelError("model is missing: set it to the backbone that will be trained (a folder, a hub name, `demo`)")

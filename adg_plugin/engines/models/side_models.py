@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import MissingExtraError, ModelError
 
@@ -47,7 +48,7 @@ def other_model(config: ADGConfig, key: str) -> Source:
 
 
 @contextmanager
-def errors_under(config: ADGConfig, key: str) -> Iterator[None]:
+def errors_under(config: ModelSettings, key: str) -> Iterator[None]:
     """Turn errors about the model that `key` names, raised as about `model`, into ones with that key and its advice."""
     try:
         yield

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adg_plugin.config.schema import Pooling
+from adg_plugin.config.scores import Pooling
 from adg_plugin.engines.forward.decode_group import DecodeGroup
 from adg_plugin.engines.forward.token_weights import begins_anew
 from adg_plugin.store.records import FinishReason, Prompt

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.engines import EngineSettings
 from adg_plugin.errors import ConfigError, ModelError, need
 
 _WHY = "engine: vllm-server"
@@ -35,7 +35,7 @@ def import_httpx() -> ModuleType:
     return need("httpx", extra="server", why=_WHY)
 
 
-def make_client(config: ADGConfig) -> Any:
+def make_client(config: EngineSettings) -> Any:
     """Return an asynchronous HTTP client with the API key, if there is one, in its headers."""
     httpx = import_httpx()
     key = os.environ.get(config.server_api_key_env, "").strip()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.location import model_location
 from adg_plugin.engines.vllm.requests import RowDraws, UnusableAnswer, sampling_settings
@@ -174,7 +175,7 @@ def _options(config: ADGConfig, dtype: str, positions: int | None) -> dict[str, 
     return options | config.vllm_options
 
 
-def quantization(config: ADGConfig) -> str | None:
+def quantization(config: ModelSettings) -> str | None:
     """Return vLLM's name of the quantisation, None for weights as they are.
 
     Raises:
@@ -199,6 +200,6 @@ def quantization(config: ADGConfig) -> str | None:
     return "bitsandbytes"
 
 
-def _refused(config: ADGConfig, err: Exception) -> ModelError:
+def _refused(config: ModelSettings, err: Exception) -> ModelError:
     fix = "see vllm_options (gpu_memory_utilization, tensor_parallel_size, enforce_eager), or use engine: hf"
     return ModelError(f"model is {model_location(config)!r}: vLLM cannot load it ({first_line(err)}): {fix}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.sampling import SamplingSettings
 from adg_plugin.engines.forward.results import EMPTY, MIN_ANSWERS, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import stream_keys
 from adg_plugin.store.records import Answer, FinishReason, Prompt, RowResult
@@ -20,7 +20,7 @@ class UnusableAnswer(Exception):
     """The engine ended an answer in a way that it was not asked for."""
 
 
-def sampling_settings(config: ADGConfig, eos_ids: Sequence[int]) -> dict[str, Any]:
+def sampling_settings(config: SamplingSettings, eos_ids: Sequence[int]) -> dict[str, Any]:
     """Return every sampling parameter of vLLM, by name, but `n` and `seed`: nothing is left to a default of its own.
 
     The end-of-answer tokens are given as stop tokens, with vLLM's own switched off, so that they are those of the
@@ -54,7 +54,7 @@ class RowDraws:
     answers: list[Answer] = field(default_factory=list)
 
     @classmethod
-    def of(cls, prompt: Prompt, config: ADGConfig) -> RowDraws:
+    def of(cls, prompt: Prompt, config: SamplingSettings) -> RowDraws:
         """Return a row of which nothing is sampled yet."""
         keys = stream_keys(config.seed, prompt.token_ids, 1 + REDRAWS)
         return cls(prompt, tuple(int(key) % 2**_SEED_BITS for key in keys), config.num_samples)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.location import model_location
 from adg_plugin.engines.vllm.client import Refused, Server
@@ -96,7 +97,7 @@ def _own_card(server: Server, config: ADGConfig, cards: list[dict[str, Any]]) ->
     )
 
 
-def _names(config: ADGConfig) -> set[str]:
+def _names(config: ModelSettings) -> set[str]:
     """Return the names under which a server may have the model: as it is given here, and the last part of a path."""
     location = model_location(config)
     return {str(config.model), location, PurePath(location).name}
@@ -127,7 +128,7 @@ async def _check_tokenizer(server: Server, probe: Probe) -> None:
         )
 
 
-async def _check_weights(server: Server, config: ADGConfig, probe: Probe) -> None:
+async def _check_weights(server: Server, config: ModelSettings, probe: Probe) -> None:
     body = {
         "model": server.model,
         "prompt": probe.token_ids.tolist(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adg_plugin.config.methods import MethodSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.layouts import Reason
 from adg_plugin.errors import DataError
@@ -89,7 +90,7 @@ def labelled(
     return left, rejections, pick
 
 
-def check_labels(run: RunReader, config: ADGConfig) -> None:
+def check_labels(run: RunReader, config: MethodSettings) -> None:
     """Raise a DataError, before any model is asked, if nothing can serve as labels, or label vectors are unusable."""
     if config.label_vectors:
         read_label_vectors(config.label_vectors)
@@ -97,7 +98,7 @@ def check_labels(run: RunReader, config: ADGConfig) -> None:
         raise _no_labels(config)
 
 
-def _no_labels(config: ADGConfig) -> DataError:
+def _no_labels(config: MethodSettings) -> DataError:
     return DataError(
         f"method is 'mig', and no row has labels in column {config.field_labels!r}: name the column "
         "(field_labels) or a tagger (tagger), or run `adg sample` and `adg embed`, or `adg select` with method: "
@@ -105,7 +106,7 @@ def _no_labels(config: ADGConfig) -> DataError:
     )
 
 
-def _read(config: ADGConfig, candidates: Candidates) -> _Known:
+def _read(config: MethodSettings, candidates: Candidates) -> _Known:
     rows: list[tuple[tuple[str, ...], float | None, tuple[str, str] | None]] = []
     absent = True
     for of, worth in candidates.columns(config.field_labels, config.field_quality):
@@ -145,7 +146,7 @@ def _graded(
     return replace(known, quality=quality, reasons=reasons)
 
 
-def _describe_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> Iterator[str]:
+def _describe_grades(config: MethodSettings, own: int, shares: Sequence[float]) -> Iterator[str]:
     """Yield sentences where grades stand next to qualities of another scale, or the scorer would not give grades."""
     if own and shares:
         yield (
@@ -159,7 +160,7 @@ def _describe_grades(config: ADGConfig, own: int, shares: Sequence[float]) -> It
         )
 
 
-def _no_grade(reason: str, config: ADGConfig) -> str:
+def _no_grade(reason: str, config: MethodSettings) -> str:
     who = f"quality_scorer {config.quality_scorer!r}"
     if reason == Reason.NO_ANSWER:
         return f"{who} grades answers in words, and it has none; give it a quality ({config.field_quality!r})"
@@ -168,7 +169,7 @@ def _no_grade(reason: str, config: ADGConfig) -> str:
     return not_measured(reason, who, ADVICE)
 
 
-def _describe_labels(config: ADGConfig, labels: Labels) -> list[str]:
+def _describe_labels(config: MethodSettings, labels: Labels) -> list[str]:
     count = sum(map(bool, labels))
     if count == len(labels):
         return []
@@ -176,7 +177,7 @@ def _describe_labels(config: ADGConfig, labels: Labels) -> list[str]:
     return [f"{count:,} of {len(labels):,} rows have labels in {of}: the rest come last by quality"]
 
 
-def _describe_quality(config: ADGConfig, quality: list[float | None]) -> list[str]:
+def _describe_quality(config: MethodSettings, quality: list[float | None]) -> list[str]:
     """Return a sentence where rows are without quality: with a misspelt column, all of them."""
     lacking = sum(value is None for value in quality)
     if not lacking:

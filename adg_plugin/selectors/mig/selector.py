@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adg_plugin.config.methods import MethodSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.selectors.base import ANSWERS, Ask, Selector, Task
 from adg_plugin.selectors.candidates import Candidates, Pick
@@ -92,9 +93,9 @@ class MIG(Selector):
         return labelled(task.run, task.config, rows, task.skipped)
 
 
-def _tagger_cost(config: ADGConfig) -> str:
+def _tagger_cost(config: MethodSettings) -> str:
     return f"tagger {config.tagger} for {config.field_labels}"
 
 
-def _scorer_cost(config: ADGConfig) -> str:
+def _scorer_cost(config: MethodSettings) -> str:
     return f"quality scorer {config.quality_scorer} for {config.field_quality}"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from adg_plugin.config.schema import ADGConfig, ScoreForm
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreForm
 from adg_plugin.config.values import typed_value
 from adg_plugin.errors import ConfigError
 from adg_plugin.selectors.base import Selector

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from adg_plugin.config.schema import ADGConfig, ScoreForm, Subset
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import ScoreForm, Subset
 from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.store import RunFolder, RunReader

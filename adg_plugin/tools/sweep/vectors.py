@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.schema import ADGConfig, Pooling
+from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.scores import Pooling
 from adg_plugin.console import SamplingProgress
 from adg_plugin.errors import StoreError
 from adg_plugin.store import GramGroup, RunReader, keys
