@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adg_plugin.adapters.axolotl.plugin import ADGPlugin as ADGPlugin
-    from adg_plugin.adapters.trl.callback import ADGSelectionCallback as ADGSelectionCallback
+    from adg_plugin.adapters.trl.trainer import ADGSelectionCallback as ADGSelectionCallback
     from adg_plugin.adapters.trl.trainer import ADGSFTTrainer as ADGSFTTrainer
     from adg_plugin.config.schema import ADGConfig as ADGConfig
     from adg_plugin.config.schema import load_config as load_config
-    from adg_plugin.errors import ADGError as ADGError
     from adg_plugin.pipeline.in_memory import select_dataset as select_dataset
     from adg_plugin.pipeline.run import Selection as Selection
     from adg_plugin.pipeline.run import select as select
 
+from adg_plugin.errors import ADGError as ADGError
+from adg_plugin.errors import need
 from adg_plugin.version import __version__ as __version__
 
 _HOMES = {
     "ADGPlugin": "adg_plugin.adapters.axolotl.plugin",
     "ADGSFTTrainer": "adg_plugin.adapters.trl.trainer",
-    "ADGSelectionCallback": "adg_plugin.adapters.trl.callback",
+    "ADGSelectionCallback": "adg_plugin.adapters.trl.trainer",
     "ADGConfig": "adg_plugin.config.schema",
     "load_config": "adg_plugin.config.schema",
-    "ADGError": "adg_plugin.errors",
     "Selection": "adg_plugin.pipeline.run",
     "select": "adg_plugin.pipeline.run",
     "select_dataset": "adg_plugin.pipeline.in_memory",
@@ -37,21 +37,16 @@ __all__ = ["ADGConfig", "ADGError", "Selection", "load_config", "select", "selec
 
 
 def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "ADGPlugin":
-        return _axolotl_plugin()
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _axolotl_plugin() -> Any:
-    """Return the plugin's class, or raise what stops Axolotl: after an ImportError it would train on every row."""
-    from adg_plugin.errors import ADGError, need
-
-    need("axolotl", extra="axolotl", why="ADGPlugin")
+        need("axolotl", extra="axolotl", why=name)
     try:
-        return import_module(_HOMES["ADGPlugin"]).ADGPlugin
+        return getattr(import_module(_HOMES[name]), name)
     except ImportError as err:
+        if name != "ADGPlugin":
+            raise
+        # What stops Axolotl: after an ImportError it would train on every row.
         raise ADGError(f"adg_plugin.ADGPlugin cannot be loaded, so nothing is trained: {err}") from err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -18,15 +19,15 @@ from rich.logging import RichHandler
 from adg_plugin.adapters import cli as training
 from adg_plugin.config.run_folder import load_selection
 from adg_plugin.config.schema import ADGConfig, load_config
+from adg_plugin.console import AsJson, ConfigFile, OutFolder, Overrides, result_console
 from adg_plugin.errors import ADGError, ConfigError
-from adg_plugin.report import cli as report
-from adg_plugin.tools.compare import cli as compare
-from adg_plugin.tools.doctor import cli as doctor
-from adg_plugin.tools.estimate import cli as estimate
-from adg_plugin.tools.evaluation import cli as evaluation
-from adg_plugin.tools.export import cli as export
-from adg_plugin.tools.stability import cli as stability
-from adg_plugin.tools.sweep import cli as sweep
+from adg_plugin.report.cli import explain, report, show
+from adg_plugin.tools.compare.cli import compare
+from adg_plugin.tools.doctor.cli import doctor
+from adg_plugin.tools.evaluation.cli import evaluate
+from adg_plugin.tools.export import export
+from adg_plugin.tools.stability import stability
+from adg_plugin.tools.sweep.cli import sweep
 from adg_plugin.version import __version__
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ _console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 _INTERRUPTED = 130
 _RESUMES = ("compare", "embed", "eval", "run", "sample", "select", "sft")  # the other commands begin anew
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: budget=500, datasets.0.path=more.jsonl."),
-]
-Out = Annotated[
-    str | None,
-    typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
-]
 Executor = Annotated[
     Literal["inline", "ray"] | None,
     typer.Option(help="Where the engine runs: in this process, or on the workers of a Ray cluster."),
@@ -75,12 +67,12 @@ def _root(
 
 @app.command()
 def select(
-    config: Config,
+    config: ConfigFile,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Score the generated_answers in this file, and sample nothing.")
     ] = None,
-    set_: Set = None,
-    out: Out = None,
+    set_: Overrides = None,
+    out: OutFolder = None,
     executor: Executor = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all that comes before a model, print the plan.")
@@ -94,13 +86,19 @@ def select(
     """
     settings, where = load_selection(config, set_, out, executor=executor, answers=answers)
     if dry_run:
-        _print_plan(settings, where)
+        from adg_plugin.pipeline.plan import plan_selection
+
+        with _launched(where) as team:
+            plan = plan_selection(settings, where, team=team)
+            if team.rank == 0:
+                print("\n".join(plan.lines()))
         return
     from adg_plugin.pipeline.run import run_selection
     from adg_plugin.pipeline.stage import Pool
     from adg_plugin.report.summary import print_summary
+    from adg_plugin.store.mirror import local_run_folder
 
-    with _launched_team() as team, _run_folder(where, team) as folder:
+    with _launched(where) as team, local_run_folder(where) as folder:
         selection = run_selection(Pool.of(settings), settings, folder, team=team, show_progress=not quiet)
         if team.rank == 0:
             if not quiet:
@@ -110,43 +108,28 @@ def select(
         print(path)  # a URL holds it only now
 
 
-def _print_plan(settings: ADGConfig, where: str) -> None:
-    from adg_plugin.pipeline.plan import plan_selection
-
-    with _launched_team() as team:
-        _refuse_url(where, team)
-        plan = plan_selection(settings, where, team=team)
-        if team.rank == 0:
-            print("\n".join(plan.lines()))
-
-
 @app.command()
-def sample(config: Config, set_: Set = None, out: Out = None, executor: Executor = None, quiet: Quiet = False) -> None:
+def sample(
+    config: ConfigFile, set_: Overrides = None, out: OutFolder = None, executor: Executor = None, quiet: Quiet = False
+) -> None:
     """Sample answers only, for `adg embed` or `adg select` to resume from, here or in another environment.
 
     The last line on stdout is the run folder.
     """
-    _run_stage("sample", config, set_, out, executor, quiet)
+    _run_stage("sample", *load_selection(config, set_, out, executor=executor), quiet=quiet)
 
 
 @app.command()
-def embed(config: Config, set_: Set = None, out: Out = None, quiet: Quiet = False) -> None:
+def embed(config: ConfigFile, set_: Overrides = None, out: OutFolder = None, quiet: Quiet = False) -> None:
     """Embed the answers of `adg sample`. The last line on stdout is the run folder."""
-    _run_stage("embed", config, set_, out, None, quiet)
+    _run_stage("embed", *load_selection(config, set_, out), quiet=quiet)
 
 
-def _run_stage(
-    stage: Literal["sample", "embed"],
-    config: Path,
-    overrides: list[str] | None,
-    out: str | None,
-    executor: str | None,
-    quiet: bool,
-) -> None:
-    settings, where = load_selection(config, overrides, out, executor=executor)
+def _run_stage(stage: Literal["sample", "embed"], settings: ADGConfig, where: str, *, quiet: bool) -> None:
     from adg_plugin.pipeline.run import run_stage
+    from adg_plugin.store.mirror import local_run_folder
 
-    with _launched_team() as team, _run_folder(where, team) as folder:
+    with _launched(where) as team, local_run_folder(where) as folder:
         counts = run_stage(stage, settings, folder, team=team, show_progress=not quiet)
         if team.rank == 0:
             _console.print(
@@ -160,33 +143,21 @@ def _run_stage(
 
 
 @contextmanager
-def _run_folder(where: str, team: Team) -> Iterator[Path]:
-    from adg_plugin.store.mirror import local_run_folder
-
-    _refuse_url(where, team)
-    with local_run_folder(where) as folder:
-        yield folder
-
-
-def _refuse_url(where: str, team: Team) -> None:
-    if "://" in where and team.size > 1:
-        raise ConfigError([f"--out is {where!r}: ranks meet in a folder that all of them see; give one, not a URL"])
-
-
-@contextmanager
-def _launched_team() -> Iterator[Team]:
+def _launched(where: str) -> Iterator[Team]:
     from adg_plugin.adapters.torch_team import launched_team
 
     with launched_team() as team:
+        if "://" in where and team.size > 1:
+            raise ConfigError([f"--out is {where!r}: ranks meet in a folder that all of them see; give one, not a URL"])
         yield team
 
 
 @app.command()
 def score(
-    config: Config,
+    config: ConfigFile,
     answers: Annotated[Path, typer.Option(metavar="FILE", help="Rows: a prompt, generated_answers, id.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="JSONL: id, dispersion, anisotropy, score.")],
-    set_: Set = None,
+    set_: Overrides = None,
 ) -> None:
     """Score answers that somebody else generated. The last line on stdout is the path of the scores."""
     settings = load_config(config, set_)
@@ -198,6 +169,35 @@ def score(
     print(out)
 
 
+def estimate(
+    config: ConfigFile,
+    set_: Overrides = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Run folder; default runs/NAME-OF-CONFIG.")] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Rows to measure; default three full batches, or half of a small pool.")
+    ] = None,
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of an hour of one device.")] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Say what a selection will take: time, tokens, memory, disk, cost. A few batches are measured, and kept.
+
+    With several ranks or Ray workers, sampling takes so many times less, and the cost stays.
+    """
+    settings, where = load_selection(config, set_, out)
+    if "://" in where:
+        problem = f"output_dir is {where!r}: adg estimate measures into a folder; give one with --out"
+        raise ConfigError([problem], source=str(config))
+    from adg_plugin.tools.estimate.estimate import print_estimate
+    from adg_plugin.tools.estimate.measure import measure
+
+    found = measure(settings, Path(where), rows=rows, show_progress=not quiet)
+    if as_json:
+        print(json.dumps(found.summary(gpu_hour_price), indent=2))
+    else:
+        print_estimate(found, result_console(), gpu_hour_price)
+
+
 @app.command()
 def settings() -> None:
     """Print every setting with its default, as a page of Markdown."""
@@ -206,8 +206,13 @@ def settings() -> None:
     print(settings_page(), end="")
 
 
-for commands in (compare, doctor, estimate, evaluation, export, report, stability, sweep, training):
-    commands.register(app)
+app.command()(compare)
+app.command()(doctor)
+app.command()(estimate)
+app.command("eval")(evaluate)
+for command in (export, show, explain, report, stability, sweep):
+    app.command()(command)
+training.register(app)
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -215,10 +220,8 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def _after_interruption(arguments: list[str]) -> str:
-    command = arguments[0] if arguments else ""
-    if command in _RESUMES:
-        return "interrupted: re-run the same command to resume"
-    return "interrupted"
+    resumes = bool(arguments) and arguments[0] in _RESUMES
+    return "interrupted: re-run the same command to resume" if resumes else "interrupted"
 
 
 def _set_up_logging() -> None:

@@ -1,4 +1,4 @@
-"""Progress of a long stage on stderr: a bar on a terminal, a line now and then in a log."""
+"""What the commands share: progress of a long stage on stderr, the console of results, arguments and options."""
 
 from __future__ import annotations
 
@@ -8,20 +8,32 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Self, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
 
 T = TypeVar("T")
 
 _LINE_EVERY_S = 15.0
 
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished selection.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: budget=500, datasets.0.path=more.jsonl."),
+]
+OutFolder = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
 
 class SamplingProgress:
-    """Counts rows and sampled tokens.
+    """Counts rows and sampled tokens; shows them as a bar on a terminal, as a line now and then in a log.
 
     Args:
         total: rows of the whole pool.
@@ -55,9 +67,7 @@ class SamplingProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar:
             self._bar.stop()
         elif self._show:
@@ -68,23 +78,19 @@ class SamplingProgress:
         """Time since the start."""
         return time.monotonic() - self._began
 
-    @property
-    def tokens_per_s(self) -> float:
-        """Sampled tokens per second, so far."""
-        return self.tokens / max(self.seconds, 1e-9)
-
     def add(self, tokens: int, *, rejected: bool) -> None:
         """Count one more row."""
         self.done += 1
         self.tokens += tokens
         self.rejected += rejected
         if self._bar:
-            self._bar.update(self._task, completed=self.done, speed=self._speed())
+            speed = f" {self._speed()} ·" if self.tokens else ""
+            self._bar.update(self._task, completed=self.done, speed=speed)
         elif self._show and time.monotonic() - self._shown_at >= _LINE_EVERY_S:
             self._say()
 
     def _speed(self) -> str:
-        return f" {self.tokens_per_s:,.0f} tokens/s ·" if self.tokens else ""
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s"
 
     def _say(self) -> None:
         self._shown_at = time.monotonic()
@@ -92,7 +98,7 @@ class SamplingProgress:
         each = self.seconds / fresh if fresh else math.nan
         left = each * (self.total - self.done) if self.done < self.total else 0.0
         rejected = f", {self.rejected} rejected" if self.rejected else ""
-        speed = f", {self.tokens_per_s:,.0f} tokens/s" if self.tokens else ""
+        speed = f", {self._speed()}" if self.tokens else ""
         self._console.print(
             f"{self._verb}: {self.done}/{self.total} rows{rejected}{speed}, "
             f"{_clock(self.seconds)} passed, {_clock(left)} left",
@@ -120,7 +126,11 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run folder of a finished selection.")]
+def figure_table(*texts: str, figures: Iterable[str], title: str | None = None) -> Table:
+    """Return an empty table with columns of texts, then of figures; long cells are folded."""
+    columns = [Column(name, overflow="fold") for name in texts]
+    columns += [Column(name, justify="right", overflow="fold") for name in figures]
+    return Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def result_console() -> Console:

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm
 from adg_plugin.scoring.geometry import combine, parts
 from adg_plugin.scoring.jackknife import Calibrated, calibrated
 from adg_plugin.scoring.quota import allocate

@@ -23,10 +23,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.scores import Pooling, ScoreForm, Subset
+from adg_plugin.config.groups import Pooling, ScoreForm, Subset
 from adg_plugin.errors import ADGError
 from adg_plugin.store import RunFolder
-from adg_plugin.store.finished import finished
+from adg_plugin.store.reader import finished
 from adg_plugin.tools.sweep.choices import Scored, Similarity, chosen_rates, rank_correlation
 from adg_plugin.tools.sweep.sweep import Sweep, sweep
 

@@ -43,12 +43,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from adaptive_policies import Outcome, Policy, Pool, Task, policies, simulate
 from adaptive_tables import Found, front, print_calibration, print_limits, print_task, row_of, task_of
 
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm
 from adg_plugin.errors import ADGError
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.store import RunFolder
-from adg_plugin.store.finished import finished
+from adg_plugin.store.reader import finished
 
 _CHUNK = 25  # rows between two saves
 
@@ -114,7 +114,7 @@ def _arguments() -> argparse.Namespace:
 
 def read_pool(args: argparse.Namespace) -> tuple[Pool, npt.NDArray[np.float16], ADGConfig]:
     """Return the rows that have all answers, by ascending id, their prompt vectors (N, H) and the run's settings."""
-    from adg_plugin.tools.sweep.vectors import stored_answers
+    from adg_plugin.tools.sweep.choices import stored_answers
 
     run = RunFolder.read(args.run_dir)
     config, geometry = finished(run), run.geometry()

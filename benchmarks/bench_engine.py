@@ -39,7 +39,7 @@ from adg_plugin.data.prompts import PromptRenderer, Rendered
 from adg_plugin.data.rows import Row, unique_rows
 from adg_plugin.data.sources import iter_records
 from adg_plugin.demo import pool_paths
-from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.encode.embed import answer_sequence, embed
 from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
 from adg_plugin.engines.forward.memory import Capacity
 from adg_plugin.engines.forward.sampler import TokenSampler
@@ -116,8 +116,8 @@ def check_same_vectors(model: PreTrainedModel, prompts: Sequence[Prompt], result
     by_id = {p.id: p for p in prompts}
     gaps = []
     for result in results[:8]:
-        tokens = [a.token_ids for a in result.answers]
-        units = embed_answers(model, [by_id[result.id].token_ids] * len(tokens), tokens, 4)
+        sequences = [answer_sequence(by_id[result.id].token_ids, a.token_ids) for a in result.answers]
+        units = embed(model, sequences, (-4, -3, -2, -1))
         gaps.append(float(np.abs((units @ units.T).numpy() - result.gram).max()))
     return max(gaps)
 

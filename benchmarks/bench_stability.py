@@ -23,8 +23,8 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm
 from adg_plugin.scoring.geometry import Parts, combine, parts
 from adg_plugin.scoring.jackknife import calibrated
 from adg_plugin.scoring.quota import choose

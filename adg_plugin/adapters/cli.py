@@ -1,4 +1,4 @@
-"""`adg run`, `adg sft` and `adg recipes`: training on what was selected."""
+"""`adg run` and `adg sft`: training on what was selected."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from adg_plugin.adapters import recipes
-from adg_plugin.errors import ConfigError
-
-_console = Console(stderr=True)
-_recipes = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 
 
 def run(
@@ -38,34 +33,18 @@ def run(
     `axolotl train`.
     """
     from adg_plugin.adapters.axolotl import run as axolotl_run
-    from adg_plugin.adapters.trl import run as recipe_run
-    from adg_plugin.adapters.trl.summary import print_training
+    from adg_plugin.adapters.trl import run as trl_run
 
-    passed = context.args
-    if axolotl_run.is_axolotl(recipe):
-        axolotl = axolotl_run.make_plan(recipe, set_ or [], out, passed)
-        if dry_run:
-            print("\n".join(axolotl_run.dry_run(axolotl)))
-            return
-        _show(axolotl.lines())
-        folder = axolotl_run.run(axolotl)
-        print(json.dumps({"model": str(folder)}) if as_json else folder)
-        return
-    if passed:
-        raise ConfigError([f"{' '.join(passed)}: adg run takes one recipe of TRL; change its keys with --set"])
-    plan = recipe_run.make_plan(recipe, set_ or [], out)
+    framework = axolotl_run if axolotl_run.is_axolotl(recipe) else trl_run
+    plan = framework.make_plan(recipe, set_ or [], out, context.args)
     if dry_run:
-        print("\n".join(recipe_run.dry_run(plan)))
+        print("\n".join(framework.dry_run(plan)))
         return
-    _show(plan.lines())
-    summary = recipe_run.run(plan)
-    print_training(summary, _console)
+    print("\n".join(plan.lines()), file=sys.stderr)
+    summary = framework.run(plan)
+    if framework is trl_run:
+        print("\n".join(trl_run.summary_lines(summary)), file=sys.stderr)
     print(json.dumps(summary) if as_json else summary["model"])
-
-
-def _show(plan: list[str]) -> None:
-    for line in plan:
-        _console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def sft(context: typer.Context) -> None:
@@ -77,36 +56,13 @@ def sft(context: typer.Context) -> None:
     from adg_plugin.adapters.trl import arguments as trl_arguments
     from adg_plugin.adapters.trl.run import launch_command
 
-    arguments = list(context.args)
-    if {"-h", "--help"} & set(arguments):
+    if {"-h", "--help"} & set(context.args):
         trl_arguments.print_help()
         return
-    request = trl_arguments.check(trl_arguments.read_command(arguments))
+    request = trl_arguments.read_command(context.args)
     with parent_watchdog(Path(request.training.output_dir)):
         run_stage("the training", launch_command(request.launch, request.passed))
     print(request.training.output_dir)
-
-
-@_recipes.command("ls")
-def list_recipes() -> None:
-    """List the recipes, each with its first line."""
-    for name in recipes.names():
-        print(f"{name:<40} {recipes.title(name)}")
-
-
-@_recipes.command()
-def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
-    """Print a recipe."""
-    sys.stdout.write(recipes.read(name))
-
-
-@_recipes.command()
-def cp(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    to: Annotated[Path, typer.Argument(metavar="FILE", help="File or folder; default here.")] = Path(),
-) -> None:
-    """Copy a recipe, to change it. The last line on stdout is its path."""
-    print(recipes.copy(name, to))
 
 
 def register(app: typer.Typer) -> None:
@@ -114,4 +70,4 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={"allow_extra_args": True})(run)
     passes_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passes_on)(sft)
-    app.add_typer(_recipes, name="recipes")
+    app.add_typer(recipes.commands, name="recipes")

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -116,12 +115,3 @@ def guarded(main: Callable[[], None]) -> None:
         sys.exit(err.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def interruptible() -> None:
-    """Make SIGTERM what Ctrl-C is, so that what is buffered is written."""
-    signal.signal(signal.SIGTERM, _interrupt)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -1,13 +1,22 @@
-"""The recipes that come with the package: found, shown, copied."""
+"""Recipes: those that come with the package, found, shown, copied by `adg recipes`; and what overrides make of one."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+
+from adg_plugin.config.files import override
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
+
+commands = typer.Typer(help="Recipes that come with the package.", no_args_is_help=True)
 
 
 def folder() -> Path:
@@ -41,16 +50,48 @@ def read(name: str) -> str:
     return find(name).read_text(encoding="utf-8")
 
 
-def title(name: str) -> str:
-    """Return a recipe's first line, without its sign."""
-    return read(name).splitlines()[0].lstrip("# ")
+@commands.command("ls")
+def list_recipes() -> None:
+    """List the recipes, each with its first line."""
+    for name in names():
+        print(f"{name:<40} {read(name).splitlines()[0].lstrip('# ')}")
 
 
-def copy(name: str, to: Path) -> Path:
-    """Copy a recipe to a file or into a folder, and return where it is; a ConfigError where there is a file already."""
-    source = find(name)
-    target = to / source.name if to.is_dir() else to
+@commands.command()
+def show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print a recipe."""
+    sys.stdout.write(read(name))
+
+
+@commands.command()
+def cp(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    to: Annotated[Path, typer.Argument(metavar="FILE", help="File or folder; default here.")] = Path(),
+) -> None:
+    """Copy a recipe, to change it. The last line on stdout is its path."""
+    target = to / find(name).name if to.is_dir() else to
     if target.exists():
         raise ConfigError([f"{target} exists already: give another name"])
-    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    return target
+    target.write_text(read(name), encoding="utf-8")
+    print(target)
+
+
+def with_overrides(
+    recipe: dict[str, Any], overrides: Sequence[str], *, of_trainer: Container[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a recipe after each `--set KEY=VALUE`, and what is wrong with those that cannot be applied.
+
+    Args:
+        of_trainer: keys of the trainer; a bare key is its own where the selection has that, too.
+    """
+    problems = []
+    for text in overrides:
+        head = text.partition("=")[0].split(".")[0]
+        try:
+            if head == "adg" or (head in ADGConfig.model_fields and head not in of_trainer):
+                recipe = {**recipe, "adg": override(recipe.get("adg") or {}, text)}
+            else:
+                recipe = override(recipe, text)
+        except ValueError as err:
+            problems.append(f"--set {text}: {err}")
+    return recipe, problems

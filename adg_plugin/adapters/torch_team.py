@@ -56,22 +56,20 @@ class TorchTeam:
         return [json.loads(text) for text in self._gather(json.dumps(value))]
 
     def _gather(self, text: str) -> list[str]:
-        try:
-            return self._gathered(text)
-        except RuntimeError as err:  # gloo's, when a connection is closed
-            raise ADGError("another rank has ended: its own messages say why. What is sampled is kept") from err
-
-    def _gathered(self, text: str) -> list[str]:
+        """Return the texts of all ranks."""
         mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
-        longest = max(int(size) for size in sizes)
-        if not longest:
-            return [""] * self.size
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: len(mine)] = mine
-        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(texts, padded, group=self._group)
+        try:
+            dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._group)
+            longest = max(int(size) for size in sizes)
+            if not longest:
+                return [""] * self.size
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(mine)] = mine
+            texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(texts, padded, group=self._group)
+        except RuntimeError as err:  # gloo's, when a connection is closed
+            raise ADGError("another rank has ended: its own messages say why. What is sampled is kept") from err
         return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(texts, sizes, strict=True)]
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from adg_plugin.config.values import Float, Int, OptionalInt, PathText, Settings
+from adg_plugin.config.values import Float, Int, OptionalFloat, OptionalInt, PathText, Settings
 from adg_plugin.errors import ConfigError
 
 EngineName = Literal["hf", "vllm", "vllm-server"]
@@ -56,13 +56,7 @@ class EngineSettings(Settings):
         min_length=1,
         description="Environment variable with the servers' API key; the key itself is written nowhere.",
     )
-    server_concurrency: Int = Field(
-        64,
-        ge=1,
-        le=4096,
-        description="Rows in flight at each server.",
-        json_schema_extra={"fix": "use a whole number from 1 to 4096"},
-    )
+    server_concurrency: Int = Field(64, ge=1, le=4096, description="Rows in flight at each server.")
     server_timeout_s: Float = Field(
         600.0,
         gt=0,
@@ -75,30 +69,20 @@ class EngineSettings(Settings):
     ray_address: str | None = Field(
         None, min_length=1, description="Ray cluster to join (`auto`); default: RAY_ADDRESS, else one of this machine."
     )
-    ray_min_workers: Int = Field(
-        1, ge=1, description="Workers to keep.", json_schema_extra={"fix": "use a whole number, 1 or more"}
-    )
+    ray_min_workers: Int = Field(1, ge=1, description="Workers to keep.")
     ray_max_workers: OptionalInt = Field(
         None,
         ge=1,
         description="Workers to grow to. Default: as many as the cluster has room for.",
         json_schema_extra={"fix": "use a whole number, ray_min_workers or more, or leave it out"},
     )
-    ray_num_gpus: Float | None = Field(
+    ray_num_gpus: OptionalFloat = Field(
         None,
         ge=0,
         description="GPUs of each worker; a fraction shares one. Default: 1 where the cluster has any, else 0.",
-        json_schema_extra={"fix": "use a number, 0 or more, or leave it out"},
     )
-    ray_num_cpus: Float = Field(
-        1.0, ge=0, description="CPUs of each worker.", json_schema_extra={"fix": "use a number, 0 or more"}
-    )
-    ray_block_rows: Int = Field(
-        1024,
-        ge=1,
-        description="Rows handed to a worker at a time, and repeated if it dies.",
-        json_schema_extra={"fix": "use a whole number, 1 or more"},
-    )
+    ray_num_cpus: Float = Field(1.0, ge=0, description="CPUs of each worker.")
+    ray_block_rows: Int = Field(1024, ge=1, description="Rows handed to a worker at a time, and repeated if it dies.")
 
     answers: PathText | None = Field(
         None,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 NO_POOL = "datasets is missing: give a pool, such as datasets: [pool.jsonl]"
@@ -21,6 +23,11 @@ _FIXES = {  # by pydantic's name of the error, for settings that bring no fix of
     "model_attributes_type": "use a path, or a mapping with `path`",
     "dict_type": "use a mapping",
 }
+_RANGES = {  # by the limits that a number's field has
+    ("ge",): ", {ge} or more",
+    ("ge", "le"): " from {ge} to {le}",
+    ("gt", "le"): " above {gt} and up to {le}",
+}
 
 
 def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries: Mapping[str, type[BaseModel]]) -> str:
@@ -28,7 +35,7 @@ def sentence(error: ErrorDetails, prefix: str, schema: type[BaseModel], entries:
 
     Args:
         prefix: put before the key, `adg.` for a block in a larger file.
-        schema: the settings; a field's own fix is under `fix` in its `json_schema_extra`.
+        schema: the settings; a field's own fix is under `fix` in its `json_schema_extra`, or follows from its limits.
         entries: by name of a setting that holds others, or a list of such, the schema of those.
     """
     location = error["loc"]
@@ -50,13 +57,28 @@ def _fix(error: ErrorDetails, schema: type[BaseModel], entries: Mapping[str, typ
     if len(location) == 2 and location[0] in entries:
         schema, location = entries[str(location[0])], location[1:]
     if len(location) == 1 and location[0] in schema.model_fields:
-        extra = schema.model_fields[str(location[0])].json_schema_extra
-        if isinstance(extra, dict) and "fix" in extra:
-            return str(extra["fix"])
+        field = schema.model_fields[str(location[0])]
+        if isinstance(field.json_schema_extra, dict):
+            return str(field.json_schema_extra["fix"])
+        if number := _number(field):
+            return number
     if error["type"] == "literal_error":
         return literal_fix(error["input"], error.get("ctx", {}).get("expected", ""))
     message = error["msg"]
     return _FIXES.get(error["type"]) or message[0].lower() + message[1:]
+
+
+def _number(field: FieldInfo) -> str | None:
+    """Return how to write a number within the field's limits; None where it has none."""
+    limits = {
+        name: getattr(limit, name) for limit in field.metadata for name in ("ge", "gt", "le") if hasattr(limit, name)
+    }
+    if not limits:
+        return None
+    kind = "whole number" if int in (field.annotation, *get_args(field.annotation)) else "number"
+    return (
+        f"use a {kind}{_RANGES[tuple(limits)].format(**limits)}{', or leave it out' if field.default is None else ''}"
+    )
 
 
 def listed(values: Sequence[str]) -> str:

@@ -8,12 +8,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adg_plugin.config.engines import EngineSettings
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters, ModelSettings, SamplingSettings, ScoreSettings, VectorSettings
 from adg_plugin.config.methods import MethodSettings
-from adg_plugin.config.model import ModelSettings
-from adg_plugin.config.sampling import SamplingSettings
 from adg_plugin.config.schema import ADGConfig, DatasetSpec
-from adg_plugin.config.scores import ScoreSettings, VectorSettings
 from adg_plugin.config.values import Settings
 
 _FILTERS = (
@@ -47,23 +44,14 @@ def settings_page() -> str:
     ]
     for title, group, text in _PARTS:
         lines += [f"## {title}", "", *([text, ""] if text else [])]
-        lines += [*_table(group), ""]
+        lines += ["| key | default | what |", "|---|---|---|"]
+        own = [name for name in group.model_fields if name in group.__annotations__]
+        for name in [*own, "seed"] if group is SamplingSettings else own:
+            field = group.model_fields[name]
+            what = (field.description or "").replace("|", "\\|")
+            lines.append(f"| `{name}` | {_shown(field)} | {what} |")
+        lines.append("")
     return "\n".join(lines)
-
-
-def _own(group: type[Settings]) -> list[str]:
-    """Return the keys that a group itself declares, and the seed with the sampling."""
-    seeded = ["seed"] if group is SamplingSettings else []
-    return [name for name in group.model_fields if name in group.__annotations__] + seeded
-
-
-def _table(group: type[Settings]) -> list[str]:
-    rows = ["| key | default | what |", "|---|---|---|"]
-    for name in _own(group):
-        field = group.model_fields[name]
-        what = (field.description or "").replace("|", "\\|")
-        rows.append(f"| `{name}` | {_shown(field)} | {what} |")
-    return rows
 
 
 def _shown(field: FieldInfo) -> str:

@@ -6,24 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from adg_plugin.config.engines import EngineSettings
 from adg_plugin.config.files import load_yaml, override
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters, ModelSettings, Pooling, SamplingSettings, ScoreSettings, VectorSettings
 from adg_plugin.config.messages import sentence
 from adg_plugin.config.methods import MethodSettings, samples
-from adg_plugin.config.model import ModelSettings
-from adg_plugin.config.sampling import SamplingSettings
-from adg_plugin.config.scores import Pooling, ScoreSettings, VectorSettings
 from adg_plugin.config.values import Budget, FileNames, Int, PathText, RowType, Settings
 from adg_plugin.errors import ConfigError
 
@@ -94,12 +84,7 @@ class ADGConfig(ModelSettings, VectorSettings, ScoreSettings, SamplingSettings, 
         description="`chat` (the tokenizer's), `alpaca`, `alpaca-paper` (no line break after `### Response:`), "
         "`chatml`, `raw`, a `.jinja` file; `auto`: chat, else alpaca.",
     )
-    max_prompt_tokens: Int = Field(
-        1024,
-        ge=1,
-        description="Longer prompts are rejected, never cut silently.",
-        json_schema_extra={"fix": "use a whole number, 1 or more"},
-    )
+    max_prompt_tokens: Int = Field(1024, ge=1, description="Longer prompts are rejected, never cut silently.")
     truncate: bool = Field(False, description="Cut the instruction of too long prompts instead of rejecting the row.")
 
     @field_validator("load_in_4bit")

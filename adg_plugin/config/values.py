@@ -26,18 +26,8 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
-def _long_dtype_name(value: Any) -> Any:
-    return _DTYPE_NAMES.get(value, value) if isinstance(value, str) else value
-
-
-def _canonical_type(value: Any) -> Any:
-    if isinstance(value, str):
-        return _TYPE_NAMES.get(value, value)
-    return value
-
-
-def _path_text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+def _renamed(names: dict[str, str]) -> BeforeValidator:
+    return BeforeValidator(lambda value: names.get(value, value) if isinstance(value, str) else value)
 
 
 def _file_names(value: Any) -> Any:
@@ -81,10 +71,9 @@ class Settings(BaseModel):
 Int = Annotated[int, BeforeValidator(_no_bool)]
 OptionalInt = Annotated[int | None, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
-PathText = Annotated[str, BeforeValidator(_path_text)]
+OptionalFloat = Annotated[float | None, BeforeValidator(_no_bool)]
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 FileNames = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
-Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], BeforeValidator(_long_dtype_name)]
-RowType = Annotated[
-    Literal["auto", "alpaca", "messages", "prompt_completion", "sharegpt"], BeforeValidator(_canonical_type)
-]
+Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], _renamed(_DTYPE_NAMES)]
+RowType = Annotated[Literal["auto", "alpaca", "messages", "prompt_completion", "sharegpt"], _renamed(_TYPE_NAMES)]

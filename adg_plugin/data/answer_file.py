@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, Self
+from typing import Any
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
-from adg_plugin.data.layouts import Reason, UnusableRowError, find_layout, is_missing
+from adg_plugin.data.layouts import Reason, UnusableRowError, decoded, find_layout, is_missing
 from adg_plugin.data.rows import Rejection, Row, canonical_json, own_id, parse_row
 from adg_plugin.data.sources import Record, iter_records, pool_fingerprint
 from adg_plugin.errors import DataError
@@ -30,12 +29,8 @@ CREATE INDEX by_instruction ON given (instruction);
 
 def texts_of(record: Record) -> list[str]:
     """Return the answers of a record; a DataError where it has no list of texts."""
-    answers = found = record.data.get("generated_answers")
-    if isinstance(answers, str) and answers.lstrip().startswith("["):  # CSV holds lists as JSON
-        try:
-            found = json.loads(answers)
-        except ValueError:
-            found = answers
+    answers = record.data.get("generated_answers")
+    found = decoded(answers)
     if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
         seen = "missing" if answers is None else repr(answers)[:60]
         raise DataError(
@@ -55,17 +50,8 @@ class AnswerFile:
     The rows lie in a database on the disk that only this process sees, and which goes with it.
     """
 
-    def __init__(self, path: str, specs: Sequence[DatasetSpec]) -> None:
-        self._path = path
-        self._id_columns = [spec.field_id for spec in specs]
-        self._forms = [_in_file(path, spec) for spec in (*specs, IN_MEMORY)]
-        self._rows = sqlite3.connect("", isolation_level=None)
-        self._rows.executescript(_TABLE)
-        self._total = self._partly_named = 0
-
-    @classmethod
-    def read(cls, config: ADGConfig) -> Self:
-        """Return the rows of the config's `answers`.
+    def __init__(self, config: ADGConfig) -> None:
+        """Read the rows of the config's `answers`.
 
         Columns may be called as in the pool's own entries of `datasets`, or as they are by default.
 
@@ -73,13 +59,18 @@ class AnswerFile:
             DataError: no such file, or not one of answers; an id with two different rows.
         """
         assert config.answers is not None
-        file = cls(config.answers, config.datasets or [IN_MEMORY])
-        with closing(file._rows.cursor()) as cursor:
+        self._path, specs = config.answers, config.datasets or (IN_MEMORY,)
+        self._id_columns = [spec.field_id for spec in specs]
+        forms = [_in_file(self._path, spec) for spec in (*specs, IN_MEMORY)]
+        self._rows = sqlite3.connect("", isolation_level=None)
+        self._rows.executescript(_TABLE)
+        self._total = self._partly_named = 0
+        with closing(self._rows.cursor()) as cursor:
             cursor.execute("BEGIN")
-            for record in iter_records([_in_file(config.answers, IN_MEMORY)]):
-                file._add(cursor, record)
+            for record in iter_records(forms[-1:]):
+                spec = next((spec for spec in forms if find_layout(record.data, spec) is not None), record.spec)
+                self._add(cursor, Record(record.data, record.where, spec))
             cursor.execute("COMMIT")
-        return file
 
     def close(self) -> None:
         """Delete the database."""
@@ -87,39 +78,29 @@ class AnswerFile:
 
     def _add(self, cursor: sqlite3.Cursor, record: Record) -> None:
         self._total += 1
-        texts = texts_of(record)
-        spec = next((spec for spec in self._forms if find_layout(record.data, spec) is not None), record.spec)
-        row = parse_row(Record(record.data, record.where, spec))
-        own = own_id(record.data.get(spec.field_id))
+        texts, row = texts_of(record), parse_row(record)
+        own = own_id(record.data.get(record.spec.field_id))
         asks, instruction, reason, detail = None, None, None, None
         if isinstance(row, Rejection):
             reason, detail = row.reason.value, row.detail.encode(errors="backslashreplace").decode()
         else:
-            asks, instruction = _asks(row), _instruction(record.data, spec, row)
-        content = _digest([asks or _words(record.data), instruction, texts])
+            asks, instruction = _asks(row), _instruction(record, row)
+        words = asks or _digest({name: value for name, value in record.data.items() if name != "generated_answers"})
+        content = _digest([words, instruction, texts])
+        id = shown = None
         if own is not None:
-            earlier = cursor.execute("SELECT place, content FROM given WHERE id = ?", (_digest(own),)).fetchone()
+            id, shown = _digest(own), own.encode(errors="backslashreplace").decode()
+            earlier = cursor.execute("SELECT place, content FROM given WHERE id = ?", (id,)).fetchone()
             if earlier is not None and earlier[1] != content:
                 raise DataError(
                     f"{record.where}: id {own!r} asks or answers something else than in {earlier[0]}: keep one of them"
                 )
             if earlier is not None:
                 return
-        shown = None if own is None else own.encode(errors="backslashreplace").decode()
         cursor.execute(
             "INSERT INTO given (id, shown, place, asks, instruction, content, answers, reason, detail) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                None if own is None else _digest(own),
-                shown,
-                record.where,
-                asks,
-                instruction,
-                content,
-                json.dumps(texts),
-                reason,
-                detail,
-            ),
+            (id, shown, record.where, asks, instruction, content, json.dumps(texts), reason, detail),
         )
 
     def know(self, row_id: str) -> None:
@@ -128,7 +109,7 @@ class AnswerFile:
 
     def texts(self, row: Row) -> list[str]:
         """Return the answers to a row of the pool; an UnusableRowError where there are none, or to something else."""
-        columns = "SELECT number, place, asks, instruction, content, answers, reason, detail FROM given WHERE "
+        columns = "SELECT number, place, asks, instruction, answers, reason, detail FROM given WHERE "
         alone = _digest([row.instruction])
         whole = _digest([row.instruction, row.input]) if row.input else alone
         found = self._rows.execute(columns + "id = ?", (_digest(row.id),)).fetchall()
@@ -140,11 +121,15 @@ class AnswerFile:
                 of_others = " AND id IS NULL" if has_id else ""
                 values = {"asks": _asks(row), "whole": whole}
                 found = found or self._rows.execute(columns + test + of_others, values).fetchall()
-            found = self._distinguished(found)
+            for other in found[1:]:
+                if other[4] != found[0][4]:
+                    places = f"{found[0][1]} and {other[1]}"
+                    detail = f"{places} answer it differently, and it has no id: give ids to both files"
+                    raise UnusableRowError(Reason.NO_GIVEN, detail)
         if not found:
             raise UnusableRowError(Reason.NO_GIVEN, f"{self._path} has no answers to it")
-        number, place, asks, instruction, _, answers, reason, detail = found[0]
-        self._rows.execute("UPDATE given SET is_used = 1 WHERE number = ?", (number,))
+        self._rows.executemany("UPDATE given SET is_used = 1 WHERE number = ?", [found_row[:1] for found_row in found])
+        _, place, asks, instruction, answers, reason, detail = found[0]
         if reason is not None:
             raise UnusableRowError(Reason(reason), f"{place}: {detail}")
         if asks != _asks(row):
@@ -153,16 +138,6 @@ class AnswerFile:
             self._partly_named += 1
         texts: list[str] = json.loads(answers)
         return texts
-
-    def _distinguished(self, found: list[Any]) -> list[Any]:
-        """Return rows that ask the same, if they have the same answers; else raise an UnusableRowError."""
-        for other in found[1:]:
-            if other[5] != found[0][5]:
-                detail = f"{found[0][1]} and {other[1]} answer it differently, and it has no id: give ids to both files"
-                raise UnusableRowError(Reason.NO_GIVEN, detail)
-        for other in found[1:]:
-            self._rows.execute("UPDATE given SET is_used = 1 WHERE number = ?", (other[0],))
-        return found
 
     def notes(self) -> list[str]:
         """Return sentences about what did not meet a row of the pool, or not wholly."""
@@ -199,18 +174,15 @@ def _asks(row: Row) -> bytes:
     return _digest({"messages": row.messages, "text": row.text})
 
 
-def _instruction(data: dict[str, Any], spec: DatasetSpec, row: Row) -> bytes | None:
+def _instruction(record: Record, row: Row) -> bytes | None:
     """Return what stands for the instruction, with the input where it is named; None where more than that is named.
 
     The authors' files leave the input out.
     """
+    data, spec = record.data, record.spec
     if find_layout(data, spec) != "alpaca" or not is_missing(data.get(spec.field_system)):
         return None
     return _digest([row.instruction] if is_missing(data.get(spec.field_input)) else [row.instruction, row.input])
-
-
-def _words(data: dict[str, Any]) -> bytes:
-    return _digest({name: value for name, value in data.items() if name != "generated_answers"})
 
 
 def _digest(value: Any) -> bytes:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from math import isnan
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from adg_plugin.config.schema import DatasetSpec
 
@@ -62,8 +61,7 @@ class UnusableRowError(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """The parts of a row: turns or raw text that ask, the instruction within them, and the reference answer."""
 
     messages: tuple[Message, ...] | None
@@ -145,7 +143,7 @@ def read_content(data: Mapping[str, Any], spec: DatasetSpec, layout: Layout) -> 
 
 def read_tools(data: Mapping[str, Any], spec: DatasetSpec) -> tuple[dict[str, Any], ...] | None:
     """Return a row's tools, None where it has none; an UnusableRowError unless a list of objects, or such JSON text."""
-    tools = _decoded(data.get(spec.field_tools))
+    tools = decoded(data.get(spec.field_tools))
     if is_missing(tools) or tools in ([], ""):
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -155,7 +153,7 @@ def read_tools(data: Mapping[str, Any], spec: DatasetSpec) -> tuple[dict[str, An
 
 def read_template_kwargs(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row's own chat template arguments; an UnusableRowError unless an object, or JSON text of one."""
-    kwargs = _decoded(data.get("chat_template_kwargs"))
+    kwargs = decoded(data.get("chat_template_kwargs"))
     if is_missing(kwargs) or kwargs == "":
         return {}
     if not isinstance(kwargs, dict):
@@ -221,7 +219,7 @@ def _before_last_answer(turns: list[Message]) -> tuple[list[Message], str]:
 
 
 def _turns(value: Any, column: str, spec: DatasetSpec) -> list[Message]:
-    value = _decoded(value)
+    value = decoded(value)
     if not isinstance(value, list):
         raise UnusableRowError(Reason.BAD_TYPE, f"{column} is {_shown(value)}, expected a list of turns")
     return [_turn(turn, f"{column}[{number}]", spec.message_property_mappings) for number, turn in enumerate(value)]
@@ -275,7 +273,7 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """Return lists and objects that a column holds as JSON text, as CSV must; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:

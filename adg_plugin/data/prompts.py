@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,10 +20,6 @@ from adg_plugin.errors import ConfigError
 _BATCH_ROWS = 256
 
 Item = TypeVar("Item")
-
-
-def _itself(row: Row | Rejection) -> Row | Rejection:
-    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ class PromptRenderer:
         """
         self._tokenizer = tokenizer
         self._template = make_template(template, tokenizer) if isinstance(template, str) else template
-        self._limit = limit
+        self._limit = limit or PromptLimit(sys.maxsize, "", "")
         self._truncate = truncate
         self._leading = _leading_tokens(tokenizer)
 
@@ -97,7 +94,7 @@ class PromptRenderer:
         return prompt
 
     def render_many(
-        self, items: Iterable[Item], row_of: Callable[[Any], Row | Rejection] = _itself
+        self, items: Iterable[Item], row_of: Callable[[Any], Row | Rejection] = lambda row: row
     ) -> Iterator[tuple[Item, Rendered | Rejection]]:
         """Yield each item with its prompt, or why it has none, in order; the tokenizer gets many rows at a time.
 
@@ -124,32 +121,30 @@ class PromptRenderer:
 
     def _text(self, row: Row) -> PromptText | Rejection:
         try:
-            prompt = self._template.render(row)
+            prompt = self._template(row)
             prompt.text.encode()
         except UnusableRowError as err:
             return Rejection.of(row, err.reason, err.detail)
         except UnicodeEncodeError as err:
-            detail = (
-                f"{err.object[err.start]!r} at character {err.start} of the prompt is half a character: repair the text"
-            )
-            return Rejection.of(row, Reason.BAD_TEXT, detail)
+            half = f"{err.object[err.start]!r} at character {err.start} of the prompt"
+            return Rejection.of(row, Reason.BAD_TEXT, f"{half} is half a character: repair the text")
         return prompt
 
     def _rendered(self, row_id: str, prompt: PromptText, tokens: _Tokens) -> Rendered:
         leading = self._leading if prompt.special_tokens else []
-        truncated = self._limit is not None and len(leading) + len(tokens.ids) > self._limit.tokens
-        if truncated and self._limit is not None:
-            prompt, tokens = self._cut(prompt, tokens, len(leading), self._limit)
+        truncated = len(leading) + len(tokens.ids) > self._limit.tokens
+        if truncated:
+            prompt, tokens = self._cut(prompt, tokens, len(leading))
         start, end = tokens.span(prompt.start, prompt.end)
         start, end = max(start + len(leading), 1), end + len(leading)
         if start >= end:
-            detail = "no token of the instruction's own after the first position"
-            raise UnusableRowError(Reason.NO_SPAN, detail)
+            raise UnusableRowError(Reason.NO_SPAN, "no token of the instruction's own after the first position")
         ids = np.array([*leading, *tokens.ids], dtype=np.int32)
         return Rendered(row_id, ids, (start, end), prompt.text, truncated)
 
-    def _cut(self, prompt: PromptText, tokens: _Tokens, leading: int, limit: PromptLimit) -> tuple[PromptText, _Tokens]:
+    def _cut(self, prompt: PromptText, tokens: _Tokens, leading: int) -> tuple[PromptText, _Tokens]:
         """Return the prompt with as much of its instruction as fits: the end goes, what comes after it stays."""
+        limit = self._limit
         length, room = leading + len(tokens.ids), limit.tokens - leading
         if not self._truncate:
             raise UnusableRowError(Reason.TOO_LONG, f"{limit.refusal(length)}, or set truncate: true")

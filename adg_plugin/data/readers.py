@@ -47,23 +47,26 @@ def file_format(path: Path, ds_type: str | None = None) -> tuple[Format, str | N
     return found, compression
 
 
+def known_format(path: str | Path, ds_type: str | None) -> tuple[Format, str | None]:
+    """Return format and compression as `file_format` does; a DataError where they are not known."""
+    known = file_format(Path(path), ds_type)
+    if known is None:
+        raise DataError(
+            f"{path}: unknown file format: use {ACCEPTED_FILES}; or set ds_type to json, csv, parquet or arrow"
+        )
+    return known
+
+
 def read_file(path: Path, ds_type: str | None = None) -> Iterator[NumberedRow]:
     """Yield each row of a file with its number: the line in text formats of lines, else the row, from 1.
 
     Raises:
         DataError: unknown format, unreadable, or not what its name says; names the file, the line and what was seen.
     """
-    known = file_format(path, ds_type)
-    if known is None:
-        raise DataError(
-            f"{path}: unknown file format: use {ACCEPTED_FILES}; or set ds_type to json, csv, parquet or arrow"
-        )
-    form, compression = known
+    form, compression = known_format(path, ds_type)
     try:
-        if form == "parquet":
-            yield from _parquet(path)
-        elif form == "arrow":
-            yield from _arrow(path)
+        if form in ("parquet", "arrow"):
+            yield from _table_rows(path, form)
         else:
             with _open(path, compression) as file:
                 if form == "lines" or (form == "json" and _holds_json_lines(path, compression)):
@@ -115,11 +118,9 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
 def _holds_json_lines(path: Path, compression: str | None) -> bool:
     """Return whether a .json file is JSON lines, as many on the hub are: its first line is an object, more follow."""
     with _open(path, compression) as file:
-        if not file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            return False
-    with _open(path, compression) as file:
         first = file.readline(_LONGEST_FIRST_LINE)
-        if len(first) == _LONGEST_FIRST_LINE:
+        starts_an_object = first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        if not starts_an_object or len(first) == _LONGEST_FIRST_LINE:
             return False
         try:
             row = json.loads(first.decode("utf-8-sig"))
@@ -127,11 +128,8 @@ def _holds_json_lines(path: Path, compression: str | None) -> bool:
             return False
         if any(not line.isspace() for line in file):
             return True
-    return not any(_is_rows(value) for value in row.values())
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    # A list of objects in it would be the rows.
+    return not any(isinstance(value, list) and isinstance(next(iter(value), None), dict) for value in row.values())
 
 
 def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[NumberedRow]:
@@ -150,38 +148,35 @@ def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[NumberedRow]:
         raise DataError(f"{path}:{reader.line_num}: not CSV ({err})") from None
 
 
-def _parquet(path: Path) -> Iterator[NumberedRow]:
+def _table_rows(path: Path, form: Format) -> Iterator[NumberedRow]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-                for row in batch.to_pylist():
+        for batch in _parquet_batches(path) if form == "parquet" else _arrow_batches(path):
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                for row in batch.slice(start, _BATCH_ROWS).to_pylist():
                     number += 1
                     yield number, row
     except pa.ArrowInvalid as err:
-        raise DataError(f"{path}: not Parquet after row {number} ({err})") from None
+        raise DataError(f"{path}: not {form.capitalize()} after row {number} ({err})") from None
 
 
-def _arrow(path: Path) -> Iterator[NumberedRow]:
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        yield from file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
-    number = 0
-    try:
-        with pa.memory_map(str(path)) as file:
-            in_file_form = file.read(6) == b"ARROW1"
-            file.seek(0)
-            if in_file_form:
-                reader = pa.ipc.open_file(file)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            else:
-                batches = iter(pa.ipc.open_stream(file))
-            for batch in batches:
-                for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    for row in batch.slice(start, _BATCH_ROWS).to_pylist():
-                        number += 1
-                        yield number, row
-    except pa.ArrowInvalid as err:
-        raise DataError(f"{path}: not Arrow after row {number} ({err})") from None
+    with pa.memory_map(str(path)) as file:
+        in_file_form = file.read(6) == b"ARROW1"
+        file.seek(0)
+        if in_file_form:
+            reader = pa.ipc.open_file(file)
+            yield from map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(file)

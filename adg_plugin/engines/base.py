@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out of it."""
+"""What goes into an engine and what comes out of it, and the one sampler that needs no model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ class Engine(Protocol):
         ...
 
 
-class Sampler(Protocol):
-    """Draws K answers per prompt and leaves it to an `Encoder` to embed them."""
-
-    def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
-        """Yield one result without vectors per prompt, in the order in which they finish."""
-        ...
+class Sampler(Engine, Protocol):
+    """An engine that draws answers and yields them without vectors: it leaves it to an `Encoder` to embed them."""
 
     def close(self) -> None:
         """Give back what it holds: memory, processes, connections."""
@@ -34,3 +30,16 @@ class Encoder(Protocol):
     def run(self, rows: Iterable[Sampled], /) -> Iterator[RowResult]:
         """Yield one result per row, in the order in which they finish."""
         ...
+
+
+class GivenAnswers:
+    """Hands on the answers that prompts were given; see `adg_plugin.pipeline.given`."""
+
+    def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
+        """Yield one result without vectors per prompt, in their order."""
+        for prompt in prompts:
+            assert prompt.given is not None
+            yield RowResult(prompt.id, prompt.key, prompt.given, None, None)
+
+    def close(self) -> None:
+        """Do nothing: it holds nothing."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from transformers import PreTrainedModel
 
+from adg_plugin.config.groups import VectorSettings
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import VectorSettings
-from adg_plugin.engines.base import Encoder, Engine, Sampler
-from adg_plugin.engines.encode.embed import REFERENCE_LAYERS, REFERENCE_TOKENS
-from adg_plugin.engines.encode.given import GivenAnswers
-from adg_plugin.engines.encode.reference import ReferenceEncoder, ReferencePooling
-from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.engines.base import Encoder, Engine, GivenAnswers, Sampler
+from adg_plugin.engines.encode.embed import (
+    REFERENCE_LAYERS,
+    REFERENCE_TOKENS,
+    ReferenceEncoder,
+    ReferencePooling,
+    RepeatingEncoder,
+)
+from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
 from adg_plugin.engines.forward.hidden_states import last_layers
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.generate import GenerateEngine
@@ -42,25 +46,18 @@ def engine_for(source: Source, config: ADGConfig) -> Iterator[Engine]:
     if config.engine == "hf":
         yield make_engine(source.load(), config)
         return
-    backbone = None
-    if config.engine == "vllm-server":
-        backbone = source.load()  # first: the servers are compared with it
-    sampler = make_sampler(source, config, backbone)
-    try:
+    # First where there are servers: they are compared with it.
+    backbone = source.load() if config.engine == "vllm-server" else None
+    with closing(make_sampler(source, config, backbone)) as sampler:
         yield SplitEngine(sampler, make_encoder(backbone or source.load(), config))
-    finally:
-        sampler.close()
 
 
 @contextmanager
 def sampler_for(source: Source, config: ADGConfig) -> Iterator[Sampler]:
     """Yield what samples answers only, for an engine other than `hf`, and free what it holds; raises likewise."""
     check_requirements(config)
-    sampler = make_sampler(source, config, None)
-    try:
+    with closing(make_sampler(source, config)) as sampler:
         yield sampler
-    finally:
-        sampler.close()
 
 
 def check_requirements(config: ADGConfig) -> None:
@@ -86,7 +83,7 @@ def check_requirements(config: ADGConfig) -> None:
         need_quantization()
 
 
-def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None) -> Sampler:
+def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None = None) -> Sampler:
     """Return vLLM in this process, or behind the config's URLs.
 
     Args:
@@ -101,8 +98,8 @@ def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None) -
         return VLLMSampler(
             config, source.tokenizer, source.eos_ids, dtype=source.dtype(config), positions=source.positions
         )
+    from adg_plugin.engines.vllm.client import Probe
     from adg_plugin.engines.vllm.server import ServerSampler, need_clients
-    from adg_plugin.engines.vllm.verify import Probe
 
     need_clients()
     probe = Probe.of((backbone or source.load()).model, source.tokenizer)
@@ -137,7 +134,7 @@ def make_encoder(backbone: Backbone, config: ADGConfig, *, longest: int | None =
         OutOfMemoryError: nothing fits next to the model.
     """
     if config.pooling == "reference":
-        check_model(backbone.model, config)
+        _check_model(backbone.model, config)
         return ReferenceEncoder(backbone.model, backbone.tokenizer, config)
     instead = "encoding each answer with its own copy of the prompt"
     if _takes_our_attention(backbone.model, config, instead=instead, longest=longest):
@@ -148,7 +145,7 @@ def make_encoder(backbone: Backbone, config: ADGConfig, *, longest: int | None =
 def _takes_our_attention(
     model: PreTrainedModel, config: ADGConfig, *, instead: str, longest: int | None = None
 ) -> bool:
-    check_model(model, config)
+    _check_model(model, config)
     longest = longest or config.max_prompt_tokens + config.max_new_tokens
     try:
         problem = one_pass_problem(model, last_layers(config.layers), longest)
@@ -163,18 +160,15 @@ def _takes_our_attention(
     return problem is None
 
 
-def check_model(model: PreTrainedModel, config: VectorSettings) -> None:
+def _check_model(model: PreTrainedModel, config: VectorSettings) -> None:
     """Raise a ModelError where the model lacks hidden states or positions that the vectors are made of."""
-    layers, needed = model.config.get_text_config().num_hidden_layers, -min(REFERENCE_LAYERS)
+    layers = model.config.get_text_config().num_hidden_layers
     if config.layers > layers:
         raise ModelError(f"layers is {config.layers}: the model has {layers} layers, use at most that")
-    if config.pooling == "reference" and layers < needed:
-        raise ModelError(
-            f"pooling is reference: the model has {layers} layers, {needed} are needed; use pooling: answer"
-        )
-    positions = max_positions(model.config)
-    if config.pooling == "reference" and positions is not None and positions < REFERENCE_TOKENS:
-        raise ModelError(
-            f"pooling is reference: the model has {positions} positions, {REFERENCE_TOKENS} are needed; "
-            "use pooling: answer"
-        )
+    if config.pooling == "reference":
+        sizes = (layers, -min(REFERENCE_LAYERS), "layers"), (max_positions(model.config), REFERENCE_TOKENS, "positions")
+        for number, needed, what in sizes:
+            if number is not None and number < needed:
+                raise ModelError(
+                    f"pooling is reference: the model has {number} {what}, {needed} are needed; use pooling: answer"
+                )

@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY, TRANSIENT
 from adg_plugin.errors import NumericalError, OutOfMemoryError, ServerError
+from adg_plugin.store.ledger import Finding
+from adg_plugin.store.records import RowResult
 
 _UNFIT_ROWS = 3  # without memory, or refused, one after the other
 
@@ -20,17 +22,8 @@ class Identified(Protocol):
     def id(self) -> str: ...  # noqa: D102
 
 
-class RowOutcome(Identified, Protocol):
-    """What became of a row."""
-
-    @property
-    def num_tokens(self) -> int: ...  # noqa: D102
-    @property
-    def reason(self) -> str | None: ...  # noqa: D102
-
-
 T = TypeVar("T", bound=Identified)
-R = TypeVar("R", bound=RowOutcome)
+R = TypeVar("R", RowResult, Finding)  # what became of a row
 
 
 class FailureGuard:
@@ -83,31 +76,24 @@ class FailureGuard:
                 stats.setdefault("skipped", {})[result.id] = result.reason
                 self._unfit += 1
                 if self._unfit >= _UNFIT_ROWS and (self._in_turn or self._unfit > self._fit):
-                    raise self._failure(result.reason)
+                    if result.reason == OUT_OF_MEMORY:
+                        raise OutOfMemoryError(
+                            f"out of memory on {_UNFIT_ROWS} consecutive rows at batch size 1: {self._memory}. "
+                            f"{self._kept}"
+                        )
+                    raise ServerError(f"most rows were refused; the warnings say why. {self._kept}")
             else:
                 self._fit += result.id in self._batch_of
                 self._unfit = 0 if self._in_turn else self._unfit
                 yield result
             progress.add(result.num_tokens, rejected=result.reason is not None)
-            self._count(result)
+            if (batch := self._batch_of.pop(result.id, None)) is not None:
+                self._done[batch] += 1
+                self._bad[batch] += result.reason == NON_FINITE
+                if self._done[batch] == self._batch_rows:
+                    self._check(batch)
         if self._taken < self._batch_rows:
             self._check(0)
-
-    def _failure(self, reason: str) -> OutOfMemoryError | ServerError:
-        if reason == OUT_OF_MEMORY:
-            return OutOfMemoryError(
-                f"out of memory on {_UNFIT_ROWS} consecutive rows at batch size 1: {self._memory}. {self._kept}"
-            )
-        return ServerError(f"most rows were refused; the warnings say why. {self._kept}")
-
-    def _count(self, result: RowOutcome) -> None:
-        batch = self._batch_of.pop(result.id, None)
-        if batch is None:
-            return
-        self._done[batch] += 1
-        self._bad[batch] += result.reason == NON_FINITE
-        if self._done[batch] == self._batch_rows:
-            self._check(batch)
 
     def _check(self, batch: int) -> None:
         bad, rows = self._bad.pop(batch, 0), self._done.pop(batch, 0)

@@ -9,12 +9,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.encode.shared_prompt import encoded_one_by_one
-from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
+from adg_plugin.engines.encode.embed import encoded_one_by_one
+from adg_plugin.engines.forward.memory import fitting
 from adg_plugin.engines.forward.results import EMPTY, MIN_ANSWERS, OUT_OF_MEMORY, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import stream_keys
 from adg_plugin.engines.models.inference_state import replaced
-from adg_plugin.store.records import Answer, Prompt, RowResult
+from adg_plugin.store.records import Answer, Prompt, RowResult, Sampled
 
 
 class GenerateEngine:
@@ -36,18 +36,7 @@ class GenerateEngine:
     @torch.no_grad()
     def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
         """Yield one result per prompt, in their order."""
-        with replaced(self.model, generation_config=self._settings()):
-            for prompt in prompts:
-                try:
-                    yield self._row(prompt)
-                except (RuntimeError, MemoryError) as err:
-                    if not is_out_of_memory(err):
-                        raise
-                    release_memory(self.model.device)
-                    yield rejection(prompt, OUT_OF_MEMORY)
-
-    def _settings(self) -> GenerationConfig:
-        return GenerationConfig(
+        settings = GenerationConfig(
             do_sample=True,
             temperature=self.config.temperature,
             top_k=self.config.top_k,
@@ -58,6 +47,9 @@ class GenerateEngine:
             pad_token_id=self._eos[0],
             remove_invalid_values=True,  # sampling must not die of NaN: the row's vectors show it
         )
+        with replaced(self.model, generation_config=settings):
+            for prompt in prompts:
+                yield fitting(self._row, prompt, self.model.device) or rejection(prompt, OUT_OF_MEMORY)
 
     def _row(self, prompt: Prompt) -> RowResult:
         samples = self.config.num_samples
@@ -69,16 +61,15 @@ class GenerateEngine:
         kept = tuple(answers)
         if len(kept) < MIN_ANSWERS:
             return rejection(prompt, EMPTY, kept)
-        return encoded_one_by_one(self.model, self.config, prompt, kept)
+        return encoded_one_by_one(self.model, self.config, Sampled(prompt, kept))
 
     def _draw(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
         """Return up to `count` answers; those that end at once are left out. Without memory for all, in two halves."""
-        try:
-            return self._generate(prompt, count, seed)
-        except (RuntimeError, MemoryError) as err:
-            if not is_out_of_memory(err) or count == 1:
-                raise
-        release_memory(self.model.device)
+        answers = fitting(lambda number: self._generate(prompt, number, seed), count, self.model.device)
+        if answers is not None:
+            return answers
+        if count == 1:
+            raise MemoryError("an answer does not fit")
         half = count // 2
         return [*self._draw(prompt, half, seed), *self._draw(prompt, count - half, (seed + half) % 2**63)]
 

@@ -8,21 +8,17 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, ModelError, first_line, need
 from adg_plugin.store.parts import to_results, to_table
 from adg_plugin.store.records import Prompt, RowResult
-
-logger = logging.getLogger(__name__)
+from adg_plugin.store.staging import PROMPT, prompt_record, prompts_of
 
 # Rows of one Ray Data execution. Workers load the model once for each, so it is large for that; the prompts of one
 # are in the object store together, so it is small compared to a pool for which many machines are worth it.
 _ROWS_AT_ONCE = 1 << 17
-
-
 _OWN_ERRORS = f"{ADGError.__module__}."
 
 
@@ -81,7 +77,8 @@ class RayEngine:
         gpus = config.ray_num_gpus
         if gpus is None:
             gpus = 1.0 if self._ray.cluster_resources().get("GPU") else 0.0
-        blocks = [_to_block(rows[start : start + size]) for start in range(0, len(rows), size)]
+        records = [prompt_record(row) for row in rows]
+        blocks = [pa.Table.from_pylist(records[start : start + size], PROMPT) for start in range(0, len(rows), size)]
         results = from_arrow(blocks).map_batches(
             Worker,
             fn_constructor_kwargs={
@@ -122,28 +119,7 @@ class Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Return the results of a block of prompts."""
-        return to_table(list(self._engine.run(_prompts_of(block))))
-
-
-def _to_block(prompts: Sequence[Prompt]) -> pa.Table:
-    return pa.table(
-        {
-            "id": pa.array([p.id for p in prompts], pa.string()),
-            "key": pa.array([p.key for p in prompts], pa.binary()),
-            "token_ids": pa.array([p.token_ids for p in prompts], pa.list_(pa.int32())),
-            "start": pa.array([p.span[0] for p in prompts], pa.int32()),
-            "end": pa.array([p.span[1] for p in prompts], pa.int32()),
-            "reference_ids": pa.array([p.reference_ids for p in prompts], pa.list_(pa.int32())),
-            "instruction": pa.array([p.instruction for p in prompts], pa.string()),
-        }
-    )
-
-
-def _prompts_of(block: pa.Table) -> Iterator[Prompt]:
-    for row in block.to_pylist():
-        tokens = np.array(row["token_ids"], np.int32)
-        own = None if row["reference_ids"] is None else np.array(row["reference_ids"], np.int32)
-        yield Prompt(row["id"], tokens, (row["start"], row["end"]), row["key"], row["instruction"], own)
+        return to_table(list(self._engine.run(prompts_of(block))))
 
 
 def _cause(err: BaseException | None) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.pipeline.ranks import Team, refuse_for_teams
+from adg_plugin.pipeline.ranks import Team
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunReader, keys
 
 
@@ -16,6 +17,21 @@ def refuse_unfit(config: ADGConfig, team: Team) -> None:
     if config.budget_per_dataset is not None:
         raise ConfigError(["budget_per_dataset is set: only Axolotl selects from each data set by itself; use budget"])
     refuse_for_teams(config, team)
+
+
+def refuse_for_teams(config: ADGConfig, team: Team) -> None:
+    """Raise a ConfigError with every setting under which these processes cannot share the work."""
+    problems = []
+    if config.executor == "ray":
+        config.refuse_other_methods("only ADG samples on Ray's workers")
+    if team.size > 1 and not selector(config.method).shares_work(config):
+        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
+    if team.size > 1 and config.executor != "inline":
+        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
+    if team.size > 1 and ":" in config.device:
+        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
+    if problems:
+        raise ConfigError(problems)
 
 
 def refuse_other_answers(run: RunReader, config: ADGConfig, recipe: Mapping[str, Any]) -> None:

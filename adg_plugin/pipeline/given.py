@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,37 +73,27 @@ class AnswerRules:
 
     def notes(self) -> list[str]:
         """Return sentences about what was cut, filled up or dropped so far."""
-        notes, k = [], self._num_samples
-        if self._cut_rows:
-            notes.append(f"cut to the first {k} answers (num_samples): {counted(self._cut_rows, 'row')}")
-        if self._filled_rows:
-            notes.append(f"filled up to {k} answers (num_samples) with empty ones: {counted(self._filled_rows, 'row')}")
-        if self._dropped:
-            notes.append(f"left out: {counted(self._dropped, 'empty answer')} of {counted(self._dropped_rows, 'row')}")
-        return notes
+        k, cut, filled, dropped = self._num_samples, self._cut_rows, self._filled_rows, self._dropped
+        notes = (
+            (cut, f"cut to the first {k} answers (num_samples): {counted(cut, 'row')}"),
+            (filled, f"filled up to {k} answers (num_samples) with empty ones: {counted(filled, 'row')}"),
+            (dropped, f"left out: {counted(dropped, 'empty answer')} of {counted(self._dropped_rows, 'row')}"),
+        )
+        return [note for number, note in notes if number]
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The given answers of a pool's rows: where they are, and what counts of them."""
+def given_answers(
+    file: AnswerFile, rules: AnswerRules, row: Row | Rejection, prompt: Rendered | Rejection
+) -> tuple[Answer, ...] | Rejection:
+    """Return the answers of a row that count, or why it cannot be scored; takes every row of the pool once.
 
-    file: AnswerFile
-    rules: AnswerRules
-
-    def answers(self, row: Row | Rejection, prompt: Rendered | Rejection) -> tuple[Answer, ...] | Rejection:
-        """Return the answers of a row that count, or why it cannot be scored; takes every row of the pool once.
-
-        Rejected rows, too: answers to such a row are answers to a row of the pool, and not left over in the file.
-        """
-        if isinstance(row, Rejection):
-            self.file.know(row.id)
-            return row
-        try:
-            texts = self.file.texts(row)
-            return prompt if isinstance(prompt, Rejection) else self.rules.answers(texts, row, prompt)
-        except UnusableRowError as err:
-            return Rejection.of(row, err.reason, err.detail)
-
-    def notes(self) -> list[str]:
-        """Return sentences about the rows seen so far."""
-        return [*self.file.notes(), *self.rules.notes()]
+    Rejected rows, too: answers to such a row are answers to a row of the pool, and not left over in the file.
+    """
+    if isinstance(row, Rejection):
+        file.know(row.id)
+        return row
+    try:
+        texts = file.texts(row)
+        return prompt if isinstance(prompt, Rejection) else rules.answers(texts, row, prompt)
+    except UnusableRowError as err:
+        return Rejection.of(row, err.reason, err.detail)

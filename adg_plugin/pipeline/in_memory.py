@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adg_plugin.config.run_folder import run_folder
-from adg_plugin.config.schema import ADGConfig, DatasetSpec
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.rows import Row, canonical_json, unique_rows
 from adg_plugin.data.sources import iter_memory
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.pipeline.ranks import SingleProcess, Team
+from adg_plugin.pipeline.ranks import Team
 from adg_plugin.pipeline.run import Selection, run_selection
 from adg_plugin.pipeline.stage import Pool, memory_spec
 from adg_plugin.selectors.registry import selector
@@ -81,27 +81,27 @@ def choose_in_memory(
     """
     import torch
 
-    from adg_plugin.engines.models.inference_state import inference_state
+    from adg_plugin.engines.models.inference_state import cast_when_loaded, inference_state
     from adg_plugin.engines.models.loading import Source
-    from adg_plugin.engines.models.precision import cast_when_loaded
-    from adg_plugin.pipeline.sample import refuse_elsewhere
 
-    refuse_elsewhere(config, why="the model that is trained answers here")
+    refuse_elsewhere(config)
     with ExitStack() as stack:
         backbone = stack.enter_context(inference_state(model))
         settings = with_model_of(config, backbone, training)
         source = Source.loaded(backbone, tokenizer, settings, asked=selector(settings.method).asks_backbone)
         if settings.dtype not in ("auto", _dtype_of(backbone)):
             source = stack.enter_context(cast_when_loaded(source, getattr(torch, settings.dtype)))
-        return run_selection(
-            Pool.of(settings, dataset, for_training=True),
-            settings,
-            run_dir,
-            source=source,
-            own=own,
-            team=team or SingleProcess(),
-            show_progress=show_progress,
-        )
+        pool = Pool.of(settings, dataset, for_training=True)
+        return run_selection(pool, settings, run_dir, source=source, own=own, team=team, show_progress=show_progress)
+
+
+def refuse_elsewhere(config: ADGConfig) -> None:
+    """Raise a ConfigError where the settings name another engine or executor than the model in memory."""
+    here = {"engine": "hf", "answers": None, "executor": "inline"}
+    why = "the model that is trained answers here; leave it out, or select first with `adg run`"
+    named = {name: getattr(config, name) for name in here}
+    if problems := [f"{name} is {value!r}: {why}" for name, value in named.items() if value != here[name]]:
+        raise ConfigError(problems)
 
 
 def with_model_of(config: ADGConfig, model: Any, training: str | None = None) -> ADGConfig:
@@ -113,7 +113,7 @@ def with_model_of(config: ADGConfig, model: Any, training: str | None = None) ->
     Raises:
         ConfigError: the configuration says otherwise; with every contradiction.
     """
-    from adg_plugin.engines.models.precision import can_be_cast
+    from adg_plugin.engines.models.inference_state import can_be_cast
 
     quantized = getattr(model.config, "quantization_config", None)
     four_bit = {} if quantized is None else (quantized if isinstance(quantized, dict) else quantized.to_dict())
@@ -130,15 +130,13 @@ def with_model_of(config: ADGConfig, model: Any, training: str | None = None) ->
     if can_be_cast(model):
         facts["dtype"] = training if training and config.dtype == "auto" else config.dtype
     elif config.dtype not in ("auto", _dtype_of(model)):
-        problems.append(
-            f"dtype is {config.dtype!r}, but the model that is trained is in {_dtype_of(model)}: leave it out"
-        )
+        trained_in = _dtype_of(model)
+        problems.append(f"dtype is {config.dtype!r}, but the model that is trained is in {trained_in}: leave it out")
     problems += model_problems(config, facts["model"])
-    if config.datasets:
-        try:
-            memory_spec(config)
-        except ConfigError as err:
-            problems += err.problems
+    try:
+        memory_spec(config)
+    except ConfigError as err:
+        problems += err.problems
     if problems:
         raise ConfigError(problems)
     return config.updated(**facts)
@@ -163,7 +161,7 @@ def model_problems(config: ADGConfig, trained: str | None) -> list[str]:
     ]
 
 
-def positions(dataset: Dataset, ids: Sequence[str], spec: DatasetSpec | None = None) -> list[int]:
+def positions(dataset: Dataset, ids: Sequence[str], spec: DatasetSpec = IN_MEMORY) -> list[int]:
     """Return where the rows with these ids are in the data set, ascending.
 
     Args:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError
@@ -19,11 +19,8 @@ from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader, keys
 from adg_plugin.store.folder import check_folder
 from adg_plugin.store.mirror import check_url
-from adg_plugin.store.parts import digests
 from adg_plugin.store.reader import CONFIG
-
-if TYPE_CHECKING:
-    from adg_plugin.engines.models.loading import Source
+from adg_plugin.store.staging import digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +83,20 @@ def plan_selection(
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     before, notes = _found(config, run_dir, recipe, own=own)
     with tempfile.TemporaryDirectory(prefix="adg-dry-run-") as folder, RunFolder.open(folder) as run:
-        _prepare(run, pool, config, source, recipe, shown=run_dir)
+        try:
+            prepare(run, pool, config, source, recipe, own=False)
+        except DataError as err:  # none of the rows can be sampled
+            raise type(err)(str(err).replace(str(run.path), run_dir)) from err
         counts = run.counts()
         rejected = Counter(rejection.reason for rejection in run.staged_rejections())
-        answered = 0 if before is None else _answered(run, before)
+        there = set() if before is None else before.stock.completed | before.samples_stock.completed
+        answered = sum(digest in there for table in run.staged_columns(["id", "key"]) for digest in digests(table))
         chooser.check_rows(run, config)
-    missing = answered < counts.prompts if chooser.samples_answers else chooser.asks_backbone
-    if missing:
-        if config.executor == "ray" and chooser.samples_answers:
-            need_ray()  # the rest is up to its workers
-        else:
-            check_requirements(config)
+    is_asked = answered < counts.prompts if chooser.samples_answers else chooser.asks_backbone
+    if is_asked and config.executor == "ray" and chooser.samples_answers:
+        need_ray()  # the rest is up to its workers
+    elif is_asked:
+        check_requirements(config)
     return SelectionPlan(config, run_dir, counts.prompts, answered, rejected, notes)
 
 
@@ -116,21 +116,6 @@ def _found(
     other = other_answers(before, config, recipe)
     made_with = f"was made with {', '.join(other.values())}: its answers are kept, and not used"
     return before, (f"           {made_with}",) if other else ()
-
-
-def _prepare(
-    run: RunFolder, pool: Pool, config: ADGConfig, source: Source, recipe: Mapping[str, Any], *, shown: str
-) -> None:
-    """Stage the pool into a temporary folder; errors name the folder `shown`."""
-    try:
-        prepare(run, pool, config, source, recipe, own=False)
-    except DataError as err:  # none of the rows can be sampled
-        raise type(err)(str(err).replace(str(run.path), shown)) from err
-
-
-def _answered(run: RunReader, before: RunReader) -> int:
-    there = before.stock.completed | before.samples_stock.completed
-    return sum(digest in there for table in run.staged_columns(["id", "key"]) for digest in digests(table))
 
 
 def how_chosen(config: ADGConfig) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.selectors.registry import selector
+from adg_plugin.errors import StoreError
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.lookup import results_of
 from adg_plugin.store.records import Prompt
@@ -24,13 +22,8 @@ _MERGED = ".absorbed-"
 class Team(Protocol):
     """The processes of one training run."""
 
-    @property
-    def rank(self) -> int:
-        """Number of this process; 0 owns the run folder."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
+    rank: int  # number of this process; 0 owns the run folder
+    size: int
 
     def barrier(self, name: str) -> AbstractContextManager[None]:
         """Return a context that all processes leave together; an error in one of them is raised in all."""
@@ -62,21 +55,6 @@ class SingleProcess:
         return [value]
 
 
-def refuse_for_teams(config: ADGConfig, team: Team) -> None:
-    """Raise a ConfigError with every setting under which these processes cannot share the work."""
-    problems = []
-    if config.executor == "ray":
-        config.refuse_other_methods("only ADG samples on Ray's workers")
-    if team.size > 1 and not selector(config.method).shares_work(config):
-        problems.append(f"method is {config.method!r}: one process measures; select first with `adg select` in one")
-    if team.size > 1 and config.executor != "inline":
-        problems.append(f"executor is {config.executor!r}: start it in one process, its workers are the team")
-    if team.size > 1 and ":" in config.device:
-        problems.append(f"device is {config.device!r}: each rank takes its own; use auto")
-    if problems:
-        raise ConfigError(problems)
-
-
 def is_mine(prompt: Prompt, team: Team) -> bool:
     """Return whether this process is to sample the prompt; exactly one of the team is."""
     return int.from_bytes(row_digest(prompt.id, prompt.key)[:8], "big") % team.size == team.rank
@@ -105,11 +83,21 @@ def merge_rank_results(run: RunFolder) -> None:
         shutil.rmtree(folder.rename(run.path / f"{_MERGED}{folder.name}"))
 
 
-def open_share(run_dir: Path, team: Team) -> tuple[RunReader, RunFolder]:
-    """Return the run folder to read, and this process's own in it, locked; a StoreError if unseen or unwritable."""
+@contextmanager
+def shared(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[RunReader, RunFolder]]:
+    """Yield what to read the pool from and where results go; a StoreError if it is unseen or unwritable.
+
+    Both are the run folder where this process holds it; else its own folder in that one, locked, takes the results.
+    """
+    if run is not None:
+        run.flush()  # answers still in memory can be neither read nor embedded
+        yield run, run
+        return
     if not run_dir.is_dir():
         raise StoreError(
             f"rank {team.rank} sees no run folder {run_dir}: put it on a file system that all machines share, "
             "or select first with `adg run`"
         )
-    return RunFolder.read(run_dir), RunFolder.open(run_dir / RANKS / str(team.rank))
+    pool = RunFolder.read(run_dir)
+    with RunFolder.open(run_dir / RANKS / str(team.rank)) as mine:
+        yield pool, mine

@@ -17,15 +17,15 @@ from adg_plugin.config.messages import NO_POOL
 from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.pipeline.checks import other_answers, refuse_other_answers, refuse_unfit
-from adg_plugin.pipeline.ranks import SingleProcess, Team, merge_rank_results, refuse_for_teams
+from adg_plugin.pipeline.checks import other_answers, refuse_for_teams, refuse_other_answers, refuse_unfit
+from adg_plugin.pipeline.ranks import SingleProcess, Team, merge_rank_results
 from adg_plugin.pipeline.stage import Pool, pool_counts, stage_pool
 from adg_plugin.pipeline.training_rows import write_training_rows
 from adg_plugin.selectors.base import Task
 from adg_plugin.selectors.registry import package_of, selector
 from adg_plugin.store import RunFolder, keys
+from adg_plugin.store.keys import versions
 from adg_plugin.store.reader import SELECTED, Counts
-from adg_plugin.store.versions import versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,21 +97,17 @@ def select(
         ADGError: of the kind that tells configuration, data, model, run folder and numbers apart.
     """
     settings = config if isinstance(config, ADGConfig) else ADGConfig.parse(config or {})
-    named = {"model": model, "answers": answers}
-    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    rows: Iterable[Mapping[str, Any]] | None = None
+    changes: dict[str, Any] = {"model": model, "answers": answers}
+    rows = None if isinstance(dataset, str | Path) else dataset
     if isinstance(dataset, str | Path):
         changes["datasets"] = [{"path": str(dataset)}]
-    elif dataset is not None:
-        rows = dataset
-    settings = settings.updated(**changes) if changes else settings
+    settings = settings.updated(**{name: value for name, value in changes.items() if value is not None})
     if rows is None and not settings.datasets:
         raise ConfigError([NO_POOL])
     where = run_folder(output_dir, settings.output_dir)
     if "://" in where:
         raise ConfigError([f"output_dir is {where!r}: only `adg select --out` takes URLs; give a folder"])
-    run_dir = Path(where)
-    return run_selection(Pool.of(settings, rows), settings, run_dir, show_progress=show_progress)
+    return run_selection(Pool.of(settings, rows), settings, Path(where), show_progress=show_progress)
 
 
 def run_selection(

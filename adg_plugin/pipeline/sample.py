@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
@@ -16,12 +16,13 @@ from adg_plugin.engines.failures import FailureGuard
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.ray import RayEngine
 from adg_plugin.engines.split import SplitEngine
-from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.pipeline.ranks import Team, is_mine, merge_rank_results, my_windows, open_share
+from adg_plugin.errors import StoreError
+from adg_plugin.pipeline.ranks import Team, is_mine, merge_rank_results, my_windows, shared
 from adg_plugin.store import RunFolder, RunReader, keys
-from adg_plugin.store.records import Prompt, Sampled
+from adg_plugin.store.records import Prompt, RowResult, Sampled
 
 Stage = Literal["sample", "embed"]
+Row = TypeVar("Row", Prompt, Sampled)
 
 
 def fill(
@@ -47,15 +48,13 @@ def fill(
     stats: dict[str, Any] = {}
     show = show and team.rank == 0
     if "sample" in stages:
-        with team.barrier("sampling"), _share(run, run_dir, team) as (pool, to):
+        with team.barrier("sampling"), shared(run, run_dir, team) as (pool, to):
             stats = _fill_answers(pool, to, config, source, team, embed="embed" in stages, show=show)
-        stats = _together(stats, team)
-        _gather(run, team)
+        stats = _together(stats, run, team)
     if "embed" in stages and config.engine != "hf":
-        with team.barrier("embedding"), _share(run, run_dir, team) as (pool, to):
+        with team.barrier("embedding"), shared(run, run_dir, team) as (pool, to):
             vectors = _fill_vectors(pool, to, config, source, team, show=show)
-        vectors = _together(vectors, team)
-        _gather(run, team)
+        vectors = _together(vectors, run, team)
         if run is not None:
             run.drop_embedded_samples()
         if skipped := {**stats.pop("skipped", {}), **vectors.pop("skipped", {})}:
@@ -64,21 +63,12 @@ def fill(
     return stats
 
 
-@contextmanager
-def _share(run: RunFolder | None, run_dir: Path, team: Team) -> Iterator[tuple[RunReader, RunFolder]]:
-    """Yield what to read the pool from and where results go: the run folder, or this process's own part of it."""
-    if run is not None:
-        run.flush()  # answers still in memory can be neither read nor embedded
-        yield run, run
-        return
-    shared, mine = open_share(run_dir, team)
-    with mine:
-        yield shared, mine
-
-
-def _together(stats: dict[str, Any], team: Team) -> dict[str, Any]:
-    """Return what a stage took the whole team: seconds of the slowest, tokens and rows left out of all."""
+def _together(stats: dict[str, Any], run: RunFolder | None, team: Team) -> dict[str, Any]:
+    """Merge what the ranks found, and return what it took: seconds of the slowest, tokens and rows left out of all."""
     each = team.gather(stats)
+    with team.barrier("gathering results"):
+        if run is not None:
+            merge_rank_results(run)
     whole = dict(each[0])
     if any("tokens" in one for one in each):
         whole["seconds"] = max(one.get("seconds", 0.0) for one in each)
@@ -89,26 +79,12 @@ def _together(stats: dict[str, Any], team: Team) -> dict[str, Any]:
     return whole
 
 
-def _gather(run: RunFolder | None, team: Team) -> None:
-    with team.barrier("gathering results"):
-        if run is not None:
-            merge_rank_results(run)
-
-
 def _fill_answers(
-    pool: RunReader,
-    to: RunFolder,
-    config: ADGConfig,
-    source: Source,
-    team: Team,
-    *,
-    embed: bool,
-    show: bool,
+    pool: RunReader, to: RunFolder, config: ADGConfig, source: Source, team: Team, *, embed: bool, show: bool
 ) -> dict[str, Any]:
-    """Sample this process's share of the rows of `pool` that have no answers into `to`, and return what it took.
+    """Sample this process's share of the rows of `pool` without answers into `to`, and return what it took.
 
-    Args:
-        embed: False leaves the vectors to `_fill_vectors`, where the engine can do without them.
+    Without `embed`, the vectors are left to `_fill_vectors`, where the engine can do without them.
     """
     counts = pool.counts()
     pending = counts.unsampled if team.size == 1 else sum(map(len, my_windows(pool, team)))
@@ -118,31 +94,25 @@ def _fill_answers(
     known = counts.completed + counts.sampled
     total = counts.prompts if team.size == 1 else known + pending
     windows = my_windows(pool, team)
-    if draws_first(config) or (config.engine != "hf" and not embed):
-        guard = _guard()
-        with _sampler(source, config) as sampler, SamplingProgress(total, known, show=show) as progress:
-            found = sampler.run(guard.taking(chain.from_iterable(windows)))
-            for result in guard.watched(found, progress, stats):
-                to.append_sample(result)
-    else:
-        verb = "sampling" if config.answers is None else "embedding"
-        with _engine(source, config) as engine, SamplingProgress(total, known, verb=verb, show=show) as progress:
+    embed = not draws_first(config) and (config.engine == "hf" or embed)
+    verb = "sampling" if config.answers is None else "embedding"
+    with (
+        _engine(source, config, embed=embed) as engine,
+        SamplingProgress(total, known, verb=verb, show=show) as progress,
+    ):
+        if embed:
             sample(to, engine, progress, windows, stats)
+        else:
+            _store(engine.run, chain.from_iterable(windows), to.append_sample, progress, stats)
     stats |= {"seconds": progress.seconds, "tokens": progress.tokens}
     # The engine, and the model with it, goes with this frame: the bins want the memory.
     return stats
 
 
-def _engine(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
+def _engine(source: Source, config: ADGConfig, *, embed: bool) -> AbstractContextManager[Engine]:
     if config.executor == "ray":
-        return nullcontext(RayEngine(config, source.identity))
-    return factory.engine_for(source, config)
-
-
-def _sampler(source: Source, config: ADGConfig) -> AbstractContextManager[Engine]:
-    if config.executor == "ray":
-        return nullcontext(RayEngine(config, source.identity, embed=False))
-    return factory.sampler_for(source, config)
+        return nullcontext(RayEngine(config, source.identity, embed=embed))
+    return factory.engine_for(source, config) if embed else factory.sampler_for(source, config)
 
 
 def draws_first(config: ADGConfig) -> bool:
@@ -158,10 +128,27 @@ def sample(
     stats: dict[str, Any] | None = None,
 ) -> None:
     """Sample and embed every prompt, storing each result in `run` as it comes; `stats` gets `skipped`, by id."""
-    guard = _guard(in_turn=not isinstance(engine, SplitEngine | RayEngine))
-    found = engine.run(guard.taking(_by_length(windows)))
-    for result in guard.watched(found, progress, {} if stats is None else stats):
-        run.append(result)
+    in_turn = not isinstance(engine, SplitEngine | RayEngine)
+    _store(engine.run, _by_length(windows), run.append, progress, {} if stats is None else stats, in_turn=in_turn)
+
+
+def _store(
+    engine: Callable[[Iterable[Row]], Iterable[RowResult]],
+    rows: Iterable[Row],
+    store: Callable[[RowResult], None],
+    progress: SamplingProgress,
+    stats: dict[str, Any],
+    *,
+    in_turn: bool = False,
+) -> None:
+    guard = FailureGuard(
+        memory="free the device, lower max_new_tokens or max_prompt_tokens, or use load_in_4bit",
+        numbers="set dtype to bfloat16 or float32 (float16 overflows in many models), or check the model's weights",
+        kept="What is sampled is kept",
+        in_turn=in_turn,
+    )
+    for result in guard.watched(engine(guard.taking(rows)), progress, stats):
+        store(result)
 
 
 def _fill_vectors(
@@ -175,20 +162,14 @@ def _fill_vectors(
     encoder = factory.make_encoder(source.load(), config)
     recipe = keys.digest(keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids))
     rows = chain.from_iterable(pool.sampled_windows())
-    mine = (_checked(row, recipe, pool) for row in rows if team.size == 1 or is_mine(row.prompt, team))
-    guard = _guard()
+    mine = (_checked(row, recipe, pool) for row in rows if is_mine(row.prompt, team))
     with SamplingProgress(counts.completed + counts.sampled, counts.completed, verb="embedding", show=show) as progress:
-        for result in guard.watched(encoder.run(guard.taking(mine)), progress, stats):
-            to.append(result)
+        _store(encoder.run, mine, to.append, progress, stats)
     return stats | {"seconds": progress.seconds, "tokens": progress.tokens}
 
 
 def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
-    """Return the row, if its answers came of these settings.
-
-    Raises:
-        StoreError: they did not: a run with other settings was stopped before it had staged the pool.
-    """
+    """Return the row; a StoreError where a run with other settings was stopped before it had staged the pool."""
     if keys.row_key(recipe, row.prompt.token_ids, row.prompt.span, row.prompt.reference_ids) != row.prompt.key:
         raise StoreError(
             f"run folder {pool.path}: row {row.id!r} was drawn under other settings: run `adg select` or `adg sample` "
@@ -197,29 +178,7 @@ def _checked(row: Sampled, recipe: bytes, pool: RunReader) -> Sampled:
     return row
 
 
-def _guard(*, in_turn: bool = False) -> FailureGuard:
-    return FailureGuard(
-        memory="free the device, lower max_new_tokens or max_prompt_tokens, or use load_in_4bit",
-        numbers="set dtype to bfloat16 or float32 (float16 overflows in many models), or check the model's weights",
-        kept="What is sampled is kept",
-        in_turn=in_turn,
-    )
-
-
 def _by_length(windows: Iterable[list[Prompt]]) -> Iterator[Prompt]:
     """Yield the prompts of each window by length, up and down in turn: neighbours are of similar length."""
     for number, window in enumerate(windows):
         yield from sorted(window, key=len, reverse=number % 2 == 1)
-
-
-def refuse_elsewhere(config: ADGConfig, *, why: str) -> None:
-    """Raise a ConfigError where the settings name another engine or executor than the model in memory."""
-    problems = []
-    if config.engine != "hf":
-        problems.append(f"engine is {config.engine!r}: {why}; leave it out, or select first with `adg run`")
-    if config.answers is not None:
-        problems.append(f"answers is {config.answers!r}: {why}; leave it out, or select first with `adg run`")
-    if config.executor != "inline":
-        problems.append(f"executor is {config.executor!r}: {why}; leave it out, or select first with `adg run`")
-    if problems:
-        raise ConfigError(problems)

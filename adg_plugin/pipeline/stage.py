@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from adg_plugin import __version__
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.answer_file import AnswerFile, answers_fingerprint
-from adg_plugin.data.filters import RowFilters, row_settings
-from adg_plugin.data.filters.agreement import ReferenceResponses
+from adg_plugin.data.filters import ReferenceResponses, RowFilters, row_settings
+from adg_plugin.data.layouts import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
-from adg_plugin.data.rows import Reason, Rejection, Row, row_json, unique_rows
+from adg_plugin.data.rows import Rejection, Row, row_json, unique_rows
 from adg_plugin.data.sources import Record, iter_memory, iter_records, pool_fingerprint
 from adg_plugin.errors import ConfigError
-from adg_plugin.pipeline.given import AnswerRules, Given
+from adg_plugin.pipeline.given import AnswerRules, given_answers
 from adg_plugin.store import Rejection as StoredRejection
 from adg_plugin.store import RunFolder, RunReader, StagedRow, keys
 from adg_plugin.store.records import Answer, Prompt
@@ -67,12 +67,8 @@ def memory_spec(config: ADGConfig) -> DatasetSpec:
         return IN_MEMORY
     if len(config.datasets) > 1 or config.datasets[0].path != IN_MEMORY.path:
         named = ", ".join(spec.path for spec in config.datasets)
-        raise ConfigError(
-            [
-                f"datasets is {named}, but the pool is the data set in memory: leave it out, or name the columns in "
-                f"one entry with path: {IN_MEMORY.path}"
-            ]
-        )
+        fix = f"leave it out, or name the columns in one entry with path: {IN_MEMORY.path}"
+        raise ConfigError([f"datasets is {named}, but the pool is the data set in memory: {fix}"])
     return config.datasets[0]
 
 
@@ -118,14 +114,21 @@ def stage_pool(
         return
     renderer = PromptRenderer(tokenizer, config.template, _limit(config, positions), config.truncate)
     filters, own = RowFilters(config.filters), ReferenceResponses.of(config, tokenizer)
-    walk = partial(_staged, pool, renderer, filters, own, keys.digest(recipe))
+    rows = unique_rows(pool.records)
+    prompts = renderer.render_many(map(_with_an_answer, rows) if pool.for_training else rows)
+    staged = partial(_staged, prompts, filters, own, keys.digest(recipe))
     if config.answers is None:
-        run.stage_prompts(walk(), digest=digest)
+        run.stage_prompts(staged(), digest=digest)
         return
-    notes: list[str] = []
-    with closing(AnswerFile.read(config)) as file:
-        given = Given(file, AnswerRules(config, tokenizer, positions))
-        run.stage_prompts(walk(given, notes), digest=digest, notes=notes, given=True)
+    with closing(AnswerFile(config)) as file:
+        rules = AnswerRules(config, tokenizer, positions)
+        notes: list[str] = []
+
+        def noted() -> Iterator[StagedRow | StoredRejection]:
+            yield from staged(partial(given_answers, file, rules))
+            notes.extend([*file.notes(), *rules.notes()])
+
+        run.stage_prompts(noted(), digest=digest, notes=notes, given=True)
 
 
 def _limit(config: ADGConfig, positions: int | None) -> PromptLimit:
@@ -165,28 +168,19 @@ def _tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _staged(
-    pool: Pool,
-    renderer: PromptRenderer,
+    prompts: Iterable[tuple[Row | Rejection, Rendered | Rejection]],
     filters: RowFilters,
     own: ReferenceResponses,
     recipe: bytes,
-    given: Given | None = None,
-    notes: list[str] | None = None,
+    given: Callable[[Row | Rejection, Rendered | Rejection], tuple[Answer, ...] | Rejection] | None = None,
 ) -> Iterator[StagedRow | StoredRejection]:
     """Yield every record once, as a prompt or as a rejection, in the pool's order.
 
     A row that is rejected goes on with its reason, and no later step looks at it. The filters see only rows that could
-    be sampled: a row without a prompt cannot stand for its near-duplicates.
-
-    Args:
-        given: answers that somebody else generated,
-        notes: which gets sentences about them after the last row.
+    be sampled: a row without a prompt cannot stand for its near-duplicates. `given` finds answers of somebody else.
     """
-    rows = unique_rows(pool.records)
-    if pool.for_training:
-        rows = map(_with_an_answer, rows)
-    for row, prompt in renderer.render_many(rows):
-        answers = None if given is None else given.answers(row, prompt)
+    for row, prompt in prompts:
+        answers = None if given is None else given(row, prompt)
         if isinstance(answers, Rejection):
             yield _stored(answers)
         elif isinstance(row, Rejection):
@@ -196,9 +190,10 @@ def _staged(
         elif (filtered := filters.rejection(row)) is not None:
             yield _stored(filtered)
         else:
-            yield _staged_row(row, prompt, own, recipe, answers)
-    if given is not None and notes is not None:
-        notes += given.notes()
+            reference_ids = own.ids(row.reference)
+            key = keys.row_key(recipe, prompt.token_ids, prompt.span, reference_ids, answers)
+            asked = Prompt(row.id, prompt.token_ids, prompt.span, key, row.question, reference_ids, answers)
+            yield StagedRow(asked, prompt.text, row.reference, row_json(row.data), row.where, row.entry)
 
 
 def _with_an_answer(row: Row | Rejection) -> Row | Rejection:
@@ -206,15 +201,6 @@ def _with_an_answer(row: Row | Rejection) -> Row | Rejection:
     if isinstance(row, Rejection) or row.answer() is not None:
         return row
     return Rejection.of(row, Reason.NO_ANSWER, _NO_ANSWER)
-
-
-def _staged_row(
-    row: Row, rendered: Rendered, own: ReferenceResponses, recipe: bytes, given: tuple[Answer, ...] | None
-) -> StagedRow:
-    reference_ids = own.ids(row.reference)
-    key = keys.row_key(recipe, rendered.token_ids, rendered.span, reference_ids, given)
-    prompt = Prompt(row.id, rendered.token_ids, rendered.span, key, row.question, reference_ids, given)
-    return StagedRow(prompt, rendered.text, row.reference, row_json(row.data), row.where, row.entry)
 
 
 def _stored(rejection: Rejection) -> StoredRejection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from adg_plugin.store.spool import TableSpool
 
 TRAINING_FILE = Path("data", "train-00000-of-00001.parquet")  # in a run folder; the name makes it the split `train`
 _GROUP_ROWS = 1000
+_EXTRAS = ("tools", "chat_template_kwargs")  # columns of rows that have them
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +57,15 @@ def write_training_rows(run: RunReader, ids: Sequence[str], tokenizer: Any, conf
     with writing(path):
         path.unlink(missing_ok=True)
     try:
-        form, seen, chosen = Form.of(tokenizer, config.template), Seen(), _chosen(run, ids, config)
+        table, chosen = TrainerTable(tokenizer, config.template), _chosen(run, ids, config)
         with TableSpool(run.path / "turns") as turns, TableSpool(run.path / "whole") as whole:
             while group := list(islice(chosen, _GROUP_ROWS)):
                 for row, layout in group:
-                    seen.add(row, layout)
-                turns.add([form.prompt_and_completion(row) for row, _ in group])
-                if form.may_be_whole and seen.all_conversations:
-                    whole.add([form.whole(row) for row, _ in group])
-            names = seen.columns(form)
+                    table.see(row, layout)
+                turns.add([table.prompt_and_completion(row) for row, _ in group])
+                if table.stays_whole:
+                    whole.add([table.whole(row) for row, _ in group])
+            names = table.columns()
             (whole if "messages" in names else turns).write(path, names)
     except (DataError, pa.ArrowException, OverflowError) as err:
         logger.info("%s is not written: %s", path, err)
@@ -86,48 +87,71 @@ def _chosen(run: RunReader, ids: Sequence[str], config: ADGConfig) -> Iterator[P
 def training_rows(
     chosen: Sequence[Parsed], tokenizer: Any, template: str, *, whole: bool = True
 ) -> list[dict[str, Any]]:
-    """Return the rows as `id` with `messages`, or with `prompt` and `completion`; see `Form` and `Seen`.
+    """Return the rows as `id` with `messages`, or with `prompt` and `completion`; see `TrainerTable`.
 
     Args:
         whole: False gives prompts and completions even where all rows are conversations.
     """
-    form, seen = Form.of(tokenizer, template), Seen()
+    table = TrainerTable(tokenizer, template)
     for row, layout in chosen:
-        seen.add(row, layout)
-    names = seen.columns(form, whole=whole)
-    write = form.whole if "messages" in names else form.prompt_and_completion
+        table.see(row, layout)
+    names = table.columns(whole=whole)
+    write = table.whole if "messages" in names else table.prompt_and_completion
     return [{name: value for name, value in write(row).items() if name in names} for row, _ in chosen]
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a trainer gets rows.
+class TrainerTable:
+    """How a trainer gets rows: what is written of each, and the columns, by what those seen so far have in common."""
 
-    Attributes:
-        text: writes prompts as text, or None where the trainer's chat template does it from turns.
-        keeps_text: prompts that are texts already stay so.
-    """
-
-    text: Template | None
-    keeps_text: bool
-
-    @classmethod
-    def of(cls, tokenizer: Any, template: str) -> Form:
-        """Return the form under a template.
+    def __init__(self, tokenizer: Any, template: str) -> None:
+        """Choose between turns and text.
 
         Args:
-            tokenizer: of the model; its chat template decides between turns and text.
+            tokenizer: of the model; its chat template decides where `template` is `auto`.
 
         Raises:
             DataError: the template is one that the trainer does not apply.
         """
-        writer = _text_writer(tokenizer, template)
-        return cls(writer, keeps_text=writer is None and template == "auto")
+        own_template = bool(getattr(tokenizer, "chat_template", None))
+        self._write_text: Template | None = None  # None: the trainer's chat template makes text of turns
+        # A .jinja file is the trainer's chat_template_path too.
+        if not (template == "chat" or template.endswith((".jinja", ".j2")) or (template == "auto" and own_template)):
+            if template not in ("auto", *ALPACA, "raw"):
+                raise DataError(
+                    f"template is {template!r}: TRL would render the rows with another one; use auto, chat, "
+                    f"{', '.join(ALPACA)} or raw, or set chat_template_path for the trainer and leave template out"
+                )
+            self._write_text = make_template(template, tokenizer)
+        self._keeps_text = self._write_text is None and template == "auto"  # of prompts that are texts already
+        self._rows = self._conversations = self._texts = 0
+        self._first_text = ""  # where the first prompt is that is a text already
+        self._extras: set[str] = set()
 
     @property
-    def may_be_whole(self) -> bool:
-        """Whether conversations stay whole (`messages`), where all rows are conversations."""
-        return self.text is None
+    def stays_whole(self) -> bool:
+        """Whether conversations stay whole (`messages`): all rows are some, and the trainer's template shows them."""
+        return self._write_text is None and self._conversations == self._rows
+
+    def see(self, row: Row, layout: Layout) -> None:
+        """Take note of a row; a DataError where it has no answer."""
+        if row.answer() is None:
+            raise DataError(f"{row.where}: the row has no answer to train on")
+        self._rows += 1
+        self._conversations += layout in ("messages", "sharegpt")
+        if row.text is not None:
+            self._texts += 1
+            self._first_text = self._first_text or row.where
+        self._extras |= {name for name in _EXTRAS if getattr(row, name)}
+
+    def columns(self, *, whole: bool = True) -> list[str]:
+        """Return a trainer's columns, conversations whole if `whole`; a DataError if text prompts and turns mix."""
+        if self._keeps_text and 0 < self._texts < self._rows:
+            raise DataError(
+                f"{self._first_text}: `prompt` is text, other rows hold turns, and the two are rendered differently: "
+                "write the prompts as lists of turns, or train on them separately"
+            )
+        names = ["messages"] if whole and self.stays_whole else ["prompt", "completion"]
+        return ["id", *names, *(name for name in _EXTRAS if name in self._extras)]
 
     def whole(self, row: Row) -> dict[str, Any]:
         """Return a conversation with all its turns as `messages`."""
@@ -135,81 +159,17 @@ class Form:
 
     def prompt_and_completion(self, row: Row) -> dict[str, Any]:
         """Return a row whose last answer is its `completion`."""
-        pair: dict[str, Any]
-        if self.text is not None:
-            pair = {"prompt": self.text.render(row).text, "completion": row.reference}
-        elif self.keeps_text and row.text is not None:
-            pair = {"prompt": row.text, "completion": row.reference}
-        else:
-            pair = {"prompt": _prompt_turns(row), "completion": [row.answer()]}
-        return {"id": row.id, **pair, **_extras(row)}
-
-
-@dataclass(slots=True)
-class Seen:
-    """What the rows so far have in common: it decides which columns a trainer gets."""
-
-    rows: int = 0
-    conversations: int = 0
-    texts: int = 0  # prompts that are texts already
-    first_text: str = ""  # where the first of them is
-    has_tools: bool = False
-    has_kwargs: bool = False  # keywords for the chat template
-
-    @property
-    def all_conversations(self) -> bool:
-        """Whether no row is of another layout."""
-        return self.conversations == self.rows
-
-    def add(self, row: Row, layout: Layout) -> None:
-        """Take a row; a DataError where it has no answer."""
-        if row.answer() is None:
-            raise DataError(f"{row.where}: the row has no answer to train on")
-        self.rows += 1
-        self.conversations += layout in ("messages", "sharegpt")
-        if row.text is not None:
-            self.texts += 1
-            self.first_text = self.first_text or row.where
-        self.has_tools |= bool(row.tools)
-        self.has_kwargs |= bool(row.chat_template_kwargs)
-
-    def columns(self, form: Form, *, whole: bool = True) -> list[str]:
-        """Return a trainer's columns, conversations whole if `whole`; a DataError if text prompts and turns mix."""
-        if form.keeps_text and 0 < self.texts < self.rows:
-            raise DataError(
-                f"{self.first_text}: `prompt` is text, other rows hold turns, and the two are rendered differently: "
-                "write the prompts as lists of turns, or train on them separately"
-            )
-        stay_whole = whole and form.may_be_whole and self.all_conversations
-        return [
-            "id",
-            *(["messages"] if stay_whole else ["prompt", "completion"]),
-            *(["tools"] if self.has_tools else []),
-            *(["chat_template_kwargs"] if self.has_kwargs else []),
-        ]
+        text = self._write_text(row).text if self._write_text is not None else row.text if self._keeps_text else None
+        if text is not None:
+            return {"id": row.id, "prompt": text, "completion": row.reference, **_extras(row)}
+        turns = list(row.messages or [{"role": "user", "content": row.text}])
+        return {"id": row.id, "prompt": turns, "completion": [row.answer()], **_extras(row)}
 
 
 def _extras(row: Row) -> dict[str, Any]:
     # Tools as JSON: a column of tables would give every tool the arguments of all others.
     tools = json.dumps(list(row.tools)) if row.tools else None
     return {"tools": tools, "chat_template_kwargs": row.chat_template_kwargs}
-
-
-def _text_writer(tokenizer: Any, template: str) -> Template | None:
-    own_template = bool(getattr(tokenizer, "chat_template", None))
-    # A .jinja file is the trainer's chat_template_path too.
-    if template == "chat" or template.endswith((".jinja", ".j2")) or (template == "auto" and own_template):
-        return None
-    if template not in ("auto", *ALPACA, "raw"):
-        raise DataError(
-            f"template is {template!r}: TRL would render the rows with another one; use auto, chat, "
-            f"{', '.join(ALPACA)} or raw, or set chat_template_path for the trainer and leave template out"
-        )
-    return make_template(template, tokenizer)
-
-
-def _prompt_turns(row: Row) -> list[dict[str, Any]]:
-    return list(row.messages) if row.messages is not None else [{"role": "user", "content": row.text}]
 
 
 def _all_turns(row: Row) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ def show(
     """Show what a selection chose: counts, the parts of the score, the top and bottom rows."""
     from adg_plugin.report.summary import print_summary
     from adg_plugin.store import RunFolder
-    from adg_plugin.store.finished import finished
+    from adg_plugin.store.reader import finished
 
     finished(RunFolder.read(run_dir))
     print_summary(run_dir, result_console(), examples=rows)
@@ -60,10 +60,3 @@ def report(
     path = out or run_dir / REPORT
     write_page(found, path)
     print(path)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command()(show)
-    app.command()(explain)
-    app.command()(report)

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from adg_plugin.errors import StoreError
-from adg_plugin.report.figures import CHOSEN, Figure, chart
-from adg_plugin.report.side_files import COMPARE, format_chance, read_comparison
+from adg_plugin.report.figures import CHOSEN, Figure, amount, chart, short, tips
 from adg_plugin.selectors.registry import choice_settings
 from adg_plugin.store import RunReader
+from adg_plugin.store.files import read_json
 
+COMPARE = "compare.json"  # in the run folder
 _PALE, _DEEP, _INK = "#eaf0fd", "#17408f", "#1d232d"  # the cells are the same on white and on black
 _LIGHT_TEXT_FROM = 0.45  # there, dark and white text have the same contrast, 4 to 1
 _NAME_PIXELS = 110  # of an axis label; a phone has 390 in all
-_LENGTHS = ("prompt_tokens", "reference_words")
 _FIX = "delete it and run adg compare again"
+
+
+def format_chance(jaccard: Sequence[Sequence[float]]) -> str:
+    """Return in words what two different choices would share by chance (M, M): they may choose among other rows."""
+    found = [value for at, row in enumerate(jaccard) for value in row[at + 1 :]] or [row[0] for row in jaccard]
+    least, most = (f"{value:.0%}" for value in (min(found, default=0.0), max(found, default=0.0)))
+    return least if least == most else f"{least} to {most}"
+
+
+def read_comparison(run: RunReader) -> dict[str, Any] | None:
+    """Return compare.json of a run folder, or None where there is none, or it is about another pool than is staged.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found = read_json(run.path / COMPARE, fix=_FIX)
+    return found if found is not None and found.get("pool_digest") == run.staged_digest() else None
 
 
 def read_compared(run: RunReader, manifest: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -38,13 +55,11 @@ def read_compared(run: RunReader, manifest: Mapping[str, Any] | None) -> dict[st
         return None
     path = run.path / COMPARE
     try:
-        about = _checked(found)
-        beside = None if manifest is None else _beside(found, manifest)
+        return {**_checked(found), "selection": None if manifest is None else _beside(found, manifest)}
     except KeyError as err:
         raise StoreError(f"{path} has no {err.args[0]}: {_FIX}") from err
     except (TypeError, ValueError, AttributeError) as err:
         raise StoreError(f"{path} is not as adg compare writes it ({err}): {_FIX}") from err
-    return {**about, "selection": beside}
 
 
 def _checked(found: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +72,20 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
     if names != [one["name"] for one in methods if one["error"] is None]:
         raise ValueError("names are not those of the methods that chose")
     datetime.fromisoformat(found["created"])
+
+    def of_each(values: Sequence[Any], convert: Callable[[Any], Any] = int) -> list[Any]:
+        if len(values) != len(names):
+            raise ValueError(f"{len(values)} values for {len(names)} methods")
+        return [convert(value) for value in values]
+
+    def matrix(rows: Sequence[Sequence[Any]]) -> list[list[float]]:
+        return of_each(rows, lambda row: of_each(row, _number))
+
+    def coverage(value: dict[str, Any]) -> dict[str, Any]:
+        name, chosen = value["value"], of_each(value["chosen"])
+        return {"value": name if name is None else str(name), "pool": int(value["pool"]), "chosen": chosen}
+
+    bins = found["bins"]
     return {
         **found,
         "budget": int(found["budget"]),
@@ -67,16 +96,23 @@ def _checked(found: dict[str, Any]) -> dict[str, Any]:
             for name, cost in found["costs"].items()
         },
         "names": names,
-        "jaccard": _matrix(found["jaccard"], names),
-        "by_chance": {**found["by_chance"], "jaccard": _matrix(found["by_chance"]["jaccard"], names)},
+        "jaccard": matrix(found["jaccard"]),
+        "by_chance": {**found["by_chance"], "jaccard": matrix(found["by_chance"]["jaccard"])},
         "chosen_by": {key: int(found["chosen_by"][key]) for key in ("all", "none")},
-        "alone": [int(rows) for rows in _of_each(found["alone"], names)],
-        "lengths": [_medians(of) for of in _of_each(found["lengths"], names)],
+        "alone": of_each(found["alone"]),
+        "lengths": of_each(found["lengths"], _medians),
         "lengths_of_pool": _medians(found["lengths_of_pool"]),
-        "bins": None if found["bins"] is None else _bins(found["bins"], names),
+        "bins": None
+        if bins is None
+        else {
+            **bins,
+            "total": int(bins["total"]),
+            "reached": of_each(bins["reached"]),
+            "largest_share": of_each(bins["largest_share"], _number),
+            "without_a_bin": of_each(bins["without_a_bin"]),
+        },
         "coverage": [
-            {"kind": str(of["kind"]), "values": [_value(value, names) for value in of["values"]]}
-            for of in found["coverage"]
+            {"kind": str(of["kind"]), "values": [coverage(value) for value in of["values"]]} for of in found["coverage"]
         ],
         "config": {**found["config"]},
         "recipe": {**found["recipe"]},
@@ -99,16 +135,6 @@ def _method(one: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _of_each(values: Sequence[Any], names: Sequence[str]) -> Sequence[Any]:
-    if len(values) != len(names):
-        raise ValueError(f"{len(values)} values for {len(names)} methods")
-    return values
-
-
-def _matrix(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> list[list[float]]:
-    return [[_number(value) for value in _of_each(row, names)] for row in _of_each(rows, names)]
-
-
 def _number(value: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} for a number")  # no browser's JSON has a name for it
@@ -116,23 +142,8 @@ def _number(value: Any) -> float:
 
 
 def _medians(of: dict[str, Any]) -> dict[str, Any]:
-    return {**of, **{name: {**of[name], "p50": _number(of[name]["p50"])} for name in _LENGTHS}}
-
-
-def _bins(bins: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        **bins,
-        "total": int(bins["total"]),
-        "reached": [int(count) for count in _of_each(bins["reached"], names)],
-        "largest_share": [_number(share) for share in _of_each(bins["largest_share"], names)],
-        "without_a_bin": [int(rows) for rows in _of_each(bins["without_a_bin"], names)],
-    }
-
-
-def _value(value: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    name = value["value"]
-    chosen = [int(rows) for rows in _of_each(value["chosen"], names)]
-    return {"value": name if name is None else str(name), "pool": int(value["pool"]), "chosen": chosen}
+    lengths = ("prompt_tokens", "reference_words")
+    return {**of, **{name: {**of[name], "p50": _number(of[name]["p50"])} for name in lengths}}
 
 
 def _beside(found: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +170,7 @@ def overlaps(comparison: dict[str, Any]) -> Figure:
     """
     names, jaccard = comparison["names"], comparison["jaccard"]
     cells = [
-        {"method": one, "other": other, "jaccard": float(f"{value:.5g}"), "percent": f"{100 * value:.0f}"}
+        {"method": one, "other": other, "jaccard": short(value), "percent": f"{100 * value:.0f}"}
         for one, row in zip(names, jaccard, strict=True)
         for other, value in zip(names, row, strict=True)
     ]
@@ -167,19 +178,14 @@ def overlaps(comparison: dict[str, Any]) -> Figure:
     place = {
         "x": {"field": "other", "type": "nominal", "title": None, "sort": names, "axis": {**axis, "labelAngle": -40}},
         "y": {"field": "method", "type": "nominal", "title": None, "sort": names, "axis": axis},
-        "tooltip": [{"field": name} for name in ("method", "other", "jaccard")],
+        "tooltip": tips("method", "other", "jaccard"),
     }
-    shade = {
-        "field": "jaccard",
-        "type": "quantitative",
-        "scale": {"domain": [0, 1], "range": [_PALE, CHOSEN, _DEEP], "interpolate": "rgb"},
-        "legend": None,
-    }
+    scale = {"domain": [0, 1], "range": [_PALE, CHOSEN, _DEEP], "interpolate": "rgb"}
+    shade = amount("jaccard", scale=scale, legend=None)
     ink = {"condition": {"test": f"datum.jaccard >= {_LIGHT_TEXT_FROM}", "value": "white"}, "value": _INK}
-    text = {"text": {"field": "percent"}, "color": ink}
     layers = [
         {"mark": {"type": "rect"}, "encoding": {**place, "color": shade}},
-        {"mark": {"type": "text", "fontSize": 11}, "encoding": {**place, **text}},
+        {"mark": {"type": "text", "fontSize": 11}, "encoding": {**place, "text": {"field": "percent"}, "color": ink}},
     ]
     note = (
         "Rows that both methods chose, in percent of those that at least one of them chose (Jaccard). "

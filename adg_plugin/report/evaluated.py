@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.errors import StoreError
-from adg_plugin.report.side_files import FOLDER
 from adg_plugin.store.files import read_json
 from adg_plugin.store.reader import SELECTED
 
+FOLDER = "eval"  # in the run folder
 _FIX = "run adg eval again, or delete it"
 
 
@@ -32,28 +32,25 @@ def read_evaluations(run: Path, manifest: Mapping[str, Any] | None) -> tuple[lis
 
 def _unlike(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a warning on the tasks that were put in unlike ways: their figures do not compare."""
-    by_difference: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    by_difference: dict[tuple[str, ...], tuple[set[str], set[str]]] = {}
     for name in sorted({task["task"] for one in evaluations for task in one["tasks"]}):
         put = [(one, task) for one in evaluations for task in one["tasks"] if task["task"] == name]
-        differing = tuple(
-            word
-            for word, values in {
-                "chat template": {one["chat_template"] for one, _ in put},
-                "limit": {one["limit"] for one, _ in put},
-                "shots": {task["shots"] for _, task in put},
-            }.items()
-            if len(values) > 1
-        )
+        ways = {
+            "chat template": {one["chat_template"] for one, _ in put},
+            "limit": {one["limit"] for one, _ in put},
+            "shots": {task["shots"] for _, task in put},
+        }
+        differing = tuple(word for word, values in ways.items() if len(values) > 1)
         if not differing and len({task["digest"] for _, task in put}) > 1:
             differing = ("questions, examples or metric",)
         if differing:
-            entry = by_difference.setdefault(differing, {"tasks": set(), "names": set()})
-            entry["tasks"].add(name)
-            entry["names"] |= {one["name"] for one, _ in put}
+            tasks, names = by_difference.setdefault(differing, (set(), set()))
+            tasks.add(name)
+            names.update(one["name"] for one, _ in put)
     return [
-        f"evaluations {', '.join(sorted(entry['names']))}: their figures of {', '.join(sorted(entry['tasks']))} do not "
-        f"compare, they differ in {', '.join(differing)}"
-        for differing, entry in by_difference.items()
+        f"evaluations {', '.join(sorted(names))}: their figures of {', '.join(sorted(tasks))} do not compare, they "
+        f"differ in {', '.join(differing)}"
+        for differing, (tasks, names) in by_difference.items()
     ]
 
 
@@ -67,7 +64,10 @@ def _evaluation(path: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any
         found = read_json(path, fix=_FIX)
         if found is None:
             raise StoreError(f"{path} cannot be read: {_FIX}")  # a link to nothing
-        model, settings = found["model"], found["settings"]
+        model, settings, selection = found["model"], found["settings"], found.get("selection")
+        earlier = False  # also where nobody knows
+        if selection and manifest is not None:
+            earlier = bool(selection["selected"] != manifest["files"][SELECTED]["blake2b"])
         return {
             "name": path.stem,
             "file": f"{FOLDER}/{path.name}",
@@ -80,7 +80,7 @@ def _evaluation(path: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any
             "harness": found["versions"].get("lm_eval"),
             "limit": settings.get("limit"),
             "chat_template": bool(settings.get("chat_template")),
-            "of_earlier_selection": _is_earlier(found.get("selection"), manifest),
+            "of_earlier_selection": earlier,
             "tasks": [_task(task) for task in found["tasks"]],
             "averages": [
                 {"name": str(of["name"]), "value": _number(of["value"]), "missing": [*map(str, of["missing"])]}
@@ -91,13 +91,6 @@ def _evaluation(path: Path, manifest: Mapping[str, Any] | None) -> dict[str, Any
         }
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise StoreError(f"{path} holds no results of adg eval: {_FIX}") from err
-
-
-def _is_earlier(selection: Mapping[str, Any] | None, manifest: Mapping[str, Any] | None) -> bool:
-    """Return whether other rows are selected now than when the model was evaluated; False where nobody knows."""
-    if not selection or manifest is None:
-        return False
-    return bool(selection["selected"] != manifest["files"][SELECTED]["blake2b"])
 
 
 def _task(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.config.scores import ScoreForm
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.errors import DataError
 from adg_plugin.report.rows import shortened
 from adg_plugin.scoring.geometry import centred_spectrum
@@ -22,7 +22,7 @@ from adg_plugin.selectors.base import Selector
 from adg_plugin.selectors.columns import Number, part_names, plain, printable, shown
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.finished import finished, lost_answers
+from adg_plugin.store.reader import finished, lost_answers
 from adg_plugin.store.records import Answer
 
 _LONGEST = 1200  # characters of a text
@@ -30,65 +30,46 @@ _LONGEST = 1200  # characters of a text
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row and what became of it.
-
-    Attributes:
-        where: file and line of the row.
-        prompt: the rendered prompt; `instruction` are the row's own words, `reference` its reference response.
-        changes: sentences: what would have changed the choice.
-    """
+    """A row and what became of it."""
 
     id: str
-    where: str
-    prompt: str
-    instruction: str
-    reference: str
+    where: str  # file and line of the row
+    prompt: str  # as it was rendered
+    instruction: str  # the row's own words
+    reference: str  # its reference response
     chosen: bool
     reason: str
-    changes: tuple[str, ...]
+    changes: tuple[str, ...]  # sentences: what would have changed the choice
 
 
 @dataclass(frozen=True, slots=True)
 class MethodExplanation(_Row):
-    """Everything that decided over one row where another method than ADG chose.
-
-    Attributes:
-        parts: by column, what the score was made of; None where the method never came to the row, like `score`.
-        rank: among the `rows` that could be chosen, 1 is the best; None where the method never came to the row.
-    """
+    """Everything that decided over one row where another method than ADG chose."""
 
     chooser: Selector
-    parts: dict[str, Number]
-    score: Number
-    rank: int | None
+    parts: dict[str, Number]  # by column, what the score was made of; None where the method never came to the row
+    score: Number  # likewise
+    rank: int | None  # among the `rows` that could be chosen, 1 is the best; likewise
     rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation(_Row):
-    """Everything that decided over one row where ADG chose.
+    """Everything that decided over one row where ADG chose."""
 
-    Attributes:
-        answers: K drawn answers.
-        similarity: (K, K) cosines of their vectors.
-        eigenvalues: (K,) of the centred Gram matrix, largest first; they sum to K * dispersion.
-        rank: within its bin, 1 is the highest score; `bin_rows` rows share `quota` places.
-        ranks: the rank under each other form of the score, with the settings' weight.
-    """
-
-    answers: tuple[Answer, ...]
-    similarity: npt.NDArray[np.float32]
-    eigenvalues: npt.NDArray[np.float64]
+    answers: tuple[Answer, ...]  # K drawn answers
+    similarity: npt.NDArray[np.float32]  # (K, K) cosines of their vectors
+    eigenvalues: npt.NDArray[np.float64]  # (K,) of the centred Gram matrix, largest first; sum: K * dispersion
     dispersion: float
     anisotropy: float
     score: float
     form: ScoreForm
     weight: float
     bin: int
-    bin_rows: int
-    rank: int
+    bin_rows: int  # which share `quota` places
+    rank: int  # within its bin, 1 is the highest score
     quota: int
-    ranks: dict[ScoreForm, int]
+    ranks: dict[ScoreForm, int]  # under each other form of the score, with the settings' weight
 
 
 def explain(run_dir: str, id: str) -> Explanation | MethodExplanation:
@@ -185,31 +166,38 @@ def _similarity(about: Explanation) -> Table:
 
 
 def _numbers(about: Explanation) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
     total = sum(about.eigenvalues)
     shares = (
         ", ".join(f"{value / total:.0%}" for value in about.eigenvalues[:-1]) if total > 0 else "all answers are equal"
     )
-    table.add_row("spread in each direction", shares)
-    table.add_row("dispersion D", f"{about.dispersion:.4f}")
-    table.add_row("anisotropy I", f"{about.anisotropy:.4f}")
     weight = f", {1 - about.weight:.2g} D + {about.weight:.2g} I" if about.form == "raw" else ""
-    table.add_row("score", f"{about.score:.4f} (score: {about.form}{weight})")
-    table.add_row("bin", f"{about.bin}, of {about.bin_rows} rows; {about.quota} to choose")
     others = ", ".join(f"{form} {rank}" for form, rank in about.ranks.items())
-    table.add_row("rank in its bin", f"{about.rank}; by other scores: {others}")
-    return table
+    return _lines(
+        ("spread in each direction", shares),
+        ("dispersion D", f"{about.dispersion:.4f}"),
+        ("anisotropy I", f"{about.anisotropy:.4f}"),
+        ("score", f"{about.score:.4f} (score: {about.form}{weight})"),
+        ("bin", f"{about.bin}, of {about.bin_rows} rows; {about.quota} to choose"),
+        ("rank in its bin", f"{about.rank}; by other scores: {others}"),
+    )
 
 
 def _parts(about: MethodExplanation) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_row("method", about.chooser.name, "")
-    for name, value in about.parts.items():
-        table.add_row(name, shown(value), about.chooser.part_meanings.get(name, ""))
-    table.add_row("score", shown(about.score), about.chooser.score_meaning)
+    chooser = about.chooser
     if about.rank is None:
-        why = "never came to the row" if about.chooser.stepwise else "gave it no score"
-        table.add_row("rank", "none", f"{about.chooser.name} {why}")
+        rank = ("none", f"{chooser.name} {'never came to the row' if chooser.stepwise else 'gave it no score'}")
     else:
-        table.add_row("rank", f"{about.rank:,} of {about.rows:,}", "1 is the best")
+        rank = (f"{about.rank:,} of {about.rows:,}", "1 is the best")
+    return _lines(
+        ("method", chooser.name, ""),
+        *((name, shown(value), chooser.part_meanings.get(name, "")) for name, value in about.parts.items()),
+        ("score", shown(about.score), chooser.score_meaning),
+        ("rank", *rank),
+    )
+
+
+def _lines(*lines: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for line in lines:
+        table.add_row(*line)
     return table

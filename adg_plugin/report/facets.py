@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.data.languages import known_languages, language_of
+from adg_plugin.data.text import known_languages, language_of
 from adg_plugin.errors import MissingExtraError
 from adg_plugin.store import RunReader
-from adg_plugin.store.reader import PROMPTS
-from adg_plugin.store.staging import groups
 
 # Columns that data sets use for where a row came from and what it is about.
 _COLUMNS = {
@@ -32,14 +30,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """A kind that rows are of.
+    """A kind that rows are of."""
 
-    Attributes:
-        values: (N,) of each row; None where it has none, or nobody looked.
-        sample: (N,) the rows that stand for the pool; None: all. Chosen rows are counted wherever they are known.
-    """
-
-    values: npt.NDArray[np.object_]
+    values: npt.NDArray[np.object_]  # (N,) of each row; None where it has none, or nobody looked
+    # (N,) the rows that stand for the pool; None: all. Chosen rows are counted wherever they are known.
     sample: npt.NDArray[np.bool_] | None = None
 
     def counted(self, chosen: npt.NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -57,19 +51,12 @@ class Facet:
 
 @dataclass(slots=True)
 class Facets:
-    """What is known of the N scored rows beside their scores, in the order of their ids.
+    """What is known of the N scored rows beside their scores, in the order of their ids."""
 
-    Attributes:
-        prompt_tokens: (N,) of the rendered prompts.
-        reference_words: (N,) of the reference responses.
-        kinds: by name; one that no row has is left out.
-        instructions: (N,) the first characters of each instruction.
-    """
-
-    prompt_tokens: Ints
-    reference_words: Ints
-    kinds: dict[str, Facet] = field(default_factory=dict)
-    instructions: list[str] = field(default_factory=list)
+    prompt_tokens: Ints  # (N,) of the rendered prompts
+    reference_words: Ints  # (N,) of the reference responses
+    kinds: dict[str, Facet] = field(default_factory=dict)  # by name; one that no row has is left out
+    instructions: list[str] = field(default_factory=list)  # (N,) the first characters of each instruction
 
 
 def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], characters: int) -> Facets:
@@ -84,15 +71,18 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
     facets = Facets(np.zeros(len(ids), np.int64), np.zeros(len(ids), np.int64), {}, [""] * len(ids))
     kinds = {name: np.full(len(ids), None, dtype=object) for name in (*_COLUMNS, "data set")}
     columns = ["id", "num_tokens", "instruction", "reference", "data", "dataset"]
-    for row in (row for table in groups(run.path / PROMPTS, columns) for row in table.to_pylist()):
+    for row in (row for table in run.staged_columns(columns) for row in table.to_pylist()):
         at = place.get(row["id"])
         if at is None:
             continue
         facets.prompt_tokens[at] = row["num_tokens"]
         facets.reference_words[at] = len((row["reference"] or "").split())
         facets.instructions[at] = " ".join(row["instruction"].split())[:characters]
-        for name, value in _kinds_of(json.loads(row["data"])).items():
-            kinds[name][at] = value
+        data = json.loads(row["data"])
+        for name, names in _COLUMNS.items():
+            value = next((data[column] for column in names if isinstance(data.get(column), str | int)), None)
+            if value is not None and str(value).strip():
+                kinds[name][at] = str(value)[:_LONGEST_VALUE]
         if len(paths) > 1:
             kinds["data set"][at] = paths[row["dataset"] or 0]
     for name, values in kinds.items():
@@ -100,15 +90,6 @@ def read_facets(run: RunReader, ids: Sequence[str], paths: Sequence[str], charac
         if 1 < distinct <= max(2, min(_MOST_DISTINCT, len(values) // 2)):
             facets.kinds[name] = Facet(values)
     return facets
-
-
-def _kinds_of(data: dict[str, Any]) -> dict[str, str]:
-    found = {}
-    for name, columns in _COLUMNS.items():
-        value = next((data[column] for column in columns if isinstance(data.get(column), str | int)), None)
-        if value is not None and str(value).strip():
-            found[name] = str(value)[:_LONGEST_VALUE]
-    return found
 
 
 def add_languages(facets: Facets, chosen: npt.NDArray[np.bool_], rng: np.random.Generator) -> None:

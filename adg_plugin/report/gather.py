@@ -10,25 +10,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.filters.near_duplicates import NearDuplicates, text_shingles
-from adg_plugin.data.rows import Reason
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.errors import MissingExtraError, StoreError
 from adg_plugin.report import rows
 from adg_plugin.report.choice_figures import adg_figures, method_figures
-from adg_plugin.report.compared import overlaps, read_compared
+from adg_plugin.report.compared import COMPARE, overlaps, read_compared
 from adg_plugin.report.evaluated import read_evaluations
 from adg_plugin.report.facets import add_languages, read_facets
 from adg_plugin.report.figures import Figure, composition
-from adg_plugin.report.side_files import COMPARE
 from adg_plugin.scoring.jackknife import calibrated
-from adg_plugin.scoring.stability import Stability, stability_of
+from adg_plugin.scoring.stability import Stability, scored_geometry, stability_of
 from adg_plugin.selectors.registry import selector
-from adg_plugin.store import Geometry, Rejection, RunFolder, RunReader
-from adg_plugin.store.finished import check_answers, finished
-from adg_plugin.store.stats import seconds_of
+from adg_plugin.store import Rejection, RunFolder, RunReader
+from adg_plugin.store.reader import finished, seconds_of
 
 _CHARACTERS = 160  # of an instruction in the list
 _REJECTED_EXAMPLES = 50  # of each reason
@@ -42,21 +39,13 @@ _HIGH = {True: "high", False: "low"}
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The contents of a report.
+    """The contents of a report; where nothing is selected, `summary` has no method, and much is missing."""
 
-    Attributes:
-        about: figures and facts, as JSON; where nothing is selected, `summary` has no method, and much is missing.
-        figures: with their data.
-        table: the listed rows, column by column.
-        texts: of some rows in full, with their answers if there are any, by id.
-        rejected: examples of rejected rows.
-    """
-
-    about: dict[str, Any]
-    figures: tuple[Figure, ...]
-    table: dict[str, Any]
-    texts: dict[str, dict[str, Any]]
-    rejected: list[dict[str, str]]
+    about: dict[str, Any]  # figures and facts, as JSON
+    figures: tuple[Figure, ...]  # with their data
+    table: dict[str, Any]  # the listed rows, column by column
+    texts: dict[str, dict[str, Any]]  # of some rows in full, with their answers if there are any, by id
+    rejected: list[dict[str, str]]  # examples of rejected rows
 
 
 def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
@@ -71,17 +60,30 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     """
     run = RunFolder.read(run_dir)
     manifest = run.manifest()
-    if manifest is None and read_compared(run, None) is not None:
-        return _without_selection(run)
+    evaluations, warnings = read_evaluations(run.path, manifest)
+    try:
+        comparison = read_compared(run, manifest)
+    except StoreError as err:  # beside a selection no reason to fail
+        if manifest is None:
+            raise
+        comparison, warnings = None, [str(err), *warnings]
+    companions = {"comparison": comparison, "evaluations": evaluations}
+    of_companions = [overlaps(comparison)] if comparison and len(comparison["names"]) > 1 else []
+    if manifest is None and comparison is not None:
+        about = {**_of_comparison(run, comparison), **companions}
+        alone = f"{run.path} holds a comparison and no finished selection: adg select makes one, and its page has both"
+        about["warnings"] = [alone, *warnings, *run.damage]
+        rejected = _examples(run.staged_rejections())
+        return Gathered(about, tuple(of_companions), {"id": [], "instruction": []}, {}, rejected)
     config = finished(run)
     assert manifest is not None
     table = run.scores()
     chooser = selector(config.method)
     ids, chosen = table["id"].to_pylist(), table["chosen"].to_numpy()
-    quadrants = steady = cut_share = None
+    quadrants = steady = stability = cut_share = None
     if chooser.by_divergence:
-        geometry = _geometry(run, table)
-        quadrants, medians = _quadrants(table)
+        geometry = scored_geometry(run)
+        quadrants = _quadrants(table)
         if len(table) <= _MOST_ROWS_OF_STABILITY:
             steady = stability_of(calibrated(geometry.grams), geometry.ids, table["bin"].to_numpy(), chosen, config)
     rng = np.random.default_rng(config.seed)
@@ -94,18 +96,18 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
     texts = rows.texts(run, [ids[row] for row in answered])
     # Answers of an earlier choice by ADG may be there, but this one has nothing to do with them.
     if chooser.by_divergence:
-        of = [texts[ids[row]]["answers"] for row in at_random if ids[row] in texts]
-        cut_share = float(np.mean([answer[2] for answers in of for answer in answers] or [0.0]))
+        drawn = [answer for row in at_random if ids[row] in texts for answer in texts[ids[row]]["answers"]]
+        cut_share = float(np.mean([cut for _, _, cut in drawn] or [0.0]))
     repeated = _near_duplicates(run, [ids[row] for row in np.flatnonzero(chosen)])
-    columns, stability = rows.columns(table, facets, listed), None
+    columns = rows.columns(table, facets, listed)
     if steady is not None:
         columns["again"] = [round(float(value), 2) for value in steady.again[listed]]
         stability = steady.summary()
         stability["near_the_cut"] = stability["near_the_cut"][:_NEAR_THE_CUT]
-    companions, of_companions, unusable = _companions(run, manifest)
-    warnings = [*manifest["warnings"], *_warnings(config, cut_share or 0.0, steady, repeated), *unusable]
+    found = _warnings(config, cut_share or 0.0, steady, repeated)
     about = {
-        "summary": _summary(run, manifest, config, gpu_hour_price),
+        "summary": _summary(run, config.method, config, manifest, manifest["rows"])
+        | _sampling(manifest, config, gpu_hour_price),
         "score": manifest["score"],
         "quadrants": quadrants,
         "composition": {name: facet.counted(chosen) for name, facet in facets.kinds.items()},
@@ -115,108 +117,70 @@ def gather(run_dir: Path, *, gpu_hour_price: float | None = None) -> Gathered:
         "near_duplicates": repeated,
         "stability": stability,
         **companions,
-        "warnings": [*warnings, *run.damage],
+        "warnings": [*manifest["warnings"], *found, *warnings, *run.damage],
     }
     if chooser.by_divergence:
-        shown = adg_figures(table, geometry.prompt_vectors, facets, manifest, medians, rng)
+        shown = adg_figures(table, geometry.prompt_vectors, facets, manifest, rng)
     else:
         shown = method_figures(table, facets, chooser)
     for name, values in about["composition"].items():
         shown.append(composition(name, values, sampled=name in about["sampled"]))
-    return Gathered(about, (*shown, *of_companions), columns, texts, _rejected(run.rejections()))
+    return Gathered(about, (*shown, *of_companions), columns, texts, _examples(run.rejections()))
 
 
-def _without_selection(run: RunReader) -> Gathered:
+def _of_comparison(run: RunReader, compared: dict[str, Any]) -> dict[str, Any]:
     """Return what a comparison has to say in a run folder where nothing is selected yet."""
-    companions, of_companions, unusable = _companions(run, None)
-    compared = companions["comparison"]
     config = ADGConfig.of_run(compared["config"], source=str(run.path / COMPARE))
-    alone = f"{run.path} holds a comparison and no finished selection: adg select makes one, and its page has both"
     rejected = Counter(rejection.reason for rejection in run.staged_rejections())
-    summary = {
+    counts = {**compared["rows"], "pool": compared["rows"]["pool"] + rejected[Reason.DUPLICATE]}
+    return {"summary": _summary(run, None, config, compared, counts), "rejected": dict(rejected.most_common())}
+
+
+def _summary(
+    run: RunReader, method: str | None, config: ADGConfig, told: Mapping[str, Any], counts: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a manifest and a comparison both tell."""
+    return {
         "run": run.path.resolve().name,
-        "created": compared["created"],
-        "method": None,
-        "model": config.model or "in memory",
-        "rows": {**compared["rows"], "pool": compared["rows"]["pool"] + rejected[Reason.DUPLICATE]},
-        "settings": config.model_dump(mode="json", exclude_defaults=True),
-        "recipe": compared["recipe"],
-        "versions": compared["versions"],
-    }
-    about = {
-        "summary": summary,
-        "rejected": dict(rejected.most_common()),
-        **companions,
-        "warnings": [alone, *unusable, *run.damage],
-    }
-    table: dict[str, Any] = {"id": [], "instruction": []}
-    return Gathered(about, of_companions, table, {}, _rejected(run.staged_rejections()))
-
-
-def _companions(
-    run: RunReader, manifest: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], tuple[Figure, ...], list[str]]:
-    """Return choices of other methods and evaluations of trained models, figures of these, and warnings.
-
-    A file that cannot be used is a warning, and no reason to fail.
-    """
-    comparison, warnings = None, []
-    try:
-        comparison = read_compared(run, manifest)
-    except StoreError as err:
-        warnings.append(str(err))
-    evaluations, more = read_evaluations(run.path, manifest)
-    shown = (overlaps(comparison),) if comparison and len(comparison["names"]) > 1 else ()
-    return {"comparison": comparison, "evaluations": evaluations}, shown, [*warnings, *more]
-
-
-def _geometry(run: RunReader, table: pa.Table) -> Geometry:
-    """Return the geometry of the scored rows, without those that a filter on the answers has rejected."""
-    geometry = run.geometry()
-    check_answers(run, geometry)
-    scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=table["id"]).to_numpy(zero_copy_only=False)
-    return geometry.without(~scored, ())
-
-
-def _summary(run: RunReader, manifest: dict[str, Any], config: ADGConfig, price: float | None) -> dict[str, Any]:
-    sampling, counts = manifest["sampling"], manifest["rows"]
-    rating = sampling.get("rating", {})  # of mig, beside its tagger
-    seconds = seconds_of(sampling)
-    found: dict[str, Any] = {
-        "run": run.path.resolve().name,
-        "created": manifest["created"],
-        "method": config.method,
+        "created": told["created"],
+        "method": method,
         "model": config.model or "in memory",
         "rows": counts,
         "settings": config.model_dump(mode="json", exclude_defaults=True),
-        "recipe": manifest["recipe"],
-        "versions": manifest["versions"],
+        "recipe": told["recipe"],
+        "versions": told["versions"],
+    }
+
+
+def _sampling(manifest: dict[str, Any], config: ADGConfig, price: float | None) -> dict[str, Any]:
+    """Return what was sampled or, of another method, measured: in the last run, an interrupted one left no record."""
+    sampling = manifest["sampling"]
+    rating = sampling.get("rating", {})  # of mig, beside its tagger
+    seconds, devices = seconds_of(sampling), config.devices(sampling.get("ranks", 1))
+    found = {
         "answer_tokens": manifest["answer_tokens"],
-        # Of the last run only: one that was interrupted left no record of its time. Of another method: of measuring.
         "sampled_rows": max(sampling.get("rows", 0), rating.get("rows", 0)),
         "sampling_seconds": seconds,
         "sampled_tokens": sampling.get("tokens", 0) + rating.get("tokens", 0),
-        "devices": config.devices(sampling.get("ranks", 1)),
+        "devices": devices,
         "seconds": manifest["seconds"],
     }
     if price is not None:
-        known = found["devices"]
-        found["cost"] = None if known is None else seconds / 3600 * price * known
+        found["cost"] = None if devices is None else seconds / 3600 * price * devices
     return found
 
 
-def _quadrants(table: pa.Table) -> tuple[list[dict[str, Any]], tuple[float, float]]:
-    """Return rows and chosen rows of each quadrant around the medians, and these."""
-    dispersion, anisotropy = table["dispersion"].to_numpy(), table["anisotropy"].to_numpy()
-    chosen = table["chosen"].to_numpy()
-    medians = float(np.median(dispersion)), float(np.median(anisotropy))
+def _quadrants(table: pa.Table) -> list[dict[str, Any]]:
+    """Return rows and chosen rows of each quadrant around the medians."""
+    chosen, *parts = (table[name].to_numpy() for name in ("chosen", "dispersion", "anisotropy"))
+    is_far, is_wide = (part > np.median(part) for part in parts)
     found = []
     for far in (True, False):
         for wide in (True, False):
-            inside = ((dispersion > medians[0]) == far) & ((anisotropy > medians[1]) == wide)
+            inside = (is_far == far) & (is_wide == wide)
             name = {"dispersion": _HIGH[far], "anisotropy": _HIGH[wide]}
             found.append({**name, "rows": int(inside.sum()), "chosen": int((inside & chosen).sum())})
-    return found, medians
+    return found
 
 
 def _near_duplicates(run: RunReader, chosen: Sequence[str]) -> dict[str, int] | None:
@@ -254,7 +218,7 @@ def _warnings(
     return found
 
 
-def _rejected(rejections: Iterable[Rejection]) -> list[dict[str, str]]:
+def _examples(rejections: Iterable[Rejection]) -> list[dict[str, str]]:
     seen: Counter[str] = Counter()
     found = []
     for one in rejections:

@@ -10,6 +10,17 @@ function make(tag, text, className) {
   return element;
 }
 
+function filled(element, ...children) {
+  element.append(...children);
+  return element;
+}
+
+// Text of the data set, which may run from right to left.
+function either(element) {
+  element.dir = "auto";
+  return element;
+}
+
 async function unpack() {
   const packed = Uint8Array.from(atob(byId("data").textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -19,6 +30,9 @@ async function unpack() {
 const count = (n) => n.toLocaleString("en");
 const share = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(0)} %` : "");
 
+const total = (values) => Object.values(values).reduce((a, b) => a + b, 0);
+const minute = (when) => new Date(when).toISOString().slice(0, 16).replace("T", " ");
+
 function clock(seconds) {
   if (seconds < 90) return `${seconds.toFixed(0)} s`;
   if (seconds < 5400) return `${(seconds / 60).toFixed(1)} min`;
@@ -26,13 +40,8 @@ function clock(seconds) {
 }
 
 function facts(pairs) {
-  const list = make("dl", undefined, "facts");
-  for (const [name, value] of pairs) {
-    const pair = make("div");
-    pair.append(make("dt", name), make("dd", value));
-    list.append(pair);
-  }
-  return list;
+  const lines = pairs.map(([name, value]) => filled(make("div"), make("dt", name), make("dd", value)));
+  return filled(make("dl", undefined, "facts"), ...lines);
 }
 
 // Whether the page is about a selection; else it has a comparison alone.
@@ -40,18 +49,17 @@ const hasSelection = (about) => about.summary.method !== null;
 
 function showSummary(about) {
   const { rows, ...run } = about.summary;
-  const made = ["created", new Date(run.created).toISOString().slice(0, 16).replace("T", " ")];
+  const made = ["created", minute(run.created)];
   if (!hasSelection(about)) {
     const methods = String(about.comparison.methods.length);
     byId("summary").append(facts([["methods compared", methods], ["pool", `${count(rows.pool)} rows`], ["rejected", count(total(about.rejected))], ["model", String(run.model)], made]));
     return;
   }
   const ofAdg = run.method === "adg";
-  const rejected = Object.values(rows.rejected).reduce((a, b) => a + b, 0);
   const pairs = [
     ["chosen", `${count(rows.selected)} of ${count(rows.scored)} rows`],
     ["pool", `${count(rows.pool)} rows`],
-    ["rejected", count(rejected)],
+    ["rejected", count(total(rows.rejected))],
     ofAdg ? ["bins", count(rows.bins)] : ["method", run.method],
     ["model", String(run.model)],
     ...(run.answer_tokens ? [["answers", `${count(run.answer_tokens)} tokens`]] : []),
@@ -71,31 +79,15 @@ function showSummary(about) {
 
 function showWarnings(about) {
   if (!about.warnings.length) return;
-  const list = make("ul");
-  for (const warning of about.warnings) list.append(make("li", warning));
+  const list = filled(make("ul"), ...about.warnings.map((warning) => make("li", warning)));
   byId("warnings").append(make("h2", "Warnings"), list);
 }
 
 function simpleTable(head, rows) {
-  const table = make("table");
-  const line = make("tr");
-  for (const name of head) line.append(make("th", name));
-  const top = make("thead");
-  top.append(line);
-  const body = make("tbody");
-  for (const row of rows) {
-    const tr = make("tr");
-    for (const cell of row) {
-      const td = make("td", String(cell), "text");
-      td.dir = "auto";
-      tr.append(td);
-    }
-    body.append(tr);
-  }
-  table.append(top, body);
-  const scroll = make("div", undefined, "scroll");
-  scroll.append(table);
-  return scroll;
+  const top = filled(make("tr"), ...head.map((name) => make("th", name)));
+  const lines = rows.map((row) => filled(make("tr"), ...row.map((cell) => either(make("td", String(cell), "text")))));
+  const table = filled(make("table"), filled(make("thead"), top), filled(make("tbody"), ...lines));
+  return filled(make("div", undefined, "scroll"), table);
 }
 
 // -- figures ---------------------------------------------------------------------------------------------------------
@@ -157,28 +149,25 @@ function showContents() {
 function showRejected(data) {
   const reasons = Object.entries(data.about.rejected).filter(([, n]) => n);
   if (!reasons.length) return;
-  const section = byId("rejected");
-  section.append(make("h2", "Rejected rows"));
+  const section = filled(byId("rejected"), make("h2", "Rejected rows"));
   for (const [reason, rows] of reasons) {
     const examples = data.rejected.filter((row) => row.reason === reason);
-    const details = make("details");
     const all = hasSelection(data.about) ? "; all are in rejected.jsonl" : "";
     const more = rows > examples.length ? `, ${examples.length} of them here${all}` : "";
-    details.append(make("summary", `${reason}: ${count(rows)} rows${more}`));
-    details.append(simpleTable(["id", "where", "why"], examples.map((row) => [row.id, row.where, row.detail])));
-    section.append(details);
+    const table = simpleTable(["id", "where", "why"], examples.map((row) => [row.id, row.where, row.detail]));
+    section.append(filled(make("details"), make("summary", `${reason}: ${count(rows)} rows${more}`), table));
   }
 }
 
 function showSettings(about) {
-  const section = byId("settings");
-  section.append(make("h2", "Settings"));
+  const { settings, recipe, versions } = about.summary;
   const pairs = (values) => Object.entries(values).map(([key, v]) => [key, typeof v === "string" ? v : JSON.stringify(v)]);
-  section.append(simpleTable(["setting, where not the default", "value"], pairs(about.summary.settings)));
-  const details = make("details");
-  details.append(make("summary", "what the answers depend on, and versions"));
-  details.append(simpleTable(["", ""], [...pairs(about.summary.recipe), ...pairs(about.summary.versions)]));
-  section.append(details);
+  const more = simpleTable(["", ""], [...pairs(recipe), ...pairs(versions)]);
+  byId("settings").append(
+    make("h2", "Settings"),
+    simpleTable(["setting, where not the default", "value"], pairs(settings)),
+    filled(make("details"), make("summary", "what the answers depend on, and versions"), more),
+  );
 }
 
 function setTheme(theme) {

@@ -15,7 +15,6 @@ from typing import Any
 
 from adg_plugin import __version__
 from adg_plugin.errors import MissingExtraError, need
-from adg_plugin.report.figures import described
 from adg_plugin.report.gather import Gathered, gather
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store.files import replacing, writing
@@ -87,13 +86,11 @@ def _packed(found: Gathered, texts: dict[str, Any], step: int, characters: int |
         for name, column in found.table.items()
     }
     table["instruction"] = [text[:characters] for text in table["instruction"]]
-    data = {
-        "about": found.about,
-        "figures": [{**asdict(figure), "spec": described(figure)} for figure in found.figures],
-        "table": table,
-        "texts": texts,
-        "rejected": found.rejected,
-    }
+    shown = []
+    for figure in found.figures:
+        description = f"{figure.title}. {figure.note}"  # what screen readers say of it
+        shown.append({**asdict(figure), "spec": {"description": description, **figure.spec}})
+    data = {"about": found.about, "figures": shown, "table": table, "texts": texts, "rejected": found.rejected}
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(errors="replace"), mtime=0)).decode()
 
@@ -112,8 +109,8 @@ def write_page(found: Gathered, path: Path) -> None:
         sink.write(text.encode())
 
 
-def offer_report(run_dir: Path) -> Path | None:
-    """Write the report into a run folder and return its path; None, after a warning, where it cannot be made."""
+def offer_report(run_dir: Path) -> None:
+    """Write the report into a run folder; warn where it cannot be made."""
     path = run_dir / REPORT
     try:
         path.unlink(missing_ok=True)  # of an earlier choice
@@ -121,11 +118,8 @@ def offer_report(run_dir: Path) -> Path | None:
         write_page(gather(run_dir), path)
     except MissingExtraError as err:
         logger.warning("no report: %s", err)
-        return None
     except Exception as err:  # a page to look at is no reason to lose the training that follows
         logger.warning("no report: %s: %s; `adg report %s` tries again", type(err).__name__, err, run_dir)
-        return None
-    return path
 
 
 def write_figures(found: Gathered, folder: Path) -> list[Path]:

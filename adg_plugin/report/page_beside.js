@@ -15,18 +15,12 @@ function numbersTable(head, rows) {
 
 // Lines of which each begins with a name.
 function notes(lines) {
-  const list = make("ul", undefined, "note");
-  for (const [name, text] of lines) {
-    const item = make("li", `${name}: ${text}`);
-    item.dir = "auto";
-    list.append(item);
-  }
-  return lines.length ? [list] : [];
+  const items = lines.map(([name, text]) => either(make("li", `${name}: ${text}`)));
+  return lines.length ? [filled(make("ul", undefined, "note"), ...items)] : [];
 }
 
 const NOTHING = "–";
 const known = (value, digits = 0) => (value === null || value === undefined ? NOTHING : value.toFixed(digits));
-const total = (values) => Object.values(values).reduce((a, b) => a + b, 0);
 
 function showComparison(found) {
   if (!found) return;
@@ -48,8 +42,7 @@ function showComparison(found) {
 
 // When, with what budget, and what it has to do with the selection that the rest of the page is about.
 function aboutComparison({ created, budget, rows, selection }) {
-  const when = new Date(created).toISOString().slice(0, 16).replace("T", " ");
-  const told = [`Compared on ${when}: each method was to choose ${count(budget)} of ${count(rows.candidates)} rows.`];
+  const told = [`Compared on ${minute(created)}: each method was to choose ${count(budget)} of ${count(rows.candidates)} rows.`];
   if (!selection) return told;
   const of = (value) => (value === null ? "none" : typeof value === "string" ? value : JSON.stringify(value));
   const differing = Object.entries(selection.differing).map(([key, now]) => `${key} ${of(now.compared)} (there ${of(now.selection)})`);

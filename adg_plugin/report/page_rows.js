@@ -109,8 +109,7 @@ function lines(row) {
       });
       td.append(button);
     } else {
-      td.textContent = cell(name, row);
-      td.dir = "auto";
+      either(td).textContent = cell(name, row);
     }
     tr.append(td);
   }
@@ -128,9 +127,7 @@ function cell(name, row) {
 }
 
 function said(title, text) {
-  const paragraph = make("p", text, "said");
-  paragraph.dir = "auto";
-  return [make("h3", title), paragraph];
+  return [make("h3", title), either(make("p", text, "said"))];
 }
 
 function detail(row) {
@@ -144,35 +141,20 @@ function detail(row) {
     ? `D ${cell("D", row)}, I ${cell("I", row)}, bin ${table.bin[row]}, rank ${table.rank[row]} for ${table.quota[row]} places: ${value("why", row)}`
     : `${["score", "rank", ...parts].filter((name) => table[name][row] !== null).map((name) => `${name.replaceAll("_", " ")} ${cell(name, row)}`).join(", ") || "no score"}: ${value("why", row)}`;
   td.append(make("p", about ? `${about.where} · ${numbers}` : numbers, "note"));
-  if (!about) {
-    td.append(...said("instruction", table.instruction[row]));
-    tr.append(td);
-    return tr;
-  }
-  td.append(...said("instruction", about.instruction));
-  if (about.reference) td.append(...said("the reference response", about.reference));
-  if (about.answers) td.append(...drawnAnswers(about));
-  tr.append(td);
-  return tr;
+  td.append(...said("instruction", about ? about.instruction : table.instruction[row]));
+  if (about?.reference) td.append(...said("the reference response", about.reference));
+  if (about?.answers) td.append(...drawnAnswers(about));
+  return filled(tr, td);
 }
 
 function drawnAnswers(about) {
-  const answers = make("div", undefined, "answers");
-  about.answers.forEach(([text, tokens, cut], number) => {
-    const box = make("div");
-    box.append(...said(`answer ${number + 1} · ${tokens} tokens${cut ? ", cut" : ""}`, text));
-    answers.append(box);
-  });
-  const similarity = make("table", undefined, "similarity");
-  const head = make("tr");
-  head.append(make("th"), ...about.similarity.map((_, n) => make("th", String(n + 1))));
-  similarity.append(head);
-  for (const [n, line] of about.similarity.entries()) {
-    const r = make("tr");
-    r.append(make("th", String(n + 1)));
-    for (const cosine of line) r.append(make("td", cosine.toFixed(3)));
-    similarity.append(r);
-  }
+  const boxes = about.answers.map(([text, tokens, cut], number) =>
+    filled(make("div"), ...said(`answer ${number + 1} · ${tokens} tokens${cut ? ", cut" : ""}`, text)));
+  const heads = about.similarity.map((_, n) => make("th", String(n + 1)));
+  const lines = about.similarity.map((line, n) =>
+    filled(make("tr"), make("th", String(n + 1)), ...line.map((cosine) => make("td", cosine.toFixed(3)))));
+  const similarity = filled(make("table", undefined, "similarity"), filled(make("tr"), make("th"), ...heads), ...lines);
+  const answers = filled(make("div", undefined, "answers"), ...boxes);
   return [make("h3", "answers of the model"), answers, make("h3", "similarity of the answers"), similarity];
 }
 

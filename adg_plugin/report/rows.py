@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.report.facets import Facets
-from adg_plugin.selectors.columns import Number, numbers, part_names
+from adg_plugin.report.figures import short
+from adg_plugin.scoring.quota import opposite_before
+from adg_plugin.selectors.columns import numbers, part_names
 from adg_plugin.store import RunReader
 
 MOST_ROWS = 50_000
@@ -56,15 +58,10 @@ def _near_the_cut(table: pa.Table) -> Ints:
     bins, rank, chosen = (table[name].to_numpy() for name in ("bin", "rank_in_bin", "chosen"))
     order = np.lexsort((rank, bins))
     away = np.full(len(table), len(table), dtype=np.int64)
-    for step in (1, -1):
-        last, fate, since = -1, False, len(table)
-        for row in order[::step]:
-            if bins[row] != last:
-                last, since = bins[row], len(table)
-            elif chosen[row] != fate:
-                since = 0
-            fate, since = chosen[row], since + 1
-            away[row] = min(away[row], since)
+    for ranked in (order, order[::-1]):
+        before = opposite_before(bins[ranked], chosen[ranked])
+        steps = np.where(before < 0, len(table), np.arange(len(table)) - before)
+        away[ranked] = np.minimum(away[ranked], steps)
     return away
 
 
@@ -73,32 +70,21 @@ def columns(table: pa.Table, facets: Facets, listed: Ints) -> dict[str, Any]:
     part = table.take(pa.array(listed))
     found: dict[str, Any] = {"id": part["id"].to_pylist(), "chosen": [int(v) for v in part["chosen"].to_pylist()]}
     if "bin" in part.column_names:
-        found |= _of_adg(part)
+        for name, column in (("score", "score"), ("D", "dispersion"), ("I", "anisotropy")):
+            found[name] = [short(value) for value in part[column].to_pylist()]
+        for name, column in (("bin", "bin"), ("rank", "rank_in_bin"), ("quota", "bin_quota")):
+            found[name] = part[column].to_pylist()
+        per_answer = part["answer_tokens"].to_numpy() / np.maximum(1, part["num_answers"].to_numpy())
+        found["tokens"] = [round(n, 1) for n in per_answer.tolist()]
     else:
-        names = ("score", "rank", *part_names(part))
-        found |= {name: [_short(value) for value in numbers(part, name)] for name in names}
+        for name in ("score", "rank", *part_names(part)):
+            found[name] = [short(value) if isinstance(value, float) else value for value in numbers(part, name)]
     found["why"] = _coded(part["reason"].to_pylist())
     found["instruction"] = [facets.instructions[row] for row in listed]
     for name, facet in facets.kinds.items():
         if facet.sample is None:
             found[name] = _coded([facet.values[row] for row in listed])
     return found
-
-
-def _of_adg(part: pa.Table) -> dict[str, Any]:
-    answers = np.maximum(1, part["num_answers"].to_numpy())
-    names = {"score": "score", "D": "dispersion", "I": "anisotropy"}
-    return {
-        **{short: [_short(value) for value in part[name].to_pylist()] for short, name in names.items()},
-        "bin": part["bin"].to_pylist(),
-        "rank": part["rank_in_bin"].to_pylist(),
-        "quota": part["bin_quota"].to_pylist(),
-        "tokens": [round(n, 1) for n in (part["answer_tokens"].to_numpy() / answers).tolist()],
-    }
-
-
-def _short(value: Number) -> Number:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _coded(values: Sequence[str | None]) -> dict[str, Any]:

@@ -140,7 +140,5 @@ def _means(vectors: Vectors, labels: Labels, centres: Floats, pool: ThreadPoolEx
 
 def _numbered_by_appearance(labels: Labels) -> Labels:
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    number = np.empty(len(first), dtype=np.int32)
-    number[np.argsort(first)] = np.arange(len(first), dtype=np.int32)
-    numbered: Labels = number[inverse]
+    numbered: Labels = np.argsort(np.argsort(first))[inverse].astype(np.int32)
     return numbered

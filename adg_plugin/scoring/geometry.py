@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.scores import ScoreForm
+from adg_plugin.config.groups import ScoreForm
 
 Floats = npt.NDArray[np.float64]
 AnyFloats = npt.NDArray[np.floating]
@@ -44,9 +45,20 @@ class Balance:
     warnings: tuple[str, ...]
 
 
-def _checked(grams: AnyFloats, first: int = 0, fewest: int = 2) -> Floats:
-    """Return the matrices in float64, or raise naming the row, counted from `first`."""
-    gram: Floats = np.asarray(grams, dtype=np.float64)
+def centre(gram: AnyFloats, *, first: int = 0, fewest: int = 2) -> Floats:
+    """Return J G J of each row, J = 1 - 11^T/K: the Gram matrix of the vectors less their mean.
+
+    Args:
+        gram: (N, K, K) inner products of unit answer vectors; K >= `fewest`.
+        first: the number of the first row, for errors.
+
+    Returns:
+        (N, K, K), float64; rows and columns sum to 0.
+
+    Raises:
+        ValueError: a value is NaN or infinite, or a diagonal entry is not 1 (a failed vector).
+    """
+    gram = np.asarray(gram, dtype=np.float64)
     if gram.ndim != 3 or gram.shape[1] != gram.shape[2] or gram.shape[1] < fewest:
         raise ValueError(f"Gram matrices have shape {gram.shape}: use (N, K, K) with K of {fewest} or more")
     finite = np.isfinite(gram).all(axis=(1, 2))
@@ -62,47 +74,10 @@ def _checked(grams: AnyFloats, first: int = 0, fewest: int = 2) -> Floats:
             f"Gram matrix {first + row} has {diagonal[row, answer]:.6g} at diagonal entry {answer}, not 1: "
             "scale the answer vectors to unit length, and reject rows with a zero vector"
         )
-    return gram
-
-
-def _centred(gram: Floats) -> Floats:
     rows = gram.mean(axis=2, keepdims=True)
     columns = gram.mean(axis=1, keepdims=True)
     centred: Floats = gram - rows - columns + rows.mean(axis=1, keepdims=True)
     return centred
-
-
-def _spectrum(centred: Floats) -> Floats:
-    largest_first: Floats = np.maximum(np.linalg.eigvalsh(centred)[:, ::-1], 0.0)
-    return largest_first
-
-
-def _dispersion(centred: Floats) -> Floats:
-    mean_square: Floats = np.trace(centred, axis1=1, axis2=2) / centred.shape[1]
-    return np.clip(mean_square, 0.0, 1.0)
-
-
-def _anisotropy(centred: Floats) -> Floats:
-    trace = np.trace(centred, axis1=1, axis2=2)
-    spread = trace >= _NO_SPREAD
-    largest_share = _spectrum(centred)[:, 0] / np.where(spread, trace, 1.0)
-    # K centred vectors span K - 1 directions; rounding must not leave that range.
-    return np.where(spread, np.clip(1.0 - largest_share, 0.0, 1.0 - 1.0 / (centred.shape[1] - 1)), 0.0)
-
-
-def centre(gram: AnyFloats) -> Floats:
-    """Return J G J of each row, J = 1 - 11^T/K: the Gram matrix of the vectors less their mean.
-
-    Args:
-        gram: (N, K, K) inner products of unit answer vectors; K >= 2.
-
-    Returns:
-        (N, K, K), float64; rows and columns sum to 0.
-
-    Raises:
-        ValueError: a value is NaN or infinite, or a diagonal entry is not 1 (a failed vector).
-    """
-    return _centred(_checked(gram))
 
 
 def centred_spectrum(gram: AnyFloats) -> Floats:
@@ -116,7 +91,8 @@ def centred_spectrum(gram: AnyFloats) -> Floats:
 
     Source: arXiv 2604.10448.
     """
-    return _spectrum(centre(gram))
+    largest_first: Floats = np.maximum(np.linalg.eigvalsh(centre(gram))[:, ::-1], 0.0)
+    return largest_first
 
 
 def dispersion(gram: AnyFloats) -> Floats:
@@ -132,7 +108,9 @@ def dispersion(gram: AnyFloats) -> Floats:
 
     Source: arXiv 2604.10448.
     """
-    return _dispersion(centre(gram))
+    centred = centre(gram)
+    mean_square: Floats = np.trace(centred, axis1=1, axis2=2) / centred.shape[1]
+    return np.clip(mean_square, 0.0, 1.0)
 
 
 def anisotropy(gram: AnyFloats) -> Floats:
@@ -146,7 +124,7 @@ def anisotropy(gram: AnyFloats) -> Floats:
 
     Source: arXiv 2604.10448.
     """
-    return _anisotropy(_centred(_checked(gram, fewest=3)))
+    return parts(gram).anisotropy
 
 
 def parts(grams: AnyFloats) -> Parts:
@@ -154,8 +132,13 @@ def parts(grams: AnyFloats) -> Parts:
     spread, directions = np.empty(len(grams)), np.empty(len(grams))
     for start in range(0, len(grams), _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
-        centred = _centred(_checked(grams[block], start, fewest=3))
-        spread[block], directions[block] = _dispersion(centred), _anisotropy(centred)
+        centred = centre(grams[block], first=start, fewest=3)
+        answers, trace = centred.shape[1], np.trace(centred, axis1=1, axis2=2)
+        spread[block] = np.clip(trace / answers, 0.0, 1.0)
+        has_spread = trace >= _NO_SPREAD
+        largest_share = np.maximum(np.linalg.eigvalsh(centred)[:, -1], 0.0) / np.where(has_spread, trace, 1.0)
+        # K centred vectors span K - 1 directions; rounding must not leave that range.
+        directions[block] = np.where(has_spread, np.clip(1.0 - largest_share, 0.0, 1.0 - 1.0 / (answers - 1)), 0.0)
     return Parts(spread, directions)
 
 
@@ -163,12 +146,6 @@ def _average_ranks(values: AnyFloats) -> Floats:
     """Return ranks from 1 on; equal values share their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
-def _unit_ranks(values: AnyFloats) -> Floats:
-    if len(values) < 2:
-        return np.full(len(values), 0.5)
-    return (_average_ranks(values) - 1) / (len(values) - 1)
 
 
 def _is_constant(values: Floats) -> bool:
@@ -185,7 +162,7 @@ def _standardised(values: Floats) -> Floats:
 
 def _normalised(values: Floats, form: ScoreForm) -> Floats:
     if form == "rank":
-        return _unit_ranks(values)
+        return (_average_ranks(values) - 1) / (len(values) - 1) if len(values) > 1 else np.full(len(values), 0.5)
     return _standardised(values) if form == "zscore" else values
 
 
@@ -208,7 +185,8 @@ def combine(dispersion: AnyFloats, anisotropy: AnyFloats, form: ScoreForm, weigh
     spread, directions = np.asarray(dispersion, np.float64), np.asarray(anisotropy, np.float64)
     if form == "residual":
         return spread * directions
-    return (1 - weight) * _normalised(spread, form) + weight * _normalised(directions, form)
+    of_spread, of_directions = _terms(spread, directions, form, weight)
+    return of_spread + of_directions
 
 
 def _correlation(a: Floats, b: Floats) -> float:
@@ -237,31 +215,34 @@ def balance(dispersion: AnyFloats, anisotropy: AnyFloats, scores: AnyFloats, for
         anisotropy: (N,).
         scores: (N,), what `combine` gave for the same parts, form and weight.
     """
-    spread, directions = np.asarray(dispersion, np.float64), np.asarray(anisotropy, np.float64)
-    s = np.asarray(scores, np.float64)
-    share_spread = share_directions = 0.0
+    spread, directions, s = (np.asarray(values, np.float64) for values in (dispersion, anisotropy, scores))
+    shares = [0.0, 0.0]
     if not _is_constant(s):
         deviation = s - s.mean()
-        term_spread, term_directions = _terms(spread, directions, form, weight)
-        share_spread = float(np.dot(term_spread, deviation) / np.dot(deviation, deviation))
-        share_directions = float(np.dot(term_directions, deviation) / np.dot(deviation, deviation))
+        terms = _terms(spread, directions, form, weight)
+        shares = [float(np.dot(term, deviation) / np.dot(deviation, deviation)) for term in terms]
     ranks = _average_ranks(s)
-    spearman_spread = _correlation(_average_ranks(spread), ranks)
-    spearman_directions = _correlation(_average_ranks(directions), ranks)
+    spearman = [_correlation(_average_ranks(part), ranks) for part in (spread, directions)]
     return Balance(
         pearson_dispersion=_correlation(spread, s),
         pearson_anisotropy=_correlation(directions, s),
-        spearman_dispersion=spearman_spread,
-        spearman_anisotropy=spearman_directions,
-        share_dispersion=share_spread,
-        share_anisotropy=share_directions,
-        warnings=_warnings(spearman_spread, spearman_directions, form) if len(s) >= _MIN_ROWS_TO_WARN else (),
+        spearman_dispersion=spearman[0],
+        spearman_anisotropy=spearman[1],
+        share_dispersion=shares[0],
+        share_anisotropy=shares[1],
+        warnings=_warnings(spearman, form) if len(s) >= _MIN_ROWS_TO_WARN else (),
     )
 
 
-def _warnings(spearman_dispersion: float, spearman_anisotropy: float, form: ScoreForm) -> tuple[str, ...]:
+def percentiles(values: npt.NDArray[np.floating]) -> dict[str, float]:
+    """Return the 5, 50 and 95 % points of values that are there; without any, nothing."""
+    known = values[~np.isnan(values)].astype(np.float64)
+    return {f"p{p}": float(np.percentile(known, p)) for p in (5, 50, 95)} if len(known) else {}
+
+
+def _warnings(spearman: Sequence[float], form: ScoreForm) -> tuple[str, ...]:
     # The order of the scores decides the choice, so rank correlations are what matters here.
-    of = {"dispersion": spearman_dispersion, "anisotropy": spearman_anisotropy}
+    of = dict(zip(("dispersion", "anisotropy"), spearman, strict=True))
     advice = f"compare `score: {'rank' if form == 'residual' else 'residual'}`"
     found = []
     for one, other in (("dispersion", "anisotropy"), ("anisotropy", "dispersion")):

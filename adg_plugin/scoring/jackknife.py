@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.scores import ScoreForm
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.scoring.geometry import AnyFloats, Floats, dispersion, parts
 from adg_plugin.store import GramGroup
 
@@ -37,18 +37,13 @@ class Estimates:
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """Estimates whose variances are right on average.
+    """Estimates whose variances are right on average."""
 
-    Attributes:
-        of_pool: by the rows' numbers.
-        of_equal_rows: of simulated rows that all have the same distribution of answers: how much the estimates scatter
-            where rows differ by sampling noise alone.
-        num_answers: (N,) K of each row.
-    """
-
-    of_pool: Estimates
+    of_pool: Estimates  # by the rows' numbers
+    # Of simulated rows that all have the same distribution of answers: how much the estimates scatter where rows differ
+    # by sampling noise alone.
     of_equal_rows: Estimates
-    num_answers: npt.NDArray[np.int64]
+    num_answers: npt.NDArray[np.int64]  # (N,) K of each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +81,11 @@ def jackknife(grams: AnyFloats) -> Estimates:
             some = grams[block][:, kept[:, None], kept]
             if len(kept) < FEWEST - 1:
                 left[0, number] = dispersion(some)
-                continue
-            without = parts(some)
-            left[:, number] = without.dispersion, without.anisotropy
+            else:
+                without = parts(some)
+                left[:, number] = without.dispersion, without.anisotropy
         left -= left.mean(axis=1, keepdims=True)
-        of_spread, of_directions = left
-        products = (of_spread * of_spread, of_directions * of_directions, of_spread * of_directions)
+        products = (left[0] * left[0], left[1] * left[1], left[0] * left[1])
         variances = [(len(folds) - 1) / len(folds) * product.sum(axis=0) for product in products]
         found[:, block] = whole.dispersion, whole.anisotropy, *variances
     return Estimates(*found)
@@ -117,14 +111,11 @@ def calibrated(groups: Sequence[GramGroup]) -> Calibrated:
         answers = group.grams.shape[1]
         num_answers[group.rows] = answers
         simulated, truth = simulate(model, answers)
-        found[:, group.rows] = _columns(_scaled(jackknife(group.grams), simulated, truth))
+        of = _scaled(jackknife(group.grams), simulated, truth)
+        found[:, group.rows] = of.dispersion, of.anisotropy, of.var_dispersion, of.var_anisotropy, of.covariance
         if group is most:
             equal = _scaled(simulated, simulated, truth)
     return Calibrated(Estimates(*found), equal, num_answers)
-
-
-def _columns(of: Estimates) -> tuple[Floats, ...]:
-    return of.dispersion, of.anisotropy, of.var_dispersion, of.var_anisotropy, of.covariance
 
 
 def _scaled(of: Estimates, simulated: Estimates, truth: Floats) -> Estimates:

@@ -9,7 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.config.scores import Subset
+from adg_plugin.config.groups import Subset
 
 Ids = Sequence[str] | npt.NDArray[np.str_] | npt.NDArray[np.object_]
 Ints = npt.NDArray[np.int64]
@@ -107,7 +107,8 @@ def choose(
     if quotas.sum() > budget:
         raise ValueError(f"quota sums to {quotas.sum()}, above the budget of {budget}: share out the budget")
 
-    id_order = _id_order(ids)
+    names = [str(name) for name in ids]  # no NumPy string array: that is as wide as the longest id, for every row
+    id_order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
     rank = _rank_in_bin(id_order, scores, bins, sizes)
     wanted, size = quotas[bins], sizes[bins]
     filled = np.minimum(wanted, size)
@@ -115,8 +116,10 @@ def choose(
     in_quota = (rank > skipped) & (rank <= skipped + filled)
 
     left = id_order[~in_quota[id_order]]
-    preference = _preference(scores[left], np.abs(2 * rank - size - 1)[left], subset)
-    top_up = left[preference][: max(0, budget - int(in_quota.sum()))]
+    preference = [scores[left] if subset == "bottom" else -scores[left]]  # equal ones stay in the order of their ids
+    if subset == "middle":
+        preference.append(np.abs(2 * rank - size - 1)[left])
+    top_up = left[np.lexsort(preference)][: max(0, budget - int(in_quota.sum()))]
 
     chosen = in_quota.copy()
     chosen[top_up] = True
@@ -126,19 +129,6 @@ def choose(
     return Choice(chosen, rank, wanted, reason)
 
 
-def _id_order(ids: Ids) -> Ints:
-    # A list, not a NumPy string array: that is as wide as the longest id, for every row.
-    names = [str(name) for name in ids]
-    return np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-
-
-def _preference(scores: npt.NDArray[np.floating], off_middle: Ints, subset: Subset) -> Ints:
-    """Return the order in which rows, given in the order of their ids, top up the choice."""
-    if subset == "middle":
-        return np.lexsort((-scores, off_middle))
-    return np.argsort(scores if subset == "bottom" else -scores, kind="stable")
-
-
 def _rank_in_bin(id_order: Ints, scores: npt.NDArray[np.floating], bins: npt.NDArray[np.integer], sizes: Ints) -> Ints:
     """Return (N,) ranks from 1 on within each bin, by falling score, equal scores in the order of the ids."""
     order = id_order[np.lexsort((-scores[id_order], bins[id_order]))]  # lexsort is stable
@@ -146,3 +136,15 @@ def _rank_in_bin(id_order: Ints, scores: npt.NDArray[np.floating], bins: npt.NDA
     rank = np.empty(len(scores), dtype=np.int64)
     rank[order] = np.arange(1, len(scores) + 1) - starts[bins[order]]
     return rank
+
+
+def opposite_before(bins: npt.NDArray[np.integer], chosen: npt.NDArray[np.bool_]) -> Ints:
+    """Return (N,) the place of the nearest earlier row of the same bin that got the opposite decision, or -1.
+
+    Args:
+        bins: (N,) of rows in an order in which those of a bin stand together.
+        chosen: (N,).
+    """
+    turns = np.r_[True, (chosen[1:] != chosen[:-1]) | (bins[1:] != bins[:-1])]
+    before = np.maximum.accumulate(np.where(turns, np.arange(len(bins)), 0)) - 1  # last row before this stretch
+    return np.where(bins[before] == bins, before, -1)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.config.filters import Filters
-from adg_plugin.config.scores import ScoreSettings
-from adg_plugin.data.filters.agreement import DISAGREES, details, least_agreeing
-from adg_plugin.data.filters.underspecified import underspecified
+from adg_plugin.config.groups import Filters, ScoreSettings
+from adg_plugin.data.filters import DISAGREES, details, least_agreeing, underspecified
 from adg_plugin.data.layouts import Reason
 from adg_plugin.scoring.bins import assign_bins
-from adg_plugin.scoring.geometry import Balance, balance, combine, parts
+from adg_plugin.scoring.geometry import Balance, balance, combine, parts, percentiles
 from adg_plugin.scoring.quota import Choice, choose, resolve_budget
 from adg_plugin.store import Geometry, Rejection, RunReader
 
@@ -27,27 +26,27 @@ Assign = Callable[[npt.NDArray[np.floating], int | None, int], npt.NDArray[np.in
 class Scored:
     """The choice over all eligible rows, in the order of their ids."""
 
-    ids: npt.NDArray[np.object_]  # (N,)
+    geometry: Geometry  # of these rows
     dispersion: Floats
     anisotropy: Floats
     scores: Floats
     bins: npt.NDArray[np.int32]
     choice: Choice
-    num_answers: npt.NDArray[np.int32]
-    answer_tokens: npt.NDArray[np.int32]
-    agreement: npt.NDArray[np.float32]
     balance: Balance
     warnings: tuple[str, ...]
 
     def chosen_ids(self) -> list[str]:
         """Return the chosen ids, best score first, ties by id."""
         rows = np.flatnonzero(self.choice.chosen)
-        return [str(i) for i in self.ids[rows[np.argsort(-self.scores[rows], kind="stable")]]]
+        return [str(i) for i in self.geometry.ids[rows[np.argsort(-self.scores[rows], kind="stable")]]]
 
     def table(self) -> pa.Table:
         """Return what scores.parquet holds."""
+        num_answers = np.empty(len(self.geometry), dtype=np.int32)
+        for group in self.geometry.grams:
+            num_answers[group.rows] = group.grams.shape[1]
         columns = {
-            "id": pa.array(self.ids, pa.string()),
+            "id": pa.array(self.geometry.ids, pa.string()),
             "dispersion": self.dispersion,
             "anisotropy": self.anisotropy,
             "score": self.scores,
@@ -56,11 +55,11 @@ class Scored:
             "bin_quota": self.choice.quota.astype(np.int32),
             "chosen": self.choice.chosen,
             "reason": pa.array(self.choice.reason, pa.string()),
-            "num_answers": self.num_answers,
-            "answer_tokens": self.answer_tokens,
+            "num_answers": num_answers,
+            "answer_tokens": self.geometry.answer_tokens,
         }
-        if not np.isnan(self.agreement).all():
-            columns["agreement"] = self.agreement
+        if not np.isnan(self.geometry.agreement).all():
+            columns["agreement"] = self.geometry.agreement
         return pa.table(columns)
 
 
@@ -77,12 +76,6 @@ def eligible(run: RunReader, filters: Filters) -> Geometry:
         rows = zip(geometry.ids[rejected], details(geometry.agreement[rejected], filters), strict=True)
         geometry = geometry.without(rejected, [Rejection(str(id), DISAGREES, detail) for id, detail in rows])
     return geometry
-
-
-def _nothing_to_agree_with(geometry: Geometry, config: ScoreSettings) -> str | None:
-    if not config.filters.asks_agreement or not np.isnan(geometry.agreement).all():
-        return None
-    return "no row has an answer of its own, so the filter on agreement rejects nothing"
 
 
 def score_rows(geometry: Geometry, config: ScoreSettings) -> tuple[Floats, Floats, Floats]:
@@ -107,21 +100,22 @@ def choose_rows(geometry: Geometry, config: ScoreSettings, pool_rows: int, assig
     bins = assign(geometry.prompt_vectors, config.bins, config.seed)
     choice = choose(geometry.ids, scores, bins, budget, config.subset)
     about = balance(dispersion, anisotropy, scores, config.score, config.weight)
-    num_answers = np.empty(len(geometry), dtype=np.int32)
-    for group in geometry.grams:
-        num_answers[group.rows] = group.grams.shape[1]
-    found = [warning, _nothing_to_agree_with(geometry, config)]
-    warnings = (*(sentence for sentence in found if sentence), *about.warnings)
-    return Scored(
-        geometry.ids,
-        dispersion,
-        anisotropy,
-        scores,
-        bins,
-        choice,
-        num_answers,
-        geometry.answer_tokens,
-        geometry.agreement,
-        about,
-        warnings,
-    )
+    warnings = [warning] if warning else []
+    if config.filters.asks_agreement and np.isnan(geometry.agreement).all():
+        warnings.append("no row has an answer of its own, so the filter on agreement rejects nothing")
+    return Scored(geometry, dispersion, anisotropy, scores, bins, choice, about, (*warnings, *about.warnings))
+
+
+def score_summary(scored: Scored, form: str) -> dict[str, Any]:
+    """Return how the parts and the score are distributed, and how much each part counts, for the manifest."""
+    about, agreement = scored.balance, percentiles(scored.geometry.agreement)
+    return {
+        "form": form,
+        "dispersion": percentiles(scored.dispersion),
+        "anisotropy": percentiles(scored.anisotropy),
+        "score": percentiles(scored.scores),
+        "pearson": {"dispersion": about.pearson_dispersion, "anisotropy": about.pearson_anisotropy},
+        "spearman": {"dispersion": about.spearman_dispersion, "anisotropy": about.spearman_anisotropy},
+        "share_of_variance": {"dispersion": about.share_dispersion, "anisotropy": about.share_anisotropy},
+        **({"agreement": agreement} if agreement else {}),
+    }

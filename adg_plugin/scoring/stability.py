@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adg_plugin.config.scores import ScoreSettings
+from adg_plugin.config.groups import ScoreSettings
 from adg_plugin.scoring.geometry import combine
 from adg_plugin.scoring.jackknife import FEWEST, Calibrated, calibrated, score_variances
-from adg_plugin.scoring.quota import choose
-from adg_plugin.store import GramGroup, RunFolder, RunReader
-from adg_plugin.store.finished import check_answers, finished
+from adg_plugin.scoring.quota import choose, opposite_before
+from adg_plugin.store import Geometry, RunFolder, RunReader
+from adg_plugin.store.reader import check_answers, finished
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -28,39 +28,22 @@ _MORE_ANSWERS = (1.6, 2.0)  # of K: 8 and 10 for 5
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """What to expect of another run with resampled answers, within the same bins: another `seed` moves these, too.
+    """What to expect of another run with resampled answers, within the same bins: another `seed` moves these, too."""
 
-    Attributes:
-        ids: (N,) scored rows, by ascending id.
-        scores: (N,).
-        errors: (N,) standard error of each score.
-        again: (N,) how likely another run chooses the row.
-        chosen: (N,) whether this one has.
-        near: (N,) whether one standard error moves the score past one of the same bin that got the opposite decision.
-        tied: whether the scores of each bin are equal: nothing within bins tells rows apart.
-        overlap: share of the choice that another run is expected to share, and its 5 and 95 % points.
-        chance: the same if scores were nothing but noise: what bins and budget alone make common.
-        reliability: share of the scores' variance within bins that is not noise, 0 to 1.
-        correlation: of the scores of two runs over the whole pool, expected.
-        num_samples: K of most rows.
-        overlap_with: the mean overlap of two runs of more answers, by their number.
-        notes: sentences about what the figures rest on.
-    """
-
-    ids: npt.NDArray[np.object_]
-    scores: Floats
-    errors: Floats
-    again: Floats
-    chosen: Bools
-    near: Bools
-    tied: bool
-    overlap: tuple[float, float, float]
-    chance: float
-    reliability: float
-    correlation: float
-    num_samples: int
-    overlap_with: dict[int, float]
-    notes: tuple[str, ...]
+    ids: npt.NDArray[np.object_]  # (N,) scored rows, by ascending id
+    scores: Floats  # (N,)
+    errors: Floats  # (N,) standard error of each score
+    again: Floats  # (N,) how likely another run chooses the row
+    chosen: Bools  # (N,) whether this one has
+    near: Bools  # (N,) whether one standard error moves the score past one of its bin that got the opposite decision
+    tied: bool  # whether the scores of each bin are equal: nothing within bins tells rows apart
+    overlap: tuple[float, float, float]  # share of the choice that another run is to share, and its 5 and 95 % points
+    chance: float  # the same if scores were nothing but noise: what bins and budget alone make common
+    reliability: float  # share of the scores' variance within bins that is not noise, 0 to 1
+    correlation: float  # of the scores of two runs over the whole pool, expected
+    num_samples: int  # K of most rows
+    overlap_with: dict[int, float]  # the mean overlap of two runs of more answers, by their number
+    notes: tuple[str, ...]  # sentences about what the figures rest on
 
     def doubtful(self) -> list[int]:
         """Return the rows near the cut, those that another run most likely decides otherwise first."""
@@ -105,20 +88,16 @@ def stability(run_dir: str) -> Stability:
     config.refuse_other_methods("`adg stability` says how much of a choice is sampling noise")
     table = run.scores()
     chosen = table["chosen"].to_numpy(zero_copy_only=False)
-    estimates = calibrated(scored_grams(run))
+    estimates = calibrated(scored_geometry(run, vectors=False).grams)
     return stability_of(estimates, table["id"].to_numpy(), table["bin"].to_numpy(), chosen, config)
 
 
-def scored_grams(run: RunReader) -> tuple[GramGroup, ...]:
-    """Return scored rows' Gram matrices, numbered as in `scores()` (filters drop rows); a StoreError if any is lost."""
-    geometry = run.geometry(vectors=False)
+def scored_geometry(run: RunReader, *, vectors: bool = True) -> Geometry:
+    """Return the geometry of the scored rows: of `scores()`, filters drop rows; a StoreError if one is lost."""
+    geometry = run.geometry(vectors=vectors)
     check_answers(run, geometry)
     scored = pc.is_in(pa.array(geometry.ids, pa.string()), value_set=run.scores()["id"]).to_numpy(zero_copy_only=False)
-    if scored.all():
-        return geometry.grams
-    place = np.cumsum(scored) - 1
-    kept = ((group, scored[group.rows]) for group in geometry.grams)
-    return tuple(GramGroup(place[group.rows[stays]], group.grams[stays]) for group, stays in kept if stays.any())
+    return geometry if scored.all() else geometry.without(~scored, ())
 
 
 def stability_of(
@@ -136,8 +115,18 @@ def stability_of(
     pool = estimates.of_pool
     scores = combine(pool.dispersion, pool.anisotropy, config.score, config.weight)
     errors = np.sqrt(error_variances(estimates, bins, config))
-    within = _Within.of(scores, errors, bins)
-    again, overlaps = _other_runs(within, ids, bins, chosen, config)
+    expected, reliability = _expected(scores, errors, bins)
+    budget = int(chosen.sum())
+    others = _OtherRuns(
+        expected=expected,
+        doubt=np.sqrt(reliability) * errors,
+        errors=errors,
+        chosen=chosen,
+        choose=lambda scores: choose(ids, scores, bins, budget, config.subset).chosen,
+        count=min(_MOST_RUNS, max(_FEWEST_RUNS, _ROWS_OF_ALL_RUNS // len(ids))),
+        seed=config.seed,
+    )
+    again, overlaps = others.chances()
     low, high = np.percentile(overlaps, (5, 95))
     answers = int(np.bincount(estimates.num_answers).argmax())
     variance = float(scores.var())
@@ -154,10 +143,10 @@ def stability_of(
         tied=bool(tied.all()),
         overlap=(float(overlaps.mean()), float(low), float(high)),
         chance=float(np.sum(taken**2 / rows) / chosen.sum()),
-        reliability=within.reliability,
+        reliability=reliability,
         correlation=max(0.0, 1 - float(np.square(errors).mean()) / variance) if variance > 0 else 0.0,
         num_samples=answers,
-        overlap_with={k: _of_two_runs(within, ids, bins, chosen, config, share) for k, share in more.items()},
+        overlap_with={k: others.overlap_of_two(share) for k, share in more.items()},
         notes=tuple(_notes(estimates, scores, tied[cut], config)),
     )
 
@@ -213,81 +202,64 @@ def error_variances(estimates: Calibrated, bins: Ints, config: ScoreSettings) ->
     return drawn
 
 
+def _expected(scores: Floats, errors: Floats, bins: Ints) -> tuple[Floats, float]:
+    """Return (N,) the scores that many answers would give, as if the bins' means were known, and the reliability."""
+    if len(scores) - len(np.unique(bins)) < 1:  # of bins with one row each, the rows compete with all others
+        bins = np.zeros(len(scores), np.int64)
+    centre = (np.bincount(bins, scores) / np.maximum(np.bincount(bins), 1))[bins]
+    freedom = max(1, len(scores) - len(np.unique(bins)))
+    variance = float(np.square(scores - centre).sum()) / freedom
+    luck = float(np.square(errors).mean())
+    reliability = max(0.0, 1 - luck / variance) if variance > 0 else 0.0
+    return centre + reliability * (scores - centre), reliability
+
+
 @dataclass(frozen=True, slots=True)
-class _Within:
-    """What this run says of each row's score, as if its bin's mean were known."""
+class _OtherRuns:
+    """Other runs, sampled from what this one says of each row's score."""
 
-    centre: Floats  # (N,) mean of the row's bin
     expected: Floats  # (N,) the score that many answers would give
+    doubt: Floats  # (N,) standard deviation of the score without sampling noise
     errors: Floats  # (N,) of this run
-    reliability: float
+    chosen: Bools  # (N,) by this run
+    choose: Callable[[Floats], Bools]  # the choice by other scores
+    count: int
+    seed: int
 
-    @classmethod
-    def of(cls, scores: Floats, errors: Floats, bins: Ints) -> _Within:
-        if len(scores) - len(np.unique(bins)) < 1:  # of bins with one row each, the rows compete with all others
-            bins = np.zeros(len(scores), np.int64)
-        centre = (np.bincount(bins, scores) / np.maximum(np.bincount(bins), 1))[bins]
-        freedom = max(1, len(scores) - len(np.unique(bins)))
-        variance = float(np.square(scores - centre).sum()) / freedom
-        luck = float(np.square(errors).mean())
-        reliability = max(0.0, 1 - luck / variance) if variance > 0 else 0.0
-        return cls(centre, centre + reliability * (scores - centre), errors, reliability)
+    def chances(self) -> tuple[Floats, Floats]:
+        """Return how often they choose each row (N,), and the share of this choice that each has in common with it."""
+        rng = np.random.default_rng(self.seed)
+        often, overlaps = np.zeros(len(self.chosen)), np.empty(self.count)
+        for run in range(self.count):
+            other = self._choice(self._truth(rng), rng)
+            often += other
+            overlaps[run] = (other & self.chosen).sum() / self.chosen.sum()
+        return often / self.count, overlaps
 
-    def truth(self, rng: np.random.Generator) -> Floats:
-        """Return scores that rows might have without sampling noise, (N,)."""
-        drawn: Floats = np.sqrt(self.reliability) * self.errors * rng.standard_normal(len(self.errors))
-        return self.expected + drawn
+    def overlap_of_two(self, share: float) -> float:
+        """Return the mean overlap of two runs whose error variance is `share` of this one's."""
+        rng = np.random.default_rng(self.seed)
+        common, runs = 0, max(2, self.count // 4)
+        for _ in range(runs):
+            truth = self._truth(rng)
+            one, two = (self._choice(truth, rng, share) for _ in range(2))
+            common += int((one & two).sum())
+        return common / (runs * int(self.chosen.sum()))
 
-    def run(self, truth: Floats, rng: np.random.Generator, share: float = 1.0) -> Floats:
-        """Return the scores of another run, whose error variance is `share` of this one's, (N,)."""
-        drawn: Floats = truth + np.sqrt(share) * self.errors * rng.standard_normal(len(truth))
-        return drawn
+    def _truth(self, rng: np.random.Generator) -> Floats:
+        return self.expected + self.doubt * rng.standard_normal(len(self.doubt))
 
-
-def _num_runs(rows: int) -> int:
-    return min(_MOST_RUNS, max(_FEWEST_RUNS, _ROWS_OF_ALL_RUNS // rows))
-
-
-def _other_runs(
-    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ScoreSettings
-) -> tuple[Floats, Floats]:
-    """Return how often other runs choose each row (N,), and the share of `chosen` that each run has in common."""
-    rng = np.random.default_rng(config.seed)
-    budget = int(chosen.sum())
-    often, overlaps = np.zeros(len(ids)), np.empty(_num_runs(len(ids)))
-    for run in range(len(overlaps)):
-        other = choose(ids, within.run(within.truth(rng), rng), bins, budget, config.subset).chosen
-        often += other
-        overlaps[run] = (other & chosen).sum() / budget
-    return often / len(overlaps), overlaps
-
-
-def _of_two_runs(
-    within: _Within, ids: npt.NDArray[np.object_], bins: Ints, chosen: Bools, config: ScoreSettings, share: float
-) -> float:
-    """Return the mean overlap of two new runs whose error variance is `share` of this one's."""
-    rng = np.random.default_rng(config.seed)
-    budget, common = int(chosen.sum()), 0
-    runs = max(2, _num_runs(len(ids)) // 4)
-    for _ in range(runs):
-        truth = within.truth(rng)
-        one, two = (choose(ids, within.run(truth, rng, share), bins, budget, config.subset).chosen for _ in range(2))
-        common += int((one & two).sum())
-    return common / (runs * budget)
+    def _choice(self, truth: Floats, rng: np.random.Generator, share: float = 1.0) -> Bools:
+        return self.choose(truth + np.sqrt(share) * self.errors * rng.standard_normal(len(truth)))
 
 
 def _near(scores: Floats, errors: Floats, bins: Ints, chosen: Bools) -> Bools:
     """Return which rows, (N,), have a score within one standard error of an opposite decision in their bin."""
-    order = np.lexsort((scores, bins))
-    ordered, fate, bin_ = scores[order], chosen[order], bins[order]
     gap = np.full(len(scores), np.inf)
-    for step in (1, -1):  # the nearest below, then the nearest above
-        s, f, b = ordered[::step], fate[::step], bin_[::step]
-        turns = np.r_[True, (f[1:] != f[:-1]) | (b[1:] != b[:-1])]
-        before = np.maximum.accumulate(np.where(turns, np.arange(len(s)), 0)) - 1  # last row before this stretch
-        there = (before >= 0) & (b[before] == b)
-        distance = np.where(there, np.abs(s - s[before]), np.inf)[::step]
-        gap = np.minimum(gap, distance)
-    near = np.empty(len(scores), dtype=np.bool_)
-    near[order] = (gap <= errors[order]) & (errors[order] > 0)
+    order = np.lexsort((scores, bins))
+    for rows in (order, order[::-1]):  # the nearest below, then the nearest above
+        before = opposite_before(bins[rows], chosen[rows])
+        away = np.abs(scores[rows] - scores[rows[before]])
+        gap[rows] = np.minimum(gap[rows], np.where(before >= 0, away, np.inf))
+    near: Bools = (gap <= errors) & (errors > 0)
     return near

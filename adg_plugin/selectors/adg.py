@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from adg_plugin.config.groups import ScoreForm, ScoreSettings
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm, ScoreSettings
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.scoring.geometry import combine
 from adg_plugin.scoring.quota import IN_QUOTA, allocate
-from adg_plugin.scoring.score import choose_rows, eligible
-from adg_plugin.scoring.summary import score_summary
+from adg_plugin.scoring.score import choose_rows, eligible, score_summary
 from adg_plugin.selectors.base import Selector, Task
-from adg_plugin.selectors.decision import Decision
+from adg_plugin.selectors.candidates import Decision
 
 
 class ADG(Selector):

@@ -14,6 +14,7 @@ from adg_plugin.errors import ConfigError
 from adg_plugin.scoring.quota import resolve_budget
 from adg_plugin.selectors.candidates import (
     Candidates,
+    Decision,
     NeedsReference,
     Pick,
     Picked,
@@ -22,7 +23,6 @@ from adg_plugin.selectors.candidates import (
     read_candidates,
 )
 from adg_plugin.selectors.columns import plain, shown
-from adg_plugin.selectors.decision import Decision
 from adg_plugin.store import Rejection, RunFolder, RunReader
 
 if TYPE_CHECKING:
@@ -34,79 +34,53 @@ ANSWERS = "answers"  # the cost of sampling and embedding them
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a selector chooses from.
+    """What a selector chooses from."""
 
-    Attributes:
-        run: the run folder, with a staged pool and all that was sampled or measured.
-        source: of the backbone, with its tokenizer; None where nothing but ADG can choose.
-        pool_rows: rows of the pool after exact duplicates, for a budget that is a fraction.
-        skipped: the reason of each row that could not be sampled or measured this time, by id.
-        assign: gives ADG its bins; None: `adg_plugin.scoring.bins.assign_bins`.
-        show: report progress on stderr, where choosing takes long.
-    """
-
-    run: RunReader
+    run: RunReader  # the run folder, with a staged pool and all that was sampled or measured
     config: ADGConfig
-    source: Source | None
-    pool_rows: int
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    assign: Assign | None = None
-    show: bool = False
+    source: Source | None  # of the backbone, with its tokenizer; None where nothing but ADG can choose
+    pool_rows: int  # of the pool after exact duplicates, for a budget that is a fraction
+    skipped: Mapping[str, str] = field(default_factory=dict)  # by id, why a row was not sampled or measured this time
+    assign: Assign | None = None  # gives ADG its bins; None: `adg_plugin.scoring.bins.assign_bins`
+    show: bool = False  # report progress on stderr, where choosing takes long
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something that models are asked before a choice; selectors that ask for the same share it, and its cost.
+    """Something that models are asked before a choice; selectors that ask for the same share it, and its cost."""
 
-    Attributes:
-        cost: its name in compare.json.
-        fill: stores what is missing in the run folder, as `Selector.fill`; None: answers are to be sampled.
-    """
-
-    cost: str
+    cost: str  # its name in compare.json
+    # Stores what is missing in the run folder, as `Selector.fill`; None: answers are to be sampled.
     fill: Callable[[RunFolder, ADGConfig, Source, bool], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
 class Selector:
-    """Who chooses. A subclass has to have `pick`, or `decide`; all else has a default.
+    """Who chooses. A subclass has to have `pick`, or `decide`; all else has a default."""
 
-    Attributes:
-        name: as `method` names it.
-        reads: texts of each row that `pick` needs: `instruction`, `reference` (its response), `data` (the row as it
-            was found, as JSON).
-        needs_reference: what a row's reference response must have: text, a turn (which may only call tools), nothing.
-        samples_answers: whether sampled answers, with their vectors, have to be in the run folder.
-        asks_backbone: whether the model that is trained is asked anything.
-        measures: whether it has a `fill` of its own, which asks a model about each row; one process does that.
-        stepwise: whether it chooses one row after another and scores only those that it chooses.
-        random_scores: whether its scores say nothing about the rows.
-        by_divergence: whether it scores the sampled answers by dispersion and anisotropy and chooses within bins, as
-            ADG does: these are then in its table, and what shows a choice shows them.
-        settings: that it looks at when everything is there: no other changes its choice, or only its choice.
-        extra: of this package that it needs.
-        score_meaning: what its score is.
-        part_meanings: by column of its own, what it holds.
-    """
-
-    name: str
+    name: str  # as `method` names it
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.measures = cls.fill is not Selector.fill
 
+    # Texts of each row that `pick` needs: `instruction`, `reference` (its response), `data` (it as found, as JSON).
     reads: ClassVar[tuple[str, ...]] = ()
+    # What a row's reference response must have: text, a turn (which may only call tools), nothing.
     needs_reference: ClassVar[NeedsReference] = "text"
-    samples_answers: ClassVar[bool] = False
-    asks_backbone: ClassVar[bool] = False
-    measures: ClassVar[bool] = False
-    stepwise: ClassVar[bool] = False
-    random_scores: ClassVar[bool] = False
+    samples_answers: ClassVar[bool] = False  # sampled answers, with their vectors, have to be in the run folder
+    asks_backbone: ClassVar[bool] = False  # the model that is trained is asked something
+    measures: ClassVar[bool] = False  # it has a `fill` of its own, which asks a model about each row, in one process
+    stepwise: ClassVar[bool] = False  # it chooses one row after another and scores only those that it chooses
+    random_scores: ClassVar[bool] = False  # its scores say nothing about the rows
+    # It scores the sampled answers by dispersion and anisotropy and chooses within bins, as ADG does: these are then in
+    # its table, and what shows a choice shows them.
     by_divergence: ClassVar[bool] = False
+    # That it looks at when everything is there: no other changes its choice, or only its choice.
     settings: ClassVar[tuple[str, ...]] = ()
-    extra: ClassVar[str | None] = None
+    extra: ClassVar[str | None] = None  # of this package, that it needs
     score_meaning: ClassVar[str] = "higher is better"
-    part_meanings: ClassVar[Mapping[str, str]] = {}
+    part_meanings: ClassVar[Mapping[str, str]] = {}  # by column of its own, what it holds
 
     def title(self, run: str) -> str:
         """Return the title of a report on its choice in the run folder of this name."""
@@ -203,8 +177,13 @@ class Selector:
             yield "every row that could be chosen was"
         else:
             yield from self.cut(table, at, budget)
-        if rank is None:
-            yield self._unranked(budget)
+        if rank is None and self.stepwise:
+            yield (
+                f"{self.name} chooses one row after another and looks at each only beside those before it: after "
+                f"{budget:,} it had not come to this one; a larger budget adds rows and takes none away"
+            )
+        elif rank is None:
+            yield f"{self.name} gave it no score"
         elif not chosen:
             yield f"a budget of {rank:,} would have reached it"
         elif rank > 1:
@@ -223,11 +202,3 @@ class Selector:
             yield f"a score below {shown(other)} ({away}) would have left it out"
         else:
             yield f"a score above {shown(other)} ({away}) would have chosen it"
-
-    def _unranked(self, budget: int) -> str:
-        if not self.stepwise:
-            return f"{self.name} gave it no score"
-        return (
-            f"{self.name} chooses one row after another and looks at each only beside those before it: after "
-            f"{budget:,} it had not come to this one; a larger budget adds rows and takes none away"
-        )

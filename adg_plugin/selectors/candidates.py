@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from adg_plugin.data.layouts import Reason
 from adg_plugin.data.rows import answer_turn
-from adg_plugin.scoring.percentiles import percentiles
+from adg_plugin.scoring.geometry import percentiles
 from adg_plugin.selectors.columns import OF_ALL
-from adg_plugin.selectors.decision import Decision, Floats
 from adg_plugin.store import Rejection, RunReader
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.integer]
+Why = tuple[str, str]  # reason and detail
 
 NeedsReference = Literal["text", "turn", "none"]
 
@@ -34,18 +35,14 @@ _FIELDS = {"instruction": "instructions", "reference": "references", "where": "w
 class Candidates:
     """The rows that could be sampled, by ascending id: the order of the pool plays no part.
 
-    Attributes:
-        instructions: each row's own words, with its input; this and what follows only where it was asked for.
-        references: each reference response.
-        where: file and line of each row; always there.
-        data: each row as it was found, a JSON object as text.
+    Of the texts only those are there that `reads` names.
     """
 
     ids: npt.NDArray[np.object_]  # (N,)
-    instructions: Sequence[str] = ()
-    references: Sequence[str] = ()
-    where: Sequence[str] = ()
-    data: Sequence[str] = ()
+    instructions: Sequence[str] = ()  # each row's own words, with its input
+    references: Sequence[str] = ()  # each reference response
+    where: Sequence[str] = ()  # file and line of each row; always there
+    data: Sequence[str] = ()  # each row as it was found, a JSON object as text
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -109,19 +106,13 @@ def _with_an_answer_turn(run: RunReader) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """The choice among N candidates.
+    """The choice among N candidates."""
 
-    Attributes:
-        rows: of the choice, the best first.
-        scores: (N,), higher is better; NaN where the row has none: it is not among those that a stepwise method chose.
-        columns: (N,) numbers each, for instance what the score was made of; NaN where a row has none.
-        warnings: sentences.
-    """
-
-    rows: Ints
-    scores: Floats
+    rows: Ints  # of the choice, the best first
+    scores: Floats  # (N,), higher is better; NaN where a row has none, as those that a stepwise method did not choose
+    # (N,) numbers each, for instance what the score was made of; NaN where a row has none.
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
+    warnings: Sequence[str] = ()  # sentences
 
     @classmethod
     def best(cls, scores: npt.ArrayLike, budget: int, columns: Mapping[str, npt.ArrayLike] | None = None) -> Picked:
@@ -184,6 +175,10 @@ def as_picked(found: object, total: int, budget: int) -> Picked:
     return Picked(rows.astype(np.int64), columns.pop("scores").astype(np.float64), columns, warnings)
 
 
+def _are_a_choice(rows: npt.NDArray[Any], total: int, budget: int) -> bool:
+    return len(rows) <= budget and len(np.unique(rows)) == len(rows) and bool(np.isin(rows, np.arange(total)).all())
+
+
 def _array(values: object) -> npt.NDArray[Any] | None:
     try:
         array = np.asarray(values)
@@ -192,8 +187,22 @@ def _array(values: object) -> npt.NDArray[Any] | None:
     return array if array.ndim == 1 else None
 
 
-def _are_a_choice(rows: npt.NDArray[Any], total: int, budget: int) -> bool:
-    return len(rows) <= budget and len(np.unique(rows)) == len(rows) and bool(np.isin(rows, np.arange(total)).all())
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A choice, as the run folder keeps it: one form for all selectors."""
+
+    table: pa.Table  # one row per candidate, by ascending id: at least `id`, `score`, `chosen`, `reason`
+    ids: tuple[str, ...]  # of the chosen rows, the best first
+    score: dict[str, Any]  # how the scores came out, for the manifest
+    warnings: tuple[str, ...]
+    rejections: tuple[Rejection, ...] = ()  # rows that this selector cannot choose, and why
+    bins: int | None = None  # how many there were; None where the selector knows none
+    answer_tokens: int = 0  # sampled for it
+
+    @classmethod
+    def none(cls, rejections: Sequence[Rejection]) -> Decision:
+        """Return the decision where no row can be chosen."""
+        return cls(pa.table({"id": pa.array([], pa.string())}), (), {}, (), tuple(rejections))
 
 
 def decided(
@@ -215,9 +224,7 @@ def decided(
         "chosen": chosen,
         "reason": pa.array(np.where(chosen, CHOSEN, np.where(rank > 0, BELOW, NOT_REACHED)).tolist(), pa.string()),
     }
-    parts = {
-        name: percentiles(np.asarray(values)) for name, values in picked.columns.items() if values.dtype.kind in "fiu"
-    }
+    parts = {name: percentiles(values) for name, values in picked.columns.items()}
     return Decision(
         table=pa.table(columns),
         ids=tuple(str(candidates.ids[row]) for row in picked.rows),
@@ -231,12 +238,11 @@ def _nullable(values: npt.NDArray[Any]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))
 
 
-def without(candidates: Candidates, reasons: Sequence[tuple[str, str] | None]) -> tuple[Candidates, list[Rejection]]:
-    """Return the candidates without those that have a reason and a detail, and these as rejections."""
-    rejected = np.array([reason is not None for reason in reasons], dtype=bool)
+def without(candidates: Candidates, reasons: Sequence[Why | None]) -> tuple[Candidates, list[Rejection]]:
+    """Return the candidates without those that have a reason against them, and these as rejections."""
     found = [
         Rejection(str(candidates.ids[row]), *reason, where=candidates.where[row])
         for row, reason in enumerate(reasons)
         if reason is not None
     ]
-    return candidates.keep(~rejected), found
+    return candidates.keep(np.array([reason is None for reason in reasons], dtype=bool)), found

@@ -13,10 +13,10 @@ from adg_plugin.selectors.base import Selector
 # Loaded when they are asked for, as entry points are.
 _BUILT_IN = {
     "adg": "adg:ADG",
-    "random": "random:Random",
-    "longest": "longest:Longest",
-    "ifd": "likelihood.ifd:IFD",
-    "superfiltering": "likelihood.superfiltering:SuperFiltering",
+    "random": "baselines:Random",
+    "longest": "baselines:Longest",
+    "ifd": "likelihood.selectors:IFD",
+    "superfiltering": "likelihood.selectors:SuperFiltering",
     "zip": "zip.selector:ZIP",
     "mig": "mig.selector:MIG",
     "scar": "scar:SCAR",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adg_plugin.store.parts import Part, digests, row_groups
-from adg_plugin.store.staging import Rejection, groups
+from adg_plugin.store.parts import Part, row_groups
+from adg_plugin.store.staging import Rejection, digests, groups
 
 Ints = npt.NDArray[np.int64]
 
@@ -75,13 +76,6 @@ class _Pool:
         return np.where(self.sorted_digests[slots] == query, self.positions[slots], -1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    positions: list[Ints]  # for each part, its rows' positions; -1: not in the pool, not the first, or rejected
-    num_answers: npt.NDArray[np.int16]  # (P,), 0 where there is nothing to score
-    reasons: dict[int, str]  # position -> why the engine rejected it
-
-
 def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> Geometry:
     """Return the geometry of the current prompts that have a result.
 
@@ -96,19 +90,45 @@ def assemble(prompts: Path, parts: Sequence[Part], *, vectors: bool = True) -> G
         StoreError: a file is missing or damaged.
     """
     pool = read_pool(prompts)
-    found = _find_results(pool, parts)
+    positions, answers_at, reasons = _find_results(pool, parts)
     by_id = pc.sort_indices(pool.ids).to_numpy()
-    chosen = by_id[found.num_answers[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
+    chosen = by_id[answers_at[by_id] > 0].astype(np.int64)  # (N,), positions in the order of their ids
     places = np.full(len(pool.ids), -1)
     places[chosen] = np.arange(len(chosen))
-    grams, prompt_vectors, answer_tokens, agreement = _place(parts, found, places, found.num_answers[chosen], vectors)
+    num_answers = answers_at[chosen]
+
+    grams: dict[int, GramGroup] = {}  # by K
+    for k in np.unique(num_answers).tolist():
+        rows = np.flatnonzero(num_answers == k)
+        grams[k] = GramGroup(rows, np.empty((len(rows), k, k), np.float32))
+    prompt_vectors = np.empty((len(chosen), 0), np.float16)
+    answer_tokens = np.empty(len(chosen), np.int32)
+    agreement = np.full(len(chosen), np.nan, np.float32)
+    columns = ["gram", "num_tokens", "agreement", *(["prompt_vector"] if vectors else [])]
+    for here, table in zip(positions, _tables(parts, columns), strict=True):
+        counts = here >= 0
+        if not counts.any():
+            continue
+        table = table.filter(pa.array(counts))
+        to = places[here[counts]]
+        if vectors:
+            block = _flat(table["prompt_vector"]).reshape(len(to), -1)
+            if not prompt_vectors.size:
+                prompt_vectors = np.empty((len(chosen), block.shape[1]), np.float16)
+            prompt_vectors[to] = block
+        answer_tokens[to] = table["num_tokens"].to_numpy()
+        agreement[to] = table["agreement"].to_numpy()  # a null becomes NaN
+        for k in np.unique(num_answers[to]).tolist():
+            is_k = num_answers[to] == k
+            flat = _flat(table["gram"].filter(pa.array(is_k)))
+            grams[k].grams[np.searchsorted(grams[k].rows, to[is_k])] = flat.reshape(-1, k, k)
     return Geometry(
         ids=pool.ids.take(pa.array(chosen)).to_numpy(zero_copy_only=False),
         prompt_vectors=prompt_vectors,
-        grams=grams,
+        grams=tuple(grams.values()),
         answer_tokens=answer_tokens,
         agreement=agreement,
-        rejections=_rejections(prompts, pool, found.reasons),
+        rejections=_rejections(prompts, pool, reasons),
     )
 
 
@@ -124,65 +144,34 @@ def read_pool(prompts: Path) -> _Pool:
     return _Pool(pa.chunked_array(ids, pa.string()).combine_chunks(), unsorted[positions], positions)
 
 
-def _find_results(pool: _Pool, parts: Sequence[Part]) -> _Found:
+def _find_results(pool: _Pool, parts: Sequence[Part]) -> tuple[list[Ints], npt.NDArray[np.int16], dict[int, str]]:
+    """Return which of the P prompts the parts have a result of.
+
+    Returns:
+        For each row group its rows' positions, -1 where a row is not in the pool, not the first, or rejected; (P,)
+        numbers of answers, 0 where there is nothing to score; and by position why the engine rejected a row.
+    """
     is_seen = np.zeros(len(pool.ids), bool)
     num_answers = np.zeros(len(pool.ids), np.int16)
     reasons: dict[int, str] = {}
     positions: list[Ints] = []
-    for part in parts:
-        of_part = [np.empty(0, np.int64)]
-        for table in row_groups(part, ["id", "key", "reason", "gram"]):
-            here = pool.find(digests(table))
-            counts = here >= 0
-            counts[counts] = ~is_seen[here[counts]]
-            is_seen[here[counts]] = True
-            is_rejected = pc.is_valid(table["reason"]).to_numpy()
-            for row in np.flatnonzero(counts & is_rejected):
-                reasons[int(here[row])] = table["reason"][int(row)].as_py()
-            counts &= ~is_rejected
-            entries = pc.fill_null(pc.list_value_length(table["gram"]), 0).to_numpy()
-            num_answers[here[counts]] = np.sqrt(entries[counts])
-            of_part.append(np.where(counts, here, -1))
-        positions.append(np.concatenate(of_part))
-    return _Found(positions, num_answers, reasons)
+    for table in _tables(parts, ["id", "key", "reason", "gram"]):
+        here = pool.find(digests(table))
+        counts = here >= 0
+        counts[counts] = ~is_seen[here[counts]]
+        is_seen[here[counts]] = True
+        is_rejected = pc.is_valid(table["reason"]).to_numpy()
+        for row in np.flatnonzero(counts & is_rejected):
+            reasons[int(here[row])] = table["reason"][int(row)].as_py()
+        counts &= ~is_rejected
+        entries = pc.fill_null(pc.list_value_length(table["gram"]), 0).to_numpy()
+        num_answers[here[counts]] = np.sqrt(entries[counts])
+        positions.append(np.where(counts, here, -1))
+    return positions, num_answers, reasons
 
 
-def _place(
-    parts: Sequence[Part], found: _Found, places: Ints, num_answers: npt.NDArray[np.int16], with_vectors: bool
-) -> tuple[tuple[GramGroup, ...], npt.NDArray[np.float16], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    groups_by_k: dict[int, GramGroup] = {}
-    slots = np.empty(len(num_answers), np.int64)  # (N,), each row's index within its group
-    for k in np.unique(num_answers).tolist():
-        rows = np.flatnonzero(num_answers == k)
-        slots[rows] = np.arange(len(rows))
-        groups_by_k[k] = GramGroup(rows, np.empty((len(rows), k, k), np.float32))
-    answer_tokens = np.empty(len(num_answers), np.int32)
-    agreement = np.full(len(num_answers), np.nan, np.float32)
-    vectors: npt.NDArray[np.float16] | None = None
-    columns = ["gram", "num_tokens", "agreement", *(["prompt_vector"] if with_vectors else [])]
-    for part, positions in zip(parts, found.positions, strict=True):
-        start = 0
-        for table in row_groups(part, columns):
-            here = positions[start : start + table.num_rows]
-            start += table.num_rows
-            counts = here >= 0
-            if not counts.any():
-                continue
-            table = table.filter(pa.array(counts))
-            to = places[here[counts]]
-            if with_vectors:
-                block = _flat(table["prompt_vector"]).reshape(len(to), -1)
-                if vectors is None:
-                    vectors = np.empty((len(num_answers), block.shape[1]), np.float16)
-                vectors[to] = block
-            answer_tokens[to] = table["num_tokens"].to_numpy()
-            agreement[to] = table["agreement"].to_numpy()  # a null becomes NaN
-            for k in np.unique(num_answers[to]).tolist():
-                is_k = num_answers[to] == k
-                flat = _flat(table["gram"].filter(pa.array(is_k)))
-                groups_by_k[k].grams[slots[to[is_k]]] = flat.reshape(-1, k, k)
-    empty = np.empty((len(num_answers), 0), np.float16)
-    return tuple(groups_by_k.values()), empty if vectors is None else vectors, answer_tokens, agreement
+def _tables(parts: Sequence[Part], columns: list[str]) -> Iterator[pa.Table]:
+    return chain.from_iterable(row_groups(part, columns) for part in parts)
 
 
 def _flat(lists: pa.ChunkedArray) -> npt.NDArray[np.floating]:

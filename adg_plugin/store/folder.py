@@ -1,26 +1,31 @@
-"""RunFolder: the one writer of a run folder. Whatever it has written survives a crash."""
+"""RunFolder: the one writer of a run folder. Whatever it has written survives a crash.
+
+The kernel drops the lock with its process, even after kill -9.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.files import TEMPORARY, digest_file, remove_leftovers, replacing, write_json, writing
 from adg_plugin.store.ledger import SMALL_PARTS, Ledger
-from adg_plugin.store.lock import HOLDER, LOCK, check_free, hold, let_go
 from adg_plugin.store.lookup import write_index
-from adg_plugin.store.parts import SCHEMA, Inventory, to_record
+from adg_plugin.store.parts import SCHEMA, to_record
 from adg_plugin.store.reader import (
     ANSWERS,
     CONFIG,
@@ -38,8 +43,11 @@ from adg_plugin.store.reader import (
     check_is_run_folder,
 )
 from adg_plugin.store.records import RowResult
-from adg_plugin.store.selected import write_chosen
+from adg_plugin.store.spool import write_chosen
 from adg_plugin.store.staging import Rejection, StagedRow
+
+LOCK = ".lock"
+HOLDER = ".lock.json"  # not in the lock file itself: versions of filelock differ in whether they empty it
 
 
 class RunFolder(RunReader):
@@ -47,15 +55,20 @@ class RunFolder(RunReader):
 
     def __init__(self, path: Path, *, wait_s: float, rows_per_part: int, flush_s: float) -> None:
         super().__init__(path)
-        self._lock = hold(path, wait_s=wait_s)
+        self._lock = _hold(path, wait_s=wait_s)
         try:
-            self._begin()
-            options: dict[str, Any] = {"rows_per_part": rows_per_part, "flush_s": flush_s}
+            remove_leftovers(path)
+            if not (path / CONFIG).exists():
+                write_json(path / CONFIG, {MARKER: VERSION})
+            with writing(path / ANSWERS):
+                (path / ANSWERS).mkdir(exist_ok=True)
             self._answers, self._samples = (
-                Ledger(path / folder, SCHEMA, to_record, **options) for folder in (ANSWERS, SAMPLES)
+                Ledger(path / folder, SCHEMA, to_record, rows_per_part=rows_per_part, flush_s=flush_s)
+                for folder in (ANSWERS, SAMPLES)
             )
+            self.stock, self.samples_stock = self._answers.stock, self._samples.stock
         except BaseException:
-            let_go(path, self._lock)
+            self._let_go()
             raise
 
     @classmethod
@@ -98,30 +111,10 @@ class RunFolder(RunReader):
         check_is_run_folder(path)
         return RunReader(path)
 
-    def _begin(self) -> None:
-        remove_leftovers(self.path)
-        if not (self.path / CONFIG).exists():
-            write_json(self.path / CONFIG, {MARKER: VERSION})
-        answers = self.path / ANSWERS
-        with writing(answers):
-            answers.mkdir(exist_ok=True)
-
-    @property
-    def stock(self) -> Inventory:
-        """The verified parts of answers with vectors."""
-        return self._answers.stock
-
-    @property
-    def samples_stock(self) -> Inventory:
-        """The verified parts of answers without vectors."""
-        return self._samples.stock
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
             self.flush()
             if error is None:
@@ -131,7 +124,12 @@ class RunFolder(RunReader):
             if error is None:
                 raise  # otherwise the first error is the one to see
         finally:
-            let_go(self.path, self._lock)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock.is_locked:  # once released it may be another's
+            (self.path / HOLDER).unlink(missing_ok=True)
+            self._lock.release()
 
     def close(self) -> None:
         """Write what is buffered, merge small parts where there are many, and release the lock."""
@@ -159,14 +157,7 @@ class RunFolder(RunReader):
         return staging.stage(self.path / PROMPTS, rows, digest=digest, notes=notes, given=given)
 
     def append(self, result: RowResult) -> None:
-        """Take one result, and write the buffered ones when there are enough of them or it is time.
-
-        A row that already has a result keeps that one.
-
-        Raises:
-            StoreError: a part cannot be written. The buffered results stay in memory; `flush` tries again.
-            ValueError: neither rejected nor complete.
-        """
+        """Take one result, as `Ledger.append` does; a ValueError where it is neither rejected nor complete."""
         if result.reason is None and (result.gram is None or result.prompt_vector is None):
             raise ValueError(f"row {result.id!r} has neither a reason nor both a Gram matrix and a prompt vector")
         if result not in self._answers:
@@ -174,11 +165,8 @@ class RunFolder(RunReader):
             self._answers.append(result)
 
     def append_sample(self, result: RowResult) -> None:
-        """Take the answers of one row that are still to be embedded; like `append`, which takes it with its vectors.
-
-        A rejection goes to the answers: there is nothing to embed.
-        """
-        if result.reason is not None:
+        """Take the answers of one row that are still to be embedded; like `append`, which takes it with its vectors."""
+        if result.reason is not None:  # there is nothing to embed
             self.append(result)
         elif result not in self._answers and result not in self._samples:
             self._drop_manifest()
@@ -252,15 +240,38 @@ def check_folder(path: str | Path) -> None:
         pass
     if there == path:
         _check_content(path)
-        check_free(path)
+        if (path / LOCK).exists():
+            _acquired(path, wait_s=0).release()
 
 
 def _check_content(path: Path) -> None:
     with writing(path):
-        is_new = all(_is_ours(entry) for entry in path.iterdir())
-    if not is_new:
+        names = [entry.name for entry in path.iterdir()]
+    if not all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY) for name in names):
         check_is_run_folder(path)
 
 
-def _is_ours(entry: Path) -> bool:
-    return entry.name in (LOCK, HOLDER) or entry.name.endswith(TEMPORARY)
+def _hold(folder: Path, *, wait_s: float) -> FileLock:
+    lock = _acquired(folder, wait_s=wait_s)
+    try:
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(folder / HOLDER, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _acquired(folder: Path, *, wait_s: float) -> FileLock:
+    lock = FileLock(folder / LOCK, thread_local=False)
+    with writing(folder / LOCK):
+        try:
+            lock.acquire(timeout=wait_s, poll_interval=0.1)
+        except Timeout:
+            try:
+                holder = json.loads((folder / HOLDER).read_bytes())
+                who = f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
+            except FileNotFoundError:  # it has just begun and not yet written its name
+                who = "another process"
+            raise StoreError(f"run folder {folder} is in use by {who}: wait for it, or give another --out") from None
+    return lock

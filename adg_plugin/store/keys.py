@@ -1,36 +1,31 @@
-"""What identifies a row's answers: a hash of all that produced them, so that nothing stale is ever reused."""
+"""What identifies a row's answers: a hash of all that produced them, so that nothing stale is ever reused.
+
+Beside it, for people, the versions of the packages that a result depends on.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config.groups import SamplingSettings
 from adg_plugin.config.schema import OLDER, ADGConfig
-
-if TYPE_CHECKING:
-    from adg_plugin.store.records import Answer
+from adg_plugin.store.records import Answer
 
 # Raise it when the same settings come to give other answers or vectors.
 SAMPLING_VERSION = 2
 
 # The settings that touch answers or vectors; all others reuse what is stored.
-_OF_SAMPLING = (
-    "engine",
-    "num_samples",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "max_new_tokens",
-    "seed",
-)
+_OF_SAMPLING = ("engine", *SamplingSettings.model_fields)
 _OF_VECTORS = ("pooling", "layers", "dtype", "load_in_4bit")
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype")
+_PACKAGES = ("adg-plugin", "torch", "transformers", "datasets", "numpy", "scikit-learn", "bitsandbytes")
 
 
 def sampling_fingerprint(config: ADGConfig, *, model: str, eos_ids: tuple[int, ...]) -> dict[str, Any]:
@@ -95,3 +90,14 @@ def row_key(
     if given is not None:
         hashed.update(b"given" + json.dumps([[a.text, a.token_ids.tolist()] for a in given]).encode())
     return hashed.digest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a result depends on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,32 +1,42 @@
-"""A folder of parts with one writer: results are buffered, written as parts, and small parts merged."""
+"""A folder of parts with one writer: results are buffered, written as parts, and small parts merged.
+
+Answers are kept so, and in measures/NAME/part-*.parquet what a side model found of each row.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
 
 from adg_plugin.store.files import writing
-from adg_plugin.store.parts import Inventory, digests, merge_small, row_groups, take_stock, write_part
-from adg_plugin.store.staging import row_digest
+from adg_plugin.store.parts import Inventory, merge_small, row_groups, take_stock, write_part
+from adg_plugin.store.reader import MEASURES, RunReader
+from adg_plugin.store.records import RowResult
+from adg_plugin.store.staging import digests, row_digest
 
 SMALL_PARTS = 64  # more than these, and closing merges them
+# Measures are written when so many are buffered, or so many seconds have passed.
+ROWS_PER_PART = 2048
+FLUSH_S = 20.0
 
 
-class Keyed(Protocol):
-    """A row's id, and the hash of all that produces its result."""
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a side model found of a row. With a `reason` there are no values."""
 
-    @property
-    def id(self) -> str: ...  # noqa: D102
-    @property
-    def key(self) -> bytes: ...  # noqa: D102
+    id: str
+    key: bytes  # 16-byte hash of all that produces it
+    values: Mapping[str, float | str]  # by column of the measure's schema
+    num_tokens: int  # that were read or generated; 0 with a `reason`
+    reason: str | None = None
 
 
-R = TypeVar("R", bound=Keyed)
+R = TypeVar("R", RowResult, Finding)
 
 
 class Ledger(Generic[R]):
@@ -52,7 +62,8 @@ class Ledger(Generic[R]):
         rows_per_part: int,
         flush_s: float,
     ) -> None:
-        self.folder, self._schema, self._record = folder, schema, record
+        self.folder, self._schema = folder, schema
+        self._record: Callable[[R], dict[str, Any]] = record
         self._rows_per_part, self._flush_s = rows_per_part, flush_s
         self.stock: Inventory = take_stock(folder, repair=True)
         self._buffer: list[R] = []
@@ -61,14 +72,12 @@ class Ledger(Generic[R]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         self.flush()
         if error is None:
             self.compact(more_than=SMALL_PARTS)
 
-    def __contains__(self, row: Keyed) -> bool:
+    def __contains__(self, row: R) -> bool:
         return row_digest(row.id, row.key) in self.stock.completed
 
     def append(self, result: R) -> None:
@@ -115,3 +124,48 @@ class Ledger(Generic[R]):
             else:
                 kept.append(part)
         self.stock.parts = kept
+
+
+def measure_schema(*values: tuple[str, pa.DataType]) -> pa.Schema:
+    """Return the columns of a measure's parts, of which those that a model finds are given."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("key", pa.binary(16), nullable=False),  # of the model, its type and what it was asked
+            *values,
+            ("tokens", pa.int32()),
+            ("reason", pa.string()),
+        ]
+    )
+
+
+def open_measures(run: RunReader, name: str, schema: pa.Schema) -> Ledger[Finding]:
+    """Return the measures of that name, their parts verified and cleared of what a killed process left.
+
+    Args:
+        run: the run folder, held by this process.
+
+    Raises:
+        StoreError: they cannot be read or mended.
+    """
+
+    def record(finding: Finding) -> dict[str, Any]:
+        columns = {"id": finding.id, "key": finding.key, "tokens": finding.num_tokens, "reason": finding.reason}
+        return columns | dict(finding.values)
+
+    return Ledger(run.path / MEASURES / name, schema, record, rows_per_part=ROWS_PER_PART, flush_s=FLUSH_S)
+
+
+def read_measures(run: RunReader, name: str, schema: pa.Schema, wanted: Sequence[bytes]) -> pa.Table:
+    """Return what is measured under that name, a row for each `row_digest` in `wanted`, in order, null if nothing.
+
+    Damaged parts are left out; what a writer still buffers is not seen.
+
+    Raises:
+        StoreError: a part cannot be read.
+    """
+    parts = take_stock(run.path / MEASURES / name, repair=False).parts
+    tables = [table for part in parts for table in row_groups(part, schema.names, schema)]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    places = {digest: place for place, digest in enumerate(digests(table))}
+    return table.take(pa.array([places.get(digest) for digest in wanted], pa.int64()))

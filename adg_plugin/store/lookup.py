@@ -13,26 +13,19 @@ import pyarrow.parquet as pq
 
 from adg_plugin.store.assemble import read_pool
 from adg_plugin.store.files import digest_file, reading, replacing
-from adg_plugin.store.parts import SCHEMA, Inventory, Part, digests, named_parts, row_groups, to_results
+from adg_plugin.store.parts import SCHEMA, Inventory, Part, named_parts, row_groups, to_results
 from adg_plugin.store.records import RowResult
-
-_FIX = "delete it: answers are then looked for in every part"
+from adg_plugin.store.staging import digests
 
 
 def results_of(parts: Sequence[Part], wanted: set[bytes]) -> Iterator[RowResult]:
     """Yield the first result of each wanted row."""
-    for table in _first_rows(parts, wanted, SCHEMA.names):
+    for table in first_rows(parts, wanted, SCHEMA.names):
         yield from to_results(table)
 
 
-def texts_of(parts: Sequence[Part], wanted: set[bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Yield id and texts of the answers in the first result of each wanted row."""
-    for table in _first_rows(parts, wanted, ["id", "key", "answers"]):
-        for id, answers in zip(table["id"].to_pylist(), table["answers"].to_pylist(), strict=True):
-            yield id, [answer["text"] for answer in answers]
-
-
-def _first_rows(parts: Sequence[Part], wanted: set[bytes], columns: list[str]) -> Iterator[pa.Table]:
+def first_rows(parts: Sequence[Part], wanted: set[bytes], columns: list[str]) -> Iterator[pa.Table]:
+    """Yield columns (`id` and `key` among them) of the first result of each wanted row, by groups."""
     left = set(wanted)
     for table in itertools.chain.from_iterable(row_groups(part, columns) for part in parts):
         rows = []
@@ -94,7 +87,7 @@ def find_result(path: Path, folder: Path, id: str, digest: bytes) -> RowResult |
     """
     if not (path.exists() and folder.is_dir()):
         return None
-    with reading(path, fix=_FIX):
+    with reading(path, fix="delete it: answers are then looked for in every part"):
         index = pq.read_table(path)
     at = pc.index(index["id"], id).as_py()
     if at < 0:
@@ -105,7 +98,7 @@ def find_result(path: Path, folder: Path, id: str, digest: bytes) -> RowResult |
         if sequence == named[-1][1]:
             with reading(part_path, fix="run the same command again"):
                 is_whole = digest_file(part_path) == checksum
-                part = Part(part_path, sequence, 0, part_path.stat().st_size)
+            part = Part(part_path, sequence, rows=0, size_bytes=0)
             if is_whole and (result := next(results_of([part], {digest}), None)):
                 return result
     return None

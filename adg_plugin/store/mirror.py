@@ -20,8 +20,8 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from adg_plugin.errors import ADGError, ConfigError, StoreError, first_line
-from adg_plugin.store.files import digest_file
-from adg_plugin.store.lock import HOLDER, LOCK
+from adg_plugin.store.files import TEMPORARY, digest_file
+from adg_plugin.store.folder import HOLDER, LOCK
 from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, MEASURES, SAMPLES
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,11 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
     mirror = _Mirror(str(out))
     with mirror.alone_here(), mirror.held():
         mirror.pull()
-        with mirror.pushing():
-            yield mirror.path
+        try:
+            with mirror.now_and_then(mirror.push_parts):
+                yield mirror.path
+        finally:
+            mirror.push_all()
 
 
 def check_url(url: str) -> None:
@@ -109,7 +112,7 @@ class _Mirror:
                 f"it was killed, {_STALE_S:.0f} s), or give another --out"
             )
         self._beat()
-        with self._now_and_then(self._check_and_beat):
+        with self.now_and_then(self._check, self._beat):
             try:
                 yield
             finally:
@@ -131,10 +134,6 @@ class _Mirror:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{_HEARTBEAT}", json.dumps(about).encode())
 
-    def _check_and_beat(self) -> None:
-        self._check()
-        self._beat()
-
     def _check(self) -> None:
         """Raise a StoreError where another process took the URL over, after this one had been out of reach for long."""
         other = self._claim()
@@ -145,14 +144,15 @@ class _Mirror:
             )
 
     @contextmanager
-    def _now_and_then(self, work: Callable[[], None]) -> Iterator[None]:
+    def now_and_then(self, *work: Callable[[], None]) -> Iterator[None]:
         """Do `work` every 20 seconds during the block; its errors are warnings."""
         done = threading.Event()
 
         def loop() -> None:
             while not done.wait(_PUSH_EVERY_S):
                 try:
-                    work()
+                    for step in work:
+                        step()
                 except Exception as err:  # it must go on: the next time may be better
                     logger.warning("%s", err)
 
@@ -175,24 +175,17 @@ class _Mirror:
                 (self.path / path).unlink()
         for path, size in remote.items():
             local = self.path / path
-            if _is_part(path) and local.is_file() and (local.stat().st_size == size or _is_whole(local)):
+            has_part = _is_part(path) and local.is_file()
+            if has_part and (local.stat().st_size == size or digest_file(local) in local.name):
                 continue  # where the sizes differ and ours is whole, an upload was cut off
             local.parent.mkdir(parents=True, exist_ok=True)
-            arriving = local.with_name(f"{local.name}.adg-tmp")
+            arriving = local.with_name(local.name + TEMPORARY)
             with self._reaching("read"):
                 self._fs.get_file(f"{self._root}/{path}", str(arriving))
             arriving.replace(local)
 
-    @contextmanager
-    def pushing(self) -> Iterator[None]:
-        """Upload new parts now and then, all at the end of the block; a StoreError leaves all in the local copy."""
-        try:
-            with self._now_and_then(self._push_parts):
-                yield
-        finally:
-            self._push_all()
-
-    def _push_parts(self) -> None:
+    def push_parts(self) -> None:
+        """Upload new parts; a StoreError where the URL cannot be written or was taken over."""
         self._check()
         remote = self._remote()
         for path in self._local():
@@ -202,14 +195,17 @@ class _Mirror:
                     if remote.get(path) != local.stat().st_size:
                         self._put(path)
 
-    def _push_all(self) -> None:
-        """Upload everything; the manifest goes first and comes last, so that it is there only with what it names."""
+    def push_all(self) -> None:
+        """Upload everything; a StoreError leaves all in the local copy.
+
+        The manifest goes first and comes last, so that it is there only with what it names.
+        """
         local = set(self._local())
         if CONFIG not in local:
             return  # nothing was begun here
         self._check()
         self._remove(MANIFEST)
-        self._push_parts()
+        self.push_parts()
         local = set(self._local())
         for path in sorted(path for path in local if not _is_part(path) and path != MANIFEST):
             self._put(path)
@@ -244,13 +240,8 @@ class _Mirror:
         return {path: size for path, size in files.items() if path not in _OWN}
 
     def _local(self) -> list[str]:
-        files = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".adg-tmp"))
+        files = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(TEMPORARY))
         return [p for p in (file.relative_to(self.path).as_posix() for file in files) if p not in _OWN]
-
-
-def _is_whole(part: Path) -> bool:
-    """Return whether the bytes of a part are those that its name promises."""
-    return digest_file(part) in part.name
 
 
 def _is_part(path: str) -> bool:

@@ -25,7 +25,7 @@ from adg_plugin.store.files import (
     writing,
 )
 from adg_plugin.store.records import RowResult
-from adg_plugin.store.staging import ANSWERS, answer_records, answers_of, row_digest
+from adg_plugin.store.staging import ANSWERS, answer_records, answers_of, digests, list_of
 
 DAMAGED = "damaged"
 _NAME = re.compile(r"part-(\d{6,})-([0-9a-f]{32})\.parquet")
@@ -33,20 +33,15 @@ _VANISHED = "another process may be at work on it: try again"
 MERGED_ROWS = 2048
 MERGED_BYTES = 32 << 20
 
-
-def _list(item: pa.DataType) -> pa.ListType:
-    return pa.list_(pa.field("item", item, nullable=False))
-
-
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("key", pa.binary(16), nullable=False),
         ("answers", ANSWERS),
-        ("gram", _list(pa.float32())),  # K * K, row by row
+        ("gram", list_of(pa.float32())),  # K * K, row by row
         # Lists of free length, not of width H: parts of several backbones then have one schema and can be merged.
-        ("prompt_vector", _list(pa.float16())),
-        ("vectors", _list(pa.float16())),  # K * H
+        ("prompt_vector", list_of(pa.float16())),
+        ("vectors", list_of(pa.float16())),  # K * H
         ("num_tokens", pa.int32()),  # sampled, all answers together
         ("agreement", pa.float32()),  # of the reference response with these, where it was asked for
         ("reason", pa.string()),
@@ -113,11 +108,6 @@ def to_results(table: pa.Table) -> Iterator[RowResult]:
         yield RowResult(row["id"], row["key"], answers, gram, prompt_vector, row["reason"], vectors, row["agreement"])
 
 
-def digests(table: pa.Table) -> list[bytes]:
-    """Return the `row_digest` of each row of a table with columns id and key."""
-    return [row_digest(id, key) for id, key in zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True)]
-
-
 def write_part(folder: Path, sequence: int, table: pa.Table) -> Part:
     """Write one part, whole or not at all, and return it; a StoreError where it cannot be written."""
     stream = pa.BufferOutputStream()
@@ -128,15 +118,6 @@ def write_part(folder: Path, sequence: int, table: pa.Table) -> Part:
     with replacing(path) as sink:
         sink.write(data)
     return Part(path, sequence, table.num_rows, data.size)
-
-
-def _load(part: Part, schema: pa.Schema) -> pa.Table:
-    """Return a part's rows, after checking its bytes again; a StoreError if they have changed since."""
-    with reading(part.path, fix=_VANISHED):
-        data = part.path.read_bytes()
-    if digest_bytes(data) not in part.path.name:
-        raise StoreError(f"{part.path} was altered while in use: run the same command again, it will be set aside")
-    return with_columns(pq.read_table(pa.BufferReader(data), use_threads=False), schema.names, schema)
 
 
 def row_groups(part: Part, columns: list[str], schema: pa.Schema = SCHEMA) -> Iterator[pa.Table]:
@@ -167,7 +148,18 @@ def take_stock(folder: Path, *, repair: bool) -> Inventory:
         with reading(path, fix=_VANISHED):
             is_whole = digest_file(path) == digest
         if not is_whole:
-            stock.damage.append(_set_aside(path) if repair else _damage(path, "left out"))
+            done = "left out"
+            if repair:
+                aside = folder / DAMAGED
+                done = f"moved to {aside}"
+                with writing(aside):
+                    aside.mkdir(exist_ok=True)
+                    path.replace(aside / path.name)
+            # The number of rows is left out: it would mean to parse what is known to be broken.
+            stock.damage.append(
+                f"{path} is damaged (its bytes do not match the checksum in its name): {done}, its rows are to be "
+                "sampled or measured again"
+            )
             continue
         with reading(path, fix="its checksum is right but it is no part of a run: remove it"):
             table = pq.read_table(path, columns=["id", "key"], use_threads=False)
@@ -191,23 +183,6 @@ def named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
         elif path.suffix == ".parquet":
             stock.damage.append(f"{path} is not read: its name has no checksum, so this run did not write it")
     return sorted(named, key=lambda entry: (entry[1], entry[2]))
-
-
-def _damage(path: Path, done: str) -> str:
-    # The number of rows is left out: it would mean to parse what is known to be broken.
-    return (
-        f"{path} is damaged (its bytes do not match the checksum in its name): {done}, its rows are to be "
-        "sampled or measured again"
-    )
-
-
-def _set_aside(path: Path) -> str:
-    folder = path.parent / DAMAGED
-    sentence = _damage(path, f"moved to {folder}")
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
-        path.replace(folder / path.name)
-    return sentence
 
 
 def merge_small(stock: Inventory, folder: Path, *, small_rows: int, schema: pa.Schema = SCHEMA) -> int:
@@ -246,7 +221,14 @@ def _runs(parts: Sequence[Part], small_rows: int) -> Iterable[list[Part]]:
 
 
 def _merge(run: list[Part], folder: Path, schema: pa.Schema) -> Part:
-    table = pa.concat_tables([_load(part, schema) for part in run])
+    tables = []
+    for part in run:
+        with reading(part.path, fix=_VANISHED):
+            data = part.path.read_bytes()
+        if digest_bytes(data) not in part.path.name:
+            raise StoreError(f"{part.path} was altered while in use: run the same command again, it will be set aside")
+        tables.append(with_columns(pq.read_table(pa.BufferReader(data), use_threads=False), schema.names, schema))
+    table = pa.concat_tables(tables)
     first_at: dict[bytes, int] = {}
     for row, digest in enumerate(digests(table)):
         first_at.setdefault(digest, row)

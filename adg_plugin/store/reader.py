@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry, assemble
 from adg_plugin.store.files import digest_file, read_json, reading
-from adg_plugin.store.lookup import PartIndex, find_result, results_of, texts_of
-from adg_plugin.store.parts import Inventory, digests, take_stock
+from adg_plugin.store.lookup import PartIndex, find_result, first_rows, results_of
+from adg_plugin.store.parts import Inventory, take_stock
 from adg_plugin.store.records import Prompt, RowResult, Sampled
-from adg_plugin.store.staging import Rejection, StagedRow, row_digest
+from adg_plugin.store.staging import Rejection, StagedRow, digests, row_digest
 
 CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
 SAMPLES = "samples"  # answers that are still to be embedded
@@ -28,6 +31,7 @@ SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "reje
 REPORT = "report.html"
 MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
 VERSION = 1
+_RESTAGE = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +71,17 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stocks: dict[str, Inventory] = {}
         self._damaged_pool: list[str] = []
 
-    @property
+    @cached_property
     def stock(self) -> Inventory:
         """The verified parts of answers with vectors; the first use reads every byte of them."""
-        return self._stock_of(ANSWERS)
+        return take_stock(self.path / ANSWERS, repair=False)
 
-    @property
+    @cached_property
     def samples_stock(self) -> Inventory:
         """The verified parts of answers without vectors; the first use reads every byte of them."""
-        return self._stock_of(SAMPLES)
-
-    def _stock_of(self, folder: str) -> Inventory:
-        if folder not in self._stocks:
-            self._stocks[folder] = take_stock(self.path / folder, repair=False)
-        return self._stocks[folder]
+        return take_stock(self.path / SAMPLES, repair=False)
 
     def flush(self) -> None:
         """Do nothing: all that a reader knows is on the disk. Whoever writes has results to write first."""
@@ -108,7 +106,7 @@ class RunReader:
 
         A run whose selected rows or scores were altered or removed since is not complete.
         """
-        manifest = read_json(self.path / MANIFEST, fix="delete it and run the same command again")
+        manifest = read_json(self.path / MANIFEST, fix=_RESTAGE)
         if manifest is None:
             return None
         for name, entry in manifest["files"].items():
@@ -123,13 +121,18 @@ class RunReader:
         A pool that was altered is named in `damage`. Reads every byte of it.
         """
         path = self.path / PROMPTS
-        seal = staging.read_seal(path)
-        if seal is None:
+        seal = self._pool_seal()
+        if not (seal and path.exists()):
             return None
-        if not seal.is_whole:
+        with reading(path, fix=_RESTAGE):
+            is_whole = digest_file(path) == seal["blake2b"]
+        if not is_whole:
             self._damaged_pool = [f"{path} is damaged (it does not match its checksum): the pool will be staged again"]
             return None
-        return seal.digest
+        return str(seal["digest"])
+
+    def _pool_seal(self) -> dict[str, Any]:
+        return read_json((self.path / PROMPTS).with_suffix(".json"), fix=_RESTAGE) or {}
 
     def counts(self) -> Counts:
         """Return how many rows are staged, completed and rejected. Reads the ids and keys of the pool."""
@@ -166,7 +169,11 @@ class RunReader:
 
     def staged_rows(self, ids: Collection[str]) -> Iterator[StagedRow]:
         """Yield the staged rows with these ids, in the pool's order."""
-        return staging.staged_rows(self.path / PROMPTS, set(ids))
+        wanted = pa.array(sorted(set(ids)), pa.string())
+        for table in staging.groups(self.path / PROMPTS, [*staging.PROMPT.names, *staging.ROW]):
+            table = table.filter(pc.is_in(table["id"], value_set=wanted))
+            for prompt, row in zip(staging.prompts_of(table), table.select(staging.ROW).to_pylist(), strict=True):
+                yield StagedRow(prompt, **row)
 
     def staged_columns(self, columns: list[str]) -> Iterator[pa.Table]:
         """Yield columns of the prompts by groups, in the pool's order; a StoreError without a pool, or if damaged."""
@@ -175,11 +182,13 @@ class RunReader:
 
     def staged_notes(self) -> list[str]:
         """Return the sentences about the pool that `stage_prompts` was given."""
-        return staging.read_notes(self.path / PROMPTS)
+        return list(self._pool_seal().get("notes", []))
 
     def staged_rejections(self) -> Iterator[Rejection]:
         """Yield the rows rejected while staging, in the pool's order."""
-        return staging.rejections(self.path / PROMPTS)
+        for table in staging.groups(self.path / PROMPTS, ["id", "where", "detail"], rejected=True):
+            for row in table.to_pylist():
+                yield Rejection(**row)
 
     def unsampled(self, reason: str, reasons: Mapping[str, str] | None = None) -> Iterator[Rejection]:
         """Yield prompts without a result as rejections, in the pool's order, for `reasons` by id or `reason`."""
@@ -216,7 +225,9 @@ class RunReader:
     def answer_texts(self) -> Iterator[tuple[str, list[str]]]:
         """Yield id and answers, as texts, of the current prompts that have a result, in the order of `results`."""
         self.flush()
-        return texts_of(self.stock.parts, self._answered())
+        for table in first_rows(self.stock.parts, self._answered(), ["id", "key", "answers"]):
+            for id, answers in zip(table["id"].to_pylist(), table["answers"].to_pylist(), strict=True):
+                yield id, [answer["text"] for answer in answers]
 
     def geometry(self, *, vectors: bool = True) -> Geometry:
         """Return Gram matrices and prompt vectors of the current prompts that have a result, by ascending id.
@@ -242,3 +253,29 @@ class RunReader:
         with reading(path, fix="run the selection in this run folder first"), path.open(encoding="utf-8") as lines:
             for line in lines:
                 yield Rejection(**json.loads(line))
+
+
+def finished(run: RunReader) -> ADGConfig:
+    """Return the settings of the selection in a run folder; a StoreError where there is none yet."""
+    manifest = run.manifest()
+    if manifest is None:
+        raise StoreError(f"{run.path} is not complete yet: run adg select on it")
+    return ADGConfig.of_run(manifest["config"])
+
+
+def seconds_of(stats: Mapping[str, Any]) -> float:
+    """Return the seconds of drawing or measuring, and of embedding or grading after it."""
+    parts = (stats, stats.get("embedding", {}), stats.get("rating", {}))
+    return sum(float(part.get("seconds", 0.0)) for part in parts)
+
+
+def check_answers(run: RunReader, geometry: Geometry) -> None:
+    """Raise a StoreError where a finished run has lost answers of scored rows; `geometry` is before any filter."""
+    answered = pa.array(geometry.ids, pa.string())
+    if not pc.all(pc.is_in(run.scores()["id"], value_set=answered), min_count=0).as_py():
+        raise lost_answers(run)
+
+
+def lost_answers(run: RunReader) -> StoreError:
+    """Return the error for a finished run folder whose answers were removed or damaged since."""
+    return StoreError(f"{run.path} lost answers since it was finished: run adg select on it again")

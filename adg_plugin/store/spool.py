@@ -1,36 +1,93 @@
-"""Rows that wait on the disk until the types of all of them are known, and then become one Parquet file."""
+"""Rows that wait on the disk until they can be written: in the order asked for, or with the types of all of them."""
 
 from __future__ import annotations
 
-from functools import partial
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adg_plugin.store.files import TEMPORARY, Sink, replacing, writing
+from adg_plugin.store.staging import groups
+
+
+@contextmanager
+def _spool(path: Path) -> Iterator[tuple[Sink, BinaryIO]]:
+    """Yield a file next to `path`, to write and to read, that a killed process leaves as nothing but a leftover."""
+    waiting = path.with_name(path.name + TEMPORARY)
+    sink = Sink(waiting, shown=waiting)
+    try:
+        with waiting.open("rb") as file:
+            yield sink, file
+    finally:
+        sink.close()
+        waiting.unlink(missing_ok=True)
+
+
+def write_chosen(prompts: Path, path: Path, ids: Sequence[str]) -> None:
+    """Write the original rows of `ids`, in that order, one JSON object a line.
+
+    The pool is read once, in its own order, into a spool next to `path`; the lines are then copied in the order asked
+    for. Memory is 16 bytes and an id per chosen row, however long the rows are.
+
+    Raises:
+        StoreError: the pool cannot be read or the file not be written.
+        ValueError: an id is given twice, or is not among the prompts.
+    """
+    rank = {id: index for index, id in enumerate(ids)}
+    if len(rank) < len(ids):
+        raise ValueError(f"{len(ids) - len(rank)} of the {len(ids)} chosen ids are repeated: give each once")
+    wanted = pa.array(ids, pa.string())
+    places = np.zeros((len(ids), 2), np.int64)  # start and length of each chosen row's line
+    end = 0
+    with _spool(path.with_name(path.name + ".spool")) as (spool, lines):
+        for table in groups(prompts, ["id", "data"]):
+            table = table.filter(pc.is_in(table["id"], value_set=wanted))
+            of_group = bytearray()
+            for id, data in zip(table["id"].to_pylist(), table["data"].to_pylist(), strict=True):
+                line = _line(id, data)
+                places[rank[id]] = end + len(of_group), len(line)
+                of_group += line
+            end += spool.write(bytes(of_group))
+        if (places[:, 1] == 0).any():
+            missing = ids[int(np.argmin(places[:, 1]))]
+            raise ValueError(f"the chosen id {missing!r} is not among the prompts in {prompts}")
+        with replacing(path) as sink:
+            for start, size_bytes in places.tolist():
+                lines.seek(start)
+                sink.write(lines.read(size_bytes))
+
+
+def _line(id: str, data: str) -> bytes:
+    # Outside of strings a JSON text may break its lines, inside it cannot: blanks mean the same and keep it one line.
+    data = data.replace("\r", " ").replace("\n", " ").strip()
+    row = json.loads(data)
+    if "id" not in row:
+        rest = data[1:].lstrip()
+        data = f'{{"id": {json.dumps(id, ensure_ascii=False)}{", " if row else ""}{rest}'
+    return (data + "\n").encode()
 
 
 class TableSpool:
-    """Groups of rows on the disk, each a table of its own types, until the types of all are known."""
+    """Groups of rows on the disk, next to a path, each a table of its own types, until the types of all are known."""
 
     def __init__(self, path: Path) -> None:
-        """Take a path next to which the groups wait, and where a killed process leaves nothing but a leftover."""
-        self._path = path.with_name(path.name + TEMPORARY)
+        self._path, self._stack = path, ExitStack()
         self._groups: list[tuple[pa.Schema, int]] = []  # types and size in bytes
         self._error: Exception | None = None  # that of the first group that is no table; it counts if this one is used
 
     def __enter__(self) -> Self:
-        self._sink = Sink(self._path, shown=self._path)
+        self._spool, self._file = self._stack.enter_context(_spool(self._path))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._sink.close()
-        self._path.unlink(missing_ok=True)
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._stack.close()
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take a group of rows."""
@@ -44,7 +101,7 @@ class TableSpool:
         buffer = pa.BufferOutputStream()
         with pa.ipc.new_stream(buffer, table.schema) as stream:
             stream.write_table(table)
-        self._groups.append((table.schema, self._sink.write(buffer.getvalue())))
+        self._groups.append((table.schema, self._spool.write(buffer.getvalue())))
 
     def write(self, path: Path, names: list[str]) -> None:
         """Write some of the columns as one Parquet file, a row group for each group.
@@ -59,8 +116,7 @@ class TableSpool:
         schema = pa.unify_schemas(picked, promote_options="permissive")
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-        writer = partial(pq.ParquetWriter, schema=schema, compression="zstd")
-        with self._path.open("rb") as spool, replacing(path) as sink, writer(sink) as file:
+        with replacing(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as file:
             for _, size_bytes in self._groups:
-                table = pa.ipc.open_stream(spool.read(size_bytes)).read_all().select(names)
+                table = pa.ipc.open_stream(self._file.read(size_bytes)).read_all().select(names)
                 file.write_table(pa.Table.from_pylist(table.to_pylist(), schema))

@@ -14,33 +14,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adg_plugin.errors import StoreError
-from adg_plugin.store.files import digest_file, read_json, reading, replacing, with_columns, write_json
+from adg_plugin.store.files import reading, replacing, with_columns, write_json
 from adg_plugin.store.records import Answer, Prompt
 
 ROWS_PER_GROUP = 2048
-_RESTAGE = "delete it and run the same command again"
 BYTES_PER_GROUP = 32 << 20  # rows with long texts come in smaller groups, so memory stays bounded
 
-ANSWERS = pa.list_(
-    pa.field(
-        "item",
-        pa.struct(
-            [
-                ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
-                ("text", pa.string()),
-                ("finish_reason", pa.string()),
-            ]
-        ),
-        nullable=False,
-    )
-)
+
+def list_of(item: pa.DataType) -> pa.ListType:
+    """Return the type of a list of free length without nulls in it."""
+    return pa.list_(pa.field("item", item, nullable=False))
+
+
+TOKEN_IDS = list_of(pa.int32())
+ANSWERS = list_of(pa.struct([("token_ids", TOKEN_IDS), ("text", pa.string()), ("finish_reason", pa.string())]))
 
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         ("key", pa.binary(16)),
-        ("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
-        ("reference_ids", pa.list_(pa.field("item", pa.int32(), nullable=False))),
+        ("token_ids", TOKEN_IDS),
+        ("reference_ids", TOKEN_IDS),
         ("given", ANSWERS),
         ("span_start", pa.int32()),
         ("span_end", pa.int32()),
@@ -55,6 +49,9 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+_OF_PROMPT = ["id", "key", "token_ids", "reference_ids", "given", "span_start", "span_end", "instruction"]
+PROMPT = pa.schema([SCHEMA.field(name) for name in _OF_PROMPT])  # what a `Prompt` is made of
+ROW = ["text", "reference", "data", "where", "dataset"]  # what a `StagedRow` has beside its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +82,22 @@ def row_digest(id: str, key: bytes) -> bytes:
     return digest[:15] + bytes([digest[15] | 1])
 
 
+def digests(table: pa.Table) -> list[bytes]:
+    """Return the `row_digest` of each row of a table with columns id and key."""
+    return [row_digest(id, key) for id, key in zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True)]
+
+
 def stage(
-    path: Path,
-    rows: Iterable[StagedRow | Rejection],
-    *,
-    digest: str,
-    notes: Sequence[str] = (),
-    given: bool = False,
+    path: Path, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = (), given: bool = False
 ) -> int:
     """Write the pool to `path`, a row group at a time, and return the number of prompts.
+
+    The rest is as in `RunFolder.stage_prompts`; digest and notes are kept next to the file, with its checksum.
 
     Args:
         path: replaced when the last row is written, not before.
         rows: consumed as they come; memory does not depend on their number.
-        digest: of all that staging depends on, kept next to the file with its checksum; see `read_seal`.
-        notes: sentences about the pool, kept likewise; looked at when the last row is written.
-        given: the prompts have answers that somebody else generated; else there is no column for them.
-
-    Raises:
-        StoreError: the file cannot be written.
+        given: else there is no column for answers that somebody else generated.
     """
     num_prompts = 0
     schema = SCHEMA if given else pa.schema([field for field in SCHEMA if field.name != "given"])
@@ -120,7 +114,7 @@ def stage(
             for group in _groups(rows):
                 num_prompts += sum(isinstance(row, StagedRow) for row in group)
                 writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema))
-    write_json(_seal(path), {"digest": digest, "blake2b": sink.digest, "notes": list(notes)})
+    write_json(path.with_suffix(".json"), {"digest": digest, "blake2b": sink.digest, "notes": list(notes)})
     return num_prompts
 
 
@@ -144,7 +138,12 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
         record = {"id": row.id, "where": row.where, "reason": row.reason, "detail": row.detail}
         # Half of a surrogate pair has no UTF-8, and may be the very thing the row is rejected for.
         return {name: text.encode(errors="backslashreplace").decode() for name, text in record.items()}
-    prompt = row.prompt
+    record = prompt_record(row.prompt) | {"num_tokens": len(row.prompt)}
+    return record | {name: getattr(row, name) for name in ROW}
+
+
+def prompt_record(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as a row of the schema `PROMPT`."""
     return {
         "id": prompt.id,
         "key": prompt.key,
@@ -153,14 +152,24 @@ def _record(row: StagedRow | Rejection) -> dict[str, Any]:
         "given": None if prompt.given is None else answer_records(prompt.given),
         "span_start": prompt.span[0],
         "span_end": prompt.span[1],
-        "num_tokens": len(prompt),
         "instruction": prompt.instruction,
-        "text": row.text,
-        "reference": row.reference,
-        "data": row.data,
-        "where": row.where,
-        "dataset": row.dataset,
     }
+
+
+def prompts_of(table: pa.Table) -> Iterator[Prompt]:
+    """Yield the prompts of a table with the columns of `PROMPT`."""
+    for token_ids, row in zip(table["token_ids"], table.drop_columns("token_ids").to_pylist(), strict=True):
+        own, given = row["reference_ids"], row["given"]
+        yield Prompt(
+            row["id"],
+            # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
+            token_ids.values.to_numpy().copy(),
+            (row["span_start"], row["span_end"]),
+            row["key"],
+            row["instruction"],
+            None if own is None else np.array(own, np.int32),
+            None if given is None else answers_of(given),
+        )
 
 
 def answer_records(answers: Iterable[Answer]) -> list[dict[str, Any]]:
@@ -174,33 +183,6 @@ def answer_records(answers: Iterable[Answer]) -> list[dict[str, Any]]:
 def answers_of(records: Iterable[dict[str, Any]]) -> tuple[Answer, ...]:
     """Return the answers that a column of type `ANSWERS` gives."""
     return tuple(Answer(np.array(a["token_ids"], np.int32), a["text"], a["finish_reason"]) for a in records)
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """What stands next to a staged pool."""
-
-    digest: str  # as `stage` was given it
-    is_whole: bool  # the pool's bytes are those that were written
-
-
-def read_notes(path: Path) -> list[str]:
-    """Return the sentences written with the staged pool; a StoreError where they cannot be read."""
-    seal = read_json(_seal(path), fix=_RESTAGE)
-    return [] if seal is None else seal.get("notes", [])
-
-
-def read_seal(path: Path) -> Seal | None:
-    """Return the staged pool's seal, None without a pool, after reading every byte; a StoreError if unreadable."""
-    seal = read_json(_seal(path), fix=_RESTAGE)
-    if seal is None or not path.exists():
-        return None
-    with reading(path, fix=_RESTAGE):
-        return Seal(seal["digest"], digest_file(path) == seal["blake2b"])
-
-
-def _seal(path: Path) -> Path:
-    return path.with_suffix(".json")
 
 
 def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterator[pa.Table]:
@@ -222,52 +204,6 @@ def groups(path: Path, columns: list[str], *, rejected: bool = False) -> Iterato
 
 def windows(path: Path, is_wanted: Callable[[bytes], bool]) -> Iterator[list[Prompt]]:
     """Yield the prompts whose `row_digest` is wanted, those of one row group together."""
-    columns = ["id", "key", "token_ids", "reference_ids", "span_start", "span_end", "instruction"]
-    has_given = path.exists() and "given" in pq.read_schema(path).names
-    for table in groups(path, [*columns, "given"] if has_given else columns):
-        ids, keys = table["id"].to_pylist(), table["key"].to_pylist()
-        wanted = [row for row in range(len(ids)) if is_wanted(row_digest(ids[row], keys[row]))]
-        if not wanted:
-            continue
-        tokens = table["token_ids"].combine_chunks()
-        offsets = tokens.offsets.to_numpy()
-        values = tokens.values.to_numpy()
-        starts, ends = table["span_start"].to_pylist(), table["span_end"].to_pylist()
-        instructions = table["instruction"].to_pylist()
-        own = [None if ids is None else np.array(ids, np.int32) for ids in table["reference_ids"].to_pylist()]
-        yield [
-            # A copy: a view would keep the whole group's tokens alive for as long as one prompt is in use.
-            Prompt(
-                ids[row],
-                values[offsets[row] : offsets[row + 1]].copy(),
-                (starts[row], ends[row]),
-                keys[row],
-                instructions[row],
-                own[row],
-                _given(table["given"][row].as_py()) if has_given else None,
-            )
-            for row in wanted
-        ]
-
-
-def staged_rows(path: Path, ids: set[str]) -> Iterator[StagedRow]:
-    """Yield the staged rows with these ids, in the pool's order."""
-    wanted = pa.array(sorted(ids), pa.string())
-    for table in groups(path, SCHEMA.names[:-2]):
-        for row in table.filter(pc.is_in(table["id"], value_set=wanted)).to_pylist():
-            tokens = np.array(row["token_ids"], np.int32)
-            own = None if row["reference_ids"] is None else np.array(row["reference_ids"], np.int32)
-            span = row["span_start"], row["span_end"]
-            prompt = Prompt(row["id"], tokens, span, row["key"], row["instruction"], own, _given(row["given"]))
-            yield StagedRow(prompt, row["text"], row["reference"], row["data"], row["where"], row["dataset"])
-
-
-def _given(records: list[dict[str, Any]] | None) -> tuple[Answer, ...] | None:
-    return None if records is None else answers_of(records)
-
-
-def rejections(path: Path) -> Iterator[Rejection]:
-    """Yield the rows that were rejected while staging, in the pool's order."""
-    for table in groups(path, ["id", "where", "detail"], rejected=True):
-        for row in table.to_pylist():
-            yield Rejection(row["id"], row["reason"], row["detail"], row["where"])
+    for table in groups(path, PROMPT.names):
+        if rows := [row for row, digest in enumerate(digests(table)) if is_wanted(digest)]:
+            yield list(prompts_of(table.take(rows)))

@@ -69,8 +69,7 @@ def score_answers(config: ADGConfig, answers: Path, out: Path) -> Counts:
     """
     from adg_plugin.engines.models.loading import load_backbone
 
-    spec = DatasetSpec(path=str(answers))
-    records = iter_records([spec])
+    records = iter_records([DatasetSpec(path=str(answers))])
     first = next(records)
     texts_of(first)  # before a model is loaded
     if out.is_dir():
@@ -95,7 +94,7 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, rows: _Rows) -> list[dict[str, Any]]:
-    from adg_plugin.engines.encode.given import GivenAnswers
+    from adg_plugin.engines.base import GivenAnswers
     from adg_plugin.engines.factory import make_encoder
     from adg_plugin.engines.models.loading import max_positions
     from adg_plugin.engines.split import SplitEngine
@@ -104,25 +103,22 @@ def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, ro
     rules = AnswerRules(config, backbone.tokenizer, positions)
     renderer = PromptRenderer(backbone.tokenizer, config.template, PromptLimit.of(config), config.truncate)
     engine = SplitEngine(GivenAnswers(), make_encoder(backbone, config, longest=positions))
-    places: list[int] = []
-    dispersion, anisotropy = [np.empty(0)], [np.empty(0)]
+    measured: dict[int, tuple[float, float]] = {}  # dispersion and anisotropy, by place
     for result in ticking(engine.run(_prompts(records, renderer, rules, rows)), "scoring"):
         if result.gram is None:
             detail = "a vector has no direction" if result.reason == "non_finite_states" else ""
             rows.rejected.append({"id": rows.ids[int(result.id)], "reason": result.reason, "detail": detail})
             continue
         found = parts(result.gram[None])
-        places.append(int(result.id))
-        dispersion.append(found.dispersion)
-        anisotropy.append(found.anisotropy)
+        measured[int(result.id)] = float(found.dispersion[0]), float(found.anisotropy[0])
     for note in rules.notes():
         logger.warning("%s", note)
-    order = np.argsort(np.array(places, dtype=np.int64))
-    spread, directions = np.concatenate(dispersion)[order], np.concatenate(anisotropy)[order]
+    places = sorted(measured)
+    spread, directions = np.array([measured[place] for place in places]).reshape(-1, 2).T
     scores = combine(spread, directions, config.score, config.weight)
     return [
-        {"id": rows.ids[places[row]], "dispersion": float(d), "anisotropy": float(a), "score": float(s)}
-        for row, d, a, s in zip(order, spread, directions, scores, strict=True)
+        {"id": rows.ids[place], "dispersion": d, "anisotropy": a, "score": score}
+        for place, d, a, score in zip(places, spread.tolist(), directions.tolist(), scores.tolist(), strict=True)
     ]
 
 

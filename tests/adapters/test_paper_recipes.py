@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from adg_plugin.adapters import recipes
-from adg_plugin.adapters.axolotl.formats import Formats
+from adg_plugin.adapters.axolotl.raw_rows import by_formats
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.data.rows import parse_row
 from adg_plugin.data.sources import Record
@@ -126,10 +126,10 @@ def test_the_prompt_is_alpaca_without_the_last_line_break(name):
         assert recipe["adg"]["template"] == "alpaca-paper"
         return
     kind = recipe["adg"]["datasets"][0]["type"]
-    formats = Formats(kind["format"], kind["no_input_format"], "{system}", "")
+    own = {**kind, "system_format": "{system}", "system_prompt": ""}
     for number, data in enumerate(ROWS):
         row = parse_row(Record(data, f"x:{number}", DatasetSpec(path="x")))
-        shown, expected = formats.render(row), template.render(row)
+        shown, expected = by_formats(own, row), template(row)
         assert shown.text == expected.text
         assert shown.text.endswith("\n\n### Response:")
         assert (shown.start, shown.end) == (expected.start, expected.end)

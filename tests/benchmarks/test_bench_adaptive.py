@@ -253,8 +253,8 @@ def test_answers_are_cut_off_and_embedded_once_and_the_last_line_is_json(run, mo
     from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
     from adg_plugin.engines.models.loading import Source
     from adg_plugin.store import RunFolder
-    from adg_plugin.store.finished import finished
-    from adg_plugin.tools.sweep.vectors import stored_answers
+    from adg_plugin.store.reader import finished
+    from adg_plugin.tools.sweep.choices import stored_answers
 
     bench = importlib.import_module("bench_adaptive")
     asked = ["bench_adaptive.py", str(run.run_dir), "--cache", str(tmp_path), "--tokens", "2", "5", "--forms", "raw"]

@@ -12,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adg_plugin import ADGConfig, load_config
-from adg_plugin.config.filters import Filters
-from adg_plugin.data.filters import RowFilters, row_settings
-from adg_plugin.data.filters.agreement import least_agreeing
-from adg_plugin.data.filters.words import count_words, tokens
-from adg_plugin.data.languages import known_languages, language_of
+from adg_plugin.config.groups import Filters
+from adg_plugin.data.filters import RowFilters, least_agreeing, row_settings
+from adg_plugin.data.text import count_words, known_languages, language_of, tokens
 from adg_plugin.errors import ConfigError
 
 # --- words

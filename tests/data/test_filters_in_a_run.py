@@ -12,7 +12,7 @@ from filter_rows import IN_LANGUAGES
 from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin import ADGConfig
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters
 from adg_plugin.engines.models import loading
 from adg_plugin.errors import DataError, MissingExtraError
 from adg_plugin.pipeline.stage import Pool, stage_pool, staging_digest
@@ -148,13 +148,13 @@ def test_a_missing_package_is_named_before_anything_is_sampled(
 
 @pytest.fixture
 def without_extras(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from adg_plugin.data import languages
+    from adg_plugin.data import text
 
-    languages._detector.cache_clear()
+    text._detector.cache_clear()
     for name in ("datasketch", "py3langid"):
         monkeypatch.setitem(sys.modules, name, None)
     yield
-    languages._detector.cache_clear()
+    text._detector.cache_clear()
 
 
 @pytest.mark.tiny

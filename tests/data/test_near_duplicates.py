@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import ROOT
 
-from adg_plugin.data.filters.near_duplicates import NearDuplicates, bands_and_rows, jaccard, shingles
+from adg_plugin.data.near_duplicates import NearDuplicates, bands_and_rows, jaccard, shingles
 from adg_plugin.data.rows import Row
 
 
@@ -74,7 +74,7 @@ def test_in_any_order_the_first_of_each_group_stays_and_the_others_name_it(
 def test_what_is_close_does_not_depend_on_the_order_of_hashes():
     code = """
 from adg_plugin.config.schema import DatasetSpec
-from adg_plugin.data.filters.near_duplicates import NearDuplicates
+from adg_plugin.data.near_duplicates import NearDuplicates
 from adg_plugin.data.rows import parse_row
 from adg_plugin.data.sources import Record
 near = NearDuplicates(0.75)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from parsed_rows import parse, unique
 
 from adg_plugin.config.schema import DatasetSpec
-from adg_plugin.data.rows import Reason, Rejection, Row, canonical_json, unique_rows
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.rows import Rejection, Row, canonical_json, unique_rows
 from adg_plugin.data.sources import Record, iter_records
 from adg_plugin.errors import DataError
 

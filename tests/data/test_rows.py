@@ -12,7 +12,8 @@ from parsed_rows import ASSISTANT, SYSTEM, TOOL, USER, parse, rejected, unique
 from paths import SHARED_POOL
 
 from adg_plugin.config.schema import DatasetSpec
-from adg_plugin.data.rows import Reason, Rejection, Row, unique_rows
+from adg_plugin.data.layouts import Reason
+from adg_plugin.data.rows import Rejection, Row, unique_rows
 from adg_plugin.data.sources import Record, iter_memory, iter_records
 from adg_plugin.errors import DataError
 

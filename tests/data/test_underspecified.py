@@ -9,9 +9,8 @@ import pytest
 from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 
 from adg_plugin import ADGConfig
-from adg_plugin.config.filters import Filters
-from adg_plugin.data.filters import RowFilters, row_settings
-from adg_plugin.data.filters.underspecified import asked_for, underspecified
+from adg_plugin.config.groups import Filters
+from adg_plugin.data.filters import RowFilters, asked_for, row_settings, underspecified
 from adg_plugin.engines.models import loading
 from adg_plugin.errors import ConfigError, DataError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.encode.embed import answer_sequence, embed
 
 
 def assert_equal(ours, theirs):
@@ -44,7 +44,8 @@ def check_vectors(model, prompts, results, *, layers=4, plain=False):
             vectors = torch.stack([s[len(prompt) :].mean(0) for s in states])
             vectors = vectors / vectors.norm(dim=1, keepdim=True)
         else:
-            vectors = embed_answers(model, [prompt.token_ids] * len(answers), answers, layers)
+            sequences = [answer_sequence(prompt.token_ids, tokens) for tokens in answers]
+            vectors = embed(model, sequences, tuple(range(-layers, 0)))
         assert gap(result.vectors, vectors) < 1e-5
         np.testing.assert_allclose(result.gram, (vectors @ vectors.T).numpy(), atol=2e-5)
         instruction = plain_forward(model, prompt.token_ids, layers)[slice(*prompt.span)].mean(0)

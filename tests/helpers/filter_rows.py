@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.data.filters import RowFilters
 from adg_plugin.data.rows import Row, parse_row

@@ -11,12 +11,13 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
-from adg_plugin.selectors.likelihood.measure import likelihoods_of, measure
+from adg_plugin.selectors.measure import stored_measure
+from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, keys
 
 
 class Asking:
-    """A run folder of a pool, and everything that `measure` wants."""
+    """A run folder of a pool, and everything that a selector by likelihood wants."""
 
     def __init__(self, folder: Path, model: Path, rows, **settings):
         self.folder = folder
@@ -31,14 +32,14 @@ class Asking:
     def measure(self, method="ifd", **settings):
         with RunFolder.open(self.folder) as run:
             self.stage(run)
-            return measure(run, self.config.updated(**settings), self.source, method=method, show=False)
+            return selector(method).fill(run, self.config.updated(**settings), self.source, show=False)
 
     def found(self, method="ifd", **settings):
-        run, config = RunFolder.read(self.folder), self.config.updated(**settings)
-        table = likelihoods_of(run, config, self.source, method=method)
-        assert list(table.ids) == sorted(table.ids)
-        columns = (table.with_prompt.tolist(), table.alone.tolist(), table.tokens.tolist(), table.reasons.tolist())
-        return dict(zip(table.ids, zip(*columns, strict=True), strict=True))
+        run, chooser = RunFolder.read(self.folder), selector(method)
+        judge = chooser.judge(self.config.updated(**settings), self.source)
+        table = stored_measure(run, chooser.measure, judge, judge.rows(run)).sort_by("id")
+        columns = (table[name].to_numpy().tolist() for name in ("with_prompt", "alone", "tokens", "reason"))
+        return dict(zip(table["id"].to_pylist(), zip(*columns, strict=True), strict=True))
 
     def staged(self):
         return {row.prompt.id: row for row in RunFolder.read(self.folder).staged_rows({r["id"] for r in self.rows})}

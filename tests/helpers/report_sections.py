@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
-from adg_plugin.tools.evaluation.protocol import averages
 from adg_plugin.tools.evaluation.results import Evaluation, TaskResult
+from adg_plugin.tools.evaluation.tasks import averages
 
 INJECTION = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned = 2'>" + "unbreakable" * 15
 ROWS, BUDGET = 40, 10

@@ -10,7 +10,7 @@ from rich.console import Console
 from adg_plugin.scoring.score import choose_rows
 from adg_plugin.store import RunFolder, StagedRow
 from adg_plugin.store.records import Answer, Prompt, RowResult
-from adg_plugin.tools.stability.cli import print_stability
+from adg_plugin.tools.stability import print_stability
 
 ROWS, WIDTH, BUDGET = 500, 24, 100
 IDS = np.array([f"r{n:04d}" for n in range(ROWS)], dtype=object)

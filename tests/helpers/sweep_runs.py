@@ -12,7 +12,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.scoring.score import choose_rows
 from adg_plugin.store import RunFolder, StagedRow
 from adg_plugin.store.records import Answer, Prompt, RowResult
-from adg_plugin.tools.sweep import cli as cli_sweep
+from adg_plugin.tools.sweep.cli import sweep
 
 ROWS, K, BUDGET = 200, 6, 40
 
@@ -87,7 +87,7 @@ def ranks(values):
 
 def invoke(*arguments):
     app = typer.Typer()
-    cli_sweep.register(app)
+    app.command()(sweep)
     try:
         app([str(argument) for argument in arguments], prog_name="adg", standalone_mode=True)
     except SystemExit as ended:

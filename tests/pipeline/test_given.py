@@ -18,7 +18,7 @@ from tiny_runs import choose, parts, pool_rows, read_jsonl, write_jsonl
 from adg_plugin import ADGConfig, select
 from adg_plugin.cli import main
 from adg_plugin.config.schema import load_config
-from adg_plugin.engines.encode.given import GivenAnswers
+from adg_plugin.engines.base import GivenAnswers
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.report.gather import gather
 from adg_plugin.store import RunFolder
@@ -320,21 +320,21 @@ def test_what_cannot_be_with_answers_is_said_with_both_keys(settings, said):
 
 def test_commands_that_sample_refuse_answers(model, tmp_path):
     from adg_plugin.adapters.axolotl.args import check_supported
+    from adg_plugin.pipeline.in_memory import refuse_elsewhere
     from adg_plugin.pipeline.run import run_stage
-    from adg_plugin.pipeline.sample import refuse_elsewhere
     from adg_plugin.scoring.stability import stability
     from adg_plugin.tools.compare.compare import compare
-    from adg_plugin.tools.estimate.estimate import estimate
-    from adg_plugin.tools.stability.resample import resample_rows
+    from adg_plugin.tools.estimate.measure import measure
+    from adg_plugin.tools.stability import resample_rows
 
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     answers = given(tmp_path, [answered(row) for row in pool_rows(12)])
     config = ADGConfig(model=str(model), datasets=[{"path": str(pool)}], answers=str(answers), budget=4)
     for asked in (
         lambda: compare(config, run_dir=tmp_path / "run"),
-        lambda: estimate(config, tmp_path / "run"),
+        lambda: measure(config, tmp_path / "run"),
         lambda: run_stage("sample", config, tmp_path / "run"),
-        lambda: refuse_elsewhere(config, why="the model that is trained answers here"),
+        lambda: refuse_elsewhere(config),
         lambda: check_supported({"adg": {"answers": str(answers)}}),
     ):
         with pytest.raises(ConfigError, match=r"answers is '.*answers\.jsonl': "):

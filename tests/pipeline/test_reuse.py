@@ -22,7 +22,7 @@ from adg_plugin.errors import StoreError
 from adg_plugin.pipeline import run as pipeline
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.store import RunFolder, keys
-from adg_plugin.store.finished import finished as finished_settings
+from adg_plugin.store.reader import finished as finished_settings
 
 pytestmark = pytest.mark.tiny
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import tiny_tokenizer
 
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters
 from adg_plugin.config.schema import ADGConfig, DatasetSpec
 from adg_plugin.data import prompts
 from adg_plugin.data.sources import Record

@@ -16,7 +16,7 @@ from adg_plugin.report.gather import gather
 from adg_plugin.report.page import write_page
 from adg_plugin.store import RunFolder
 from adg_plugin.tools.compare.compare import compare
-from adg_plugin.tools.evaluation.kept import write_results
+from adg_plugin.tools.evaluation.results import write_results
 
 
 @pytest.fixture(scope="session")

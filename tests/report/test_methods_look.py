@@ -26,8 +26,8 @@ from adg_plugin.report.summary import print_summary
 from adg_plugin.scoring.stability import stability
 from adg_plugin.selectors.columns import plain
 from adg_plugin.store import RunFolder
-from adg_plugin.tools.estimate.estimate import estimate
-from adg_plugin.tools.stability.resample import resample_rows
+from adg_plugin.tools.estimate.measure import measure
+from adg_plugin.tools.stability import resample_rows
 
 pytestmark = pytest.mark.tiny
 
@@ -382,5 +382,5 @@ def test_what_is_about_draws_refuses_with_a_plain_sentence(run_of, model, tmp_pa
     said = "method is 'ifd': `adg estimate` times the drawing of answers, and only ADG draws them; use method: adg"
     config = ADGConfig.parse({"model": str(model), "datasets": ["pool.jsonl"], "method": "ifd"})
     with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
-        estimate(config, tmp_path / "run", show_progress=False)
+        measure(config, tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists()

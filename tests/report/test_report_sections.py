@@ -12,7 +12,7 @@ from report_sections import BUDGET, HEAD, INJECTION, METHODS, NOTHING, ROWS, cel
 from adg_plugin.report.compared import overlaps
 from adg_plugin.report.gather import gather
 from adg_plugin.report.page import page, write_figures, write_page
-from adg_plugin.tools.evaluation.kept import write_results
+from adg_plugin.tools.evaluation.results import write_results
 
 pytestmark = pytest.mark.tiny
 

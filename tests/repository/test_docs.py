@@ -144,17 +144,17 @@ def test_the_accepted_files_are_those_of_the_readers():
 
 
 def test_every_reason_of_a_rejection_is_in_the_table():
-    from adg_plugin.data.filters.agreement import DISAGREES
+    from adg_plugin.data.filters import DISAGREES
     from adg_plugin.data.layouts import Reason
     from adg_plugin.engines.forward import results
-    from adg_plugin.engines.judges.likelihood import ANSWER_TOO_SHORT
-    from adg_plugin.selectors.likelihood import ifd, superfiltering
+    from adg_plugin.engines.judges.causal_lm import ANSWER_TOO_SHORT
+    from adg_plugin.selectors.likelihood.selectors import ABOVE_1, NOT_BELOW_1
     from adg_plugin.selectors.measure import NOT_MEASURED
-    from adg_plugin.selectors.mig.select import BAD_LABELS
+    from adg_plugin.selectors.mig.selector import BAD_LABELS
 
     of_engines = {value for name, value in vars(results).items() if name.isupper() and isinstance(value, str)}
     assert {results.EMPTY, results.REFUSED} <= of_engines
-    of_methods = {ANSWER_TOO_SHORT, NOT_MEASURED, ifd.ABOVE_1, superfiltering.NOT_BELOW_1, BAD_LABELS}
+    of_methods = {ANSWER_TOO_SHORT, NOT_MEASURED, ABOVE_1, NOT_BELOW_1, BAD_LABELS}
     assert sorted(first_cells("Why a row is rejected")) == sorted({*Reason, *of_engines, *of_methods, DISAGREES})
 
 

@@ -89,7 +89,7 @@ def test_parts_are_uploaded_while_the_work_goes_on(url, bucket, monkeypatch):
 def test_of_a_stepwise_choice_the_longest_steps_count_wherever_they_are(url, bucket, monkeypatch):
     import numpy as np
 
-    from adg_plugin.selectors.zip import checkpoint as zip_steps
+    from adg_plugin.selectors.zip import selector as zip_steps
     from adg_plugin.selectors.zip.greedy import Steps
 
     monkeypatch.setattr(zip_steps, "_EVERY_S", 0.0)

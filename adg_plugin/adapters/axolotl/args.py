@@ -133,8 +133,5 @@ def _expanded(entry: Any) -> list[Any]:
         return [entry]
     from adg_plugin.demo import pool_paths
 
-    return [{"path": str(file), "ds_type": "json", "type": _demo_type(file.stem)} for file in pool_paths()]
-
-
-def _demo_type(stem: str) -> str:
-    return "chat_template" if stem == "chat" else "alpaca"
+    kinds = {"chat": "chat_template"}
+    return [{"path": str(f), "ds_type": "json", "type": kinds.get(f.stem, "alpaca")} for f in pool_paths()]

@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from axolotl.cli.config import load_cfg
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.common.datasets import TrainDatasetMeta, load_datasets
-from axolotl.loaders import load_tokenizer
+from axolotl.loaders import load_tokenizer as load_tokenizer
 from axolotl.prompt_strategies.user_defined import UserDefinedDatasetConfig
 from axolotl.utils.chat_templates import get_chat_template_from_config
 from axolotl.utils.data.sft import _parse_dataset_type
@@ -25,20 +26,9 @@ from axolotl.utils.data.wrappers import get_dataset_wrapper
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.trainer import calculate_total_num_steps
 
-from adg_plugin.adapters.axolotl.formats import Formats
+from adg_plugin.adapters.axolotl.raw_rows import by_formats
+from adg_plugin.data.templates import Template
 from adg_plugin.store import keys
-
-__all__ = [
-    "end_tokens",
-    "entry_digest",
-    "load_rows",
-    "load_tokenizer",
-    "prepared_folder",
-    "prepared_hash",
-    "read_config",
-    "sources",
-    "with_rows",
-]
 
 # Axolotl computes these from the whole pool while it loads, and later takes them as given.
 _ESTIMATES = ("total_num_tokens", "total_supervised_tokens", "sample_packing_eff_est")
@@ -53,7 +43,7 @@ class Source:
     kind: str  # the entry's `type`, '' where that is a mapping
     columns: dict[str, Any]  # the entry's settings that name columns
     chat_template: str | None  # of a chat_template entry
-    formats: Formats | None  # of an entry whose `type` is a mapping
+    formats: Template | None  # of an entry whose `type` is a mapping
     raw: Any  # datasets.Dataset
     tokenised: Any  # datasets.Dataset with input_ids and labels; row n is the raw row n where both are as long
 
@@ -117,10 +107,12 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
                 dataset_prompt_style=style,
             )
             kind = part["type"] if isinstance(part.get("type"), str) else ""
-            formats, columns = _formats(part["type"]) if isinstance(part.get("type"), dict) else (None, part)
-            template = (
-                get_chat_template_from_config(cfg=plain, ds_cfg=part, tokenizer=tokenizer) if _is_chat(kind) else None
-            )
+            formats, columns, template = None, part, None
+            if isinstance(part.get("type"), dict):
+                columns = asdict(UserDefinedDatasetConfig(**part["type"].to_dict()))  # with Axolotl's defaults
+                formats = partial(by_formats, columns)
+            elif _is_chat(kind):
+                template = get_chat_template_from_config(cfg=plain, ds_cfg=part, tokenizer=tokenizer)
             columns = {key: value for key, value in columns.items() if key.startswith(("field_", "message_"))}
             yield Source(number, str(part["path"]), kind, columns, template, formats, raw, tokenised)
 
@@ -161,12 +153,6 @@ def _answers_only(cfg: Any) -> Any:
             cleared |= {"roles_to_train": ["assistant"], "train_on_eos": "turn"}
         entries.append(DictDefault(cleared))
     return DictDefault({**cfg, "train_on_inputs": False, "datasets": entries})
-
-
-def _formats(kind: Any) -> tuple[Formats, dict[str, Any]]:
-    """Return the formats of a `type` that is a mapping, and the columns that it names, with Axolotl's defaults."""
-    own = UserDefinedDatasetConfig(**kind.to_dict())
-    return Formats(own.format, own.no_input_format, own.system_format, own.system_prompt), asdict(own)
 
 
 def _is_chat(kind: Any) -> bool:

@@ -24,6 +24,10 @@ class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is n
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> Any:
         """Return Axolotl's data sets with the selected training rows only; `preprocess` needs no number of steps."""
-        from adg_plugin.adapters.axolotl.select import load_selected
+        from adg_plugin.adapters.axolotl import internals, select
 
-        return load_selected(cfg, preprocess=preprocess)
+        meta = internals.load_rows(cfg)
+        keep, run_dirs = select.selected_positions(cfg, meta.train_dataset)
+        where = ", ".join(map(str, run_dirs))
+        select.logger.info("ADG keeps %d of %d training rows; why is in %s", len(keep), len(meta.train_dataset), where)
+        return internals.with_rows(cfg, meta, keep, count_steps=not preprocess)

@@ -1,4 +1,4 @@
-"""The rows as they are in the data sets of an Axolotl YAML, before Axolotl makes tokens of them."""
+"""The rows as they are in the data sets of an Axolotl YAML, before Axolotl makes tokens of them, and their formats."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.data.rows import Rejection, Row, parse_row
 from adg_plugin.data.sources import Record
+from adg_plugin.data.templates import PromptText, framed
 from adg_plugin.errors import ConfigError, DataError
 
 
@@ -52,3 +53,19 @@ def _refuse_flags(data: Mapping[str, Any], where: str) -> None:
                     raise ConfigError(
                         [f"{where}: a part of `content` has `{flag}`: it hides where the answer begins; drop it"]
                     )
+
+
+def by_formats(own: Mapping[str, Any], row: Row) -> PromptText:
+    """Return the prompt that an entry whose `type` is a mapping, `own`, makes of a row.
+
+    What is asked reaches from the first `{instruction}` or `{input}` of the format to the last. `{system}` stands
+    before, where a row has a system prompt or the entry names one.
+    """
+    form = own["format"] if row.input else own["no_input_format"]
+    first, last = len(form.partition("{")[0]), len(form.rpartition("}")[2])
+    text = form.format(instruction=row.instruction, input=row.input)
+    asked, after = text[first : len(text) - last], text[len(text) - last :]
+    opening = row.messages[0] if row.messages else {}
+    system = opening.get("content", "") if opening.get("role") == "system" else own["system_prompt"]
+    head = own["system_format"].format(system=system) if system else ""
+    return framed(head + text[:first], asked, after, special_tokens=True)

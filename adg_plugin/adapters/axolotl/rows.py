@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.adapters.axolotl.raw_rows import columns_of, read_raw
-from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import ReferenceResponses
+from adg_plugin.data.filters import ReferenceResponses, RowFilters
 from adg_plugin.data.layouts import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Rejection, Row, row_json
@@ -37,27 +36,17 @@ _UNKNOWN_TOKEN = "unknown_token"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What the prompts of a pool depend on, apart from its rows.
-
-    Attributes:
-        recipe: digest of what else produces the answers.
-        reference_responses: tokens of the reference responses, where agreement with them is asked for.
-        tokenizer: the one that training uses.
-        end_tokens: ids that end a turn.
-        sequence_len: rows are known by so many tokens, as Axolotl may cut the rest.
-        vocabulary: number of tokens that the backbone knows.
-        other_tokens: renders for a backbone that reads other tokens than those of training; else None.
-    """
+    """What the prompts of a pool depend on, apart from its rows."""
 
     limit: PromptLimit
-    recipe: bytes
-    reference_responses: ReferenceResponses
-    tokenizer: Any
-    end_tokens: frozenset[int]
-    sequence_len: int
-    vocabulary: int
+    recipe: bytes  # digest of what else produces the answers
+    reference_responses: ReferenceResponses  # their tokens, where agreement with them is asked for
+    tokenizer: Any  # the one that training uses
+    end_tokens: frozenset[int]  # ids that end a turn
+    sequence_len: int  # rows are known by so many tokens, as Axolotl may cut the rest
+    vocabulary: int  # number of tokens that the backbone knows
     template_kwargs: Mapping[str, Any]
-    other_tokens: PromptRenderer | None = None
+    other_tokens: PromptRenderer | None = None  # for a backbone that reads other tokens than those of training
 
 
 def row_digests(dataset: Any, sequence_len: int) -> list[bytes]:
@@ -117,24 +106,23 @@ def stage(
         rows = (row for row in reader.rows() if row.digest in wanted)
         while batch := list(islice(rows, _BATCH_ROWS)):
             new = {row.digest: row for row in batch if row.digest not in ids}
-            for row in new.values():
-                own = row.id if row.id not in taken else f"t{row.digest.hex()}"
-                taken.add(own)
-                ids[row.digest] = own
-            yield from reader.staged([(row, ids[row.digest]) for row in new.values()])
+            for digest, row in new.items():
+                ids[digest] = row.id if row.id not in taken else f"t{digest.hex()}"
+                taken.add(ids[digest])
+            yield from reader.staged([replace(row, id=ids[digest]) for digest, row in new.items()])
 
 
 @dataclass(frozen=True, slots=True)
 class _TokenRow:
+    id: str
     digest: bytes
     prompt: Tokens | None  # None where no token is trained on
     answer: Tokens  # the trained tokens behind it
-    row: Row | Rejection | None  # the raw row, None where it is of a layout of its own
+    raw: Row | Rejection | None  # None where it is of a layout of its own
     where: str
 
-    @property
-    def id(self) -> str:
-        return f"t{self.digest.hex()}" if self.row is None else self.row.id
+    def rejected(self, reason: str, detail: str) -> StoredRejection:
+        return StoredRejection(self.id, str(reason), detail, self.where)
 
 
 class _Reader:
@@ -156,83 +144,78 @@ class _Reader:
             prompt = None if start is None else tokens[:start]
             answer = tokens[start:][labels[start:] != _MASKED]
             row = None if data is None else read_raw(data, where, self._spec, training.template_kwargs)
-            yield _TokenRow(_digest(tokens, training.sequence_len), prompt, answer, row, where)
+            digest = _digest(tokens, training.sequence_len)
+            yield _TokenRow(f"t{digest.hex()}" if row is None else row.id, digest, prompt, answer, row, where)
 
-    def staged(self, rows: Sequence[tuple[_TokenRow, str]]) -> Iterator[Staged]:
-        """Yield the rows, given with their ids, as prompts or with the reason why they are none."""
-        parsed = [row.row for row, _ in rows if isinstance(row.row, Row)]
+    def staged(self, rows: Sequence[_TokenRow]) -> Iterator[Staged]:
+        """Yield the rows as prompts or with the reason why they are none."""
+        parsed = [row.raw for row in rows if isinstance(row.raw, Row)]
         prompt_of = self._as_trained if self._training.other_tokens is None else self._in_other_tokens
         rendered_of = self._renderer.render_many(parsed) if self._renderer else iter(repeat((None, None)))
-        for row, id in rows:
-            rendered = next(rendered_of)[1] if isinstance(row.row, Row) else None
-            if isinstance(row.row, Rejection):
-                yield StoredRejection(id, row.row.reason.value, row.row.detail, row.where)
-            else:
-                yield self._filtered(row, id, prompt_of(row, id, rendered))
+        for row in rows:
+            rendered = next(rendered_of)[1] if isinstance(row.raw, Row) else None
+            if isinstance(row.raw, Rejection):
+                yield row.rejected(row.raw.reason, row.raw.detail)
+                continue
+            staged = prompt_of(row, rendered)
+            if self._filters is not None and isinstance(staged, StagedRow):
+                if row.raw is None:  # its tokens hold the template, too, and earlier turns
+                    raise ConfigError([self._filters.refusal(row.where)])
+                if found := self._filters.rejection(replace(row.raw, id=row.id)):
+                    staged = row.rejected(found.reason, found.detail)
+            yield staged
 
-    def _filtered(self, row: _TokenRow, id: str, staged: Staged) -> Staged:
-        if self._filters is None or isinstance(staged, StoredRejection):
-            return staged
-        if not isinstance(row.row, Row):  # its tokens hold the template, too, and earlier turns
-            raise ConfigError([self._filters.refusal(row.where)])
-        found = self._filters.rejection(replace(row.row, id=id))
-        return staged if found is None else StoredRejection(id, found.reason.value, found.detail, row.where)
-
-    def _in_other_tokens(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
+    def _in_other_tokens(self, row: _TokenRow, rendered: Shown) -> Staged:
         if rendered is None:
             detail = "the backbone reads other tokens than training writes, and the row is of no known layout"
-            return StoredRejection(id, Reason.TEMPLATE.value, detail, row.where)
+            return row.rejected(Reason.TEMPLATE, detail)
         if isinstance(rendered, Rejection):
-            return StoredRejection(id, rendered.reason.value, rendered.detail, row.where)
-        return self._prompt(row, id, rendered.token_ids, rendered.span, rendered.text)
+            return row.rejected(rendered.reason, rendered.detail)
+        return self._prompt(row, rendered.token_ids, rendered.span, rendered.text)
 
-    def _as_trained(self, row: _TokenRow, id: str, rendered: Shown) -> Staged:
-        prompt, limit = row.prompt, self._training.limit
+    def _as_trained(self, row: _TokenRow, rendered: Shown) -> Staged:
+        prompt, limit, vocabulary = row.prompt, self._training.limit, self._training.vocabulary
         if prompt is None or not len(prompt):
-            detail = "nothing of the row is trained on" if prompt is None else "all of the row is trained on"
-            return StoredRejection(id, _NO_ANSWER, detail, row.where)
+            return row.rejected(_NO_ANSWER, f"{'nothing' if prompt is None else 'all'} of the row is trained on")
         if len(prompt) > limit.tokens:
-            return StoredRejection(id, Reason.TOO_LONG.value, limit.refusal(len(prompt)), row.where)
-        if prompt.max() >= self._training.vocabulary:
-            detail = f"token {prompt.max()} is not in the backbone's vocabulary of {self._training.vocabulary}"
-            return StoredRejection(id, _UNKNOWN_TOKEN, detail, row.where)
+            return row.rejected(Reason.TOO_LONG, limit.refusal(len(prompt)))
+        if (last := prompt.max()) >= vocabulary:
+            return row.rejected(_UNKNOWN_TOKEN, f"token {last} is not in the backbone's vocabulary of {vocabulary}")
         if isinstance(rendered, Rendered) and _agreeing(rendered.token_ids, prompt) >= rendered.span[1]:
             span = rendered.span
         else:
             head, tail = self._frame
             span = max(head, 1), len(prompt) - tail
         if span[0] >= span[1]:
-            detail = "no token of the instruction's own after the first position"
-            return StoredRejection(id, Reason.NO_SPAN.value, detail, row.where)
-        return self._prompt(row, id, prompt, span, self._training.tokenizer.decode(prompt))
+            return row.rejected(Reason.NO_SPAN, "no token of the instruction's own after the first position")
+        return self._prompt(row, prompt, span, self._training.tokenizer.decode(prompt))
 
-    def _prompt(self, row: _TokenRow, id: str, tokens: Tokens, span: tuple[int, int], text: str) -> StagedRow:
-        raw = row.row
-        instruction = self._training.tokenizer.decode(tokens[span[0] : span[1]])
+    def _prompt(self, row: _TokenRow, tokens: Tokens, span: tuple[int, int], text: str) -> StagedRow:
+        raw, tokenizer = row.raw, self._training.tokenizer
         if isinstance(raw, Row):
             instruction = f"{raw.instruction}\n\n{raw.input}" if raw.input else raw.instruction
             reference, data = raw.reference, raw.data
         else:
-            reference, data = self._training.tokenizer.decode(row.answer, skip_special_tokens=True), {"prompt": text}
+            instruction = tokenizer.decode(tokens[span[0] : span[1]])
+            reference, data = tokenizer.decode(row.answer, skip_special_tokens=True), {"prompt": text}
         own = self._training.reference_responses.ids(reference)
         key = keys.row_key(self._training.recipe, tokens, span, own)
-        prompt = Prompt(id, tokens, span, key, instruction, own)
-        return StagedRow(prompt, text, reference, row_json(data), row.where)
+        return StagedRow(
+            Prompt(row.id, tokens, span, key, instruction, own), text, reference, row_json(data), row.where
+        )
 
     @cached_property
     def _renderer(self) -> PromptRenderer | None:
         """The renderer that should give what training does; where it does not, the frame of the prompts is used."""
+        source, tokenizer = self._source, self._training.tokenizer
         if self._training.other_tokens is not None:
             return self._training.other_tokens
-        if self._source.chat_template is not None:
-            tokenizer = copy.copy(self._training.tokenizer)
-            tokenizer.chat_template = self._source.chat_template
+        if source.chat_template is not None:
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = source.chat_template
             return PromptRenderer(tokenizer, "chat", None)
-        if self._source.formats is not None:
-            return PromptRenderer(self._training.tokenizer, self._source.formats, None)
-        if self._source.kind.startswith("alpaca"):
-            return PromptRenderer(self._training.tokenizer, "alpaca", None)
-        return None
+        template = source.formats or ("alpaca" if source.kind.startswith("alpaca") else None)
+        return None if template is None else PromptRenderer(tokenizer, template, None)
 
     @cached_property
     def _frame(self) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""`adg run` on an Axolotl YAML: preprocess, which selects, and train, as a user would run them."""
+"""`adg run` on an Axolotl YAML: preprocess, which selects, and train, as a user would run them.
+
+`python -m adg_plugin.adapters.axolotl.run ARGUMENTS` is the `axolotl` command as one of its stages.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from typing import Any
 import yaml
 
 from adg_plugin.adapters.axolotl.args import ADGArgs, check_supported
-from adg_plugin.adapters.processes import check_free, parent_watchdog, run_stage
-from adg_plugin.config.files import load_yaml, override
+from adg_plugin.adapters.processes import check_free, follow, parent_watchdog, run_stage
+from adg_plugin.adapters.recipes import with_overrides
+from adg_plugin.config.files import load_yaml
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, need
 
@@ -34,18 +38,12 @@ def _names_the_plugin(data: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an Axolotl YAML will do.
-
-    Attributes:
-        data: its content, with the overrides.
-        overrides: as they were written; with any, Axolotl gets a file of its own in the output folder.
-        train_arguments: passed on to `axolotl train`.
-    """
+    """What an Axolotl YAML will do."""
 
     config: Path
-    data: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    train_arguments: tuple[str, ...]
+    data: Mapping[str, Any]  # its content, with the overrides
+    overrides: tuple[str, ...]  # as they were written; with any, Axolotl gets a file of its own in the output folder
+    train_arguments: tuple[str, ...]  # passed on to `axolotl train`
 
     @property
     def out(self) -> Path:
@@ -55,10 +53,12 @@ class Plan:
     def lines(self) -> list[str]:
         """Return the plan for people, a line each."""
         block = self.data["adg"]
-        pool = [e.get("path", e) if isinstance(e, Mapping) else e for e in _pool(self.data)]
+        pool = self.data.get("datasets") or block.get("datasets") or []
+        entries = pool if isinstance(pool, list | tuple) else [pool]
+        paths = [str(entry.get("path", entry) if isinstance(entry, Mapping) else entry) for entry in entries]
         budget = block.get("budget_per_dataset") or block.get("budget", "10000")
         return [
-            f"pool       {', '.join(map(str, pool))}",
+            f"pool       {', '.join(paths)}",
             f"selection  {budget} rows, sampled from {block.get('model') or self.data['base_model']}",
             f"training   {self.data['base_model']}, {self.data.get('adapter') or 'all weights'}",
             "launch     axolotl preprocess, then " + " ".join(["axolotl train", *self.train_arguments]),
@@ -78,27 +78,30 @@ def make_plan(
     Raises:
         ConfigError: with every mistake in the overrides and the block, and every setting that ADG refuses.
     """
-    data, problems = load_yaml(config), []
-    for text in overrides:
-        try:
-            data = _with_override(data, text)
-        except ValueError as err:
-            problems.append(f"--set {text}: {err}")
+    data, problems = with_overrides(load_yaml(config), overrides, of_trainer=_OF_BOTH)
     if out is not None:
         data = {**data, "output_dir": str(out)}
     if not data.get("base_model"):
         problems.append("base_model is missing: set it to the model to train, a folder or a hub name")
     if not _names_the_plugin(data):
         problems.append("plugins does not name adg_plugin.ADGPlugin: add plugins: [adg_plugin.ADGPlugin]")
-    for check in (check_supported, _check_block):
-        try:
-            check(data)
-        except ConfigError as err:
-            problems += err.problems
+    try:
+        check_supported(data)
+    except ConfigError as err:
+        problems += err.problems
+    try:
+        ADGArgs.parse_block(data["adg"] if data.get("adg") is not None else {})
+    except ConfigError as err:
+        problems += err.problems
     if problems:
         raise ConfigError(problems, source=str(config))
+    if not train_arguments:
+        import torch
+
+        if not torch.accelerator.is_available():  # accelerate's own launcher expects one
+            train_arguments = ["--launcher", "python"]
     written = [*overrides, *([] if out is None else [f"output_dir={out}"])]
-    return Plan(config, data, tuple(written), tuple(train_arguments or _default_launcher()))
+    return Plan(config, data, tuple(written), tuple(train_arguments))
 
 
 def dry_run(plan: Plan) -> list[str]:
@@ -109,13 +112,26 @@ def dry_run(plan: Plan) -> list[str]:
 
 
 def _check_axolotl(plan: Plan) -> None:
+    """Raise where Axolotl is missing, or lacks a key that an override names: it would leave that out without a word."""
     need("axolotl", extra="axolotl", why="adg run on an Axolotl YAML")
-    if plan.overrides:
-        _refuse_unknown(plan.overrides)
+    if not plan.overrides:
+        return
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = [*AxolotlInputConfig.model_fields, *ADGConfig.model_fields, "adg", "plugins"]
+    problems = []
+    for text in plan.overrides:
+        head = text.partition("=")[0].split(".")[0]
+        if head not in known:
+            close = difflib.get_close_matches(head, known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "settings of the selection begin with `adg.`"
+            problems.append(f"--set {text}: Axolotl has no setting {head}: {hint}")
+    if problems:
+        raise ConfigError(problems)
 
 
-def run(plan: Plan) -> Path:
-    """Run `axolotl preprocess` and `axolotl train`, and return the folder of the trained model.
+def run(plan: Plan) -> dict[str, str]:
+    """Run `axolotl preprocess` and `axolotl train`, and return the folder of the trained model, under `model`.
 
     Raises:
         MissingExtraError: Axolotl is not installed here.
@@ -129,49 +145,19 @@ def run(plan: Plan) -> Path:
         if plan.overrides:
             config = plan.out / _CHANGED
             config.write_text(yaml.safe_dump(dict(plan.data), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        command = ["-m", "adg_plugin.adapters.axolotl.stage"]
+        command = ["-m", "adg_plugin.adapters.axolotl.run"]
         run_stage("axolotl preprocess", [*command, "preprocess", str(config)])
         run_stage("axolotl train", [*command, "train", str(config), *plan.train_arguments])
-    return plan.out
+    return {"model": str(plan.out)}
 
 
-def _with_override(data: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Return the YAML with one `key=value`; a bare key is Axolotl's where both know it."""
-    head = text.partition("=")[0].split(".")[0]
-    if head == "adg" or (head in ADGConfig.model_fields and head not in _OF_BOTH):
-        return {**data, "adg": override(data.get("adg") or {}, text)}
-    return override(data, text)
+def main() -> None:
+    """Run Axolotl's command line, and end with the command that started it."""
+    follow()
+    from axolotl.cli.main import main as axolotl
+
+    axolotl()
 
 
-def _refuse_unknown(overrides: Sequence[str]) -> None:
-    """Raise for a key that Axolotl does not have: it would leave it out without a word."""
-    from axolotl.utils.schemas.config import AxolotlInputConfig
-
-    known = [*AxolotlInputConfig.model_fields, *ADGConfig.model_fields, "adg", "plugins"]
-    problems = []
-    for text in overrides:
-        head = text.partition("=")[0].split(".")[0]
-        if head not in known:
-            close = difflib.get_close_matches(head, known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "settings of the selection begin with `adg.`"
-            problems.append(f"--set {text}: Axolotl has no setting {head}: {hint}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _check_block(data: Mapping[str, Any]) -> None:
-    block = data.get("adg")
-    if block is not None:
-        ADGArgs.parse_block(block)
-
-
-def _pool(data: Mapping[str, Any]) -> list[Any]:
-    pool = data.get("datasets") or data["adg"].get("datasets") or []
-    return list(pool) if isinstance(pool, list | tuple) else [pool]
-
-
-def _default_launcher() -> list[str]:
-    """Return `--launcher python` where there is no accelerator: accelerate's own launcher expects one."""
-    import torch
-
-    return [] if torch.accelerator.is_available() else ["--launcher", "python"]
+if __name__ == "__main__":
+    main()

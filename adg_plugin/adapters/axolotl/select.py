@@ -18,8 +18,7 @@ from adg_plugin.adapters.axolotl.args import selection_config
 from adg_plugin.adapters.axolotl.rows import Training, row_digests, stage
 from adg_plugin.adapters.processes import parent_watchdog, run_stage
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import ReferenceResponses
+from adg_plugin.data.filters import ReferenceResponses, RowFilters
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.engines.models.location import model_location
@@ -31,6 +30,7 @@ from adg_plugin.store.files import replacing
 logger = logging.getLogger("axolotl.adg_plugin")  # Axolotl shows its own loggers only
 
 RUN_FOLDER = "adg"  # in the folder of prepared data sets
+_SELECTION = ("-m", "adg_plugin.adapters.selection_process", "--staged")
 _ROWS = "training_rows.parquet"  # in a run folder: each training row's digest and its id
 
 
@@ -65,15 +65,6 @@ class _Part:
         return [digest for digest, id in self.ids().items() if id in chosen]
 
 
-def load_selected(cfg: Any, *, preprocess: bool) -> Any:
-    """Return Axolotl's data sets with the chosen training rows only; with `preprocess`, no training follows."""
-    meta = axolotl.load_rows(cfg)
-    keep, run_dirs = selected_positions(cfg, meta.train_dataset)
-    where = ", ".join(map(str, run_dirs))
-    logger.info("ADG keeps %d of %d training rows; why is in %s", len(keep), len(meta.train_dataset), where)
-    return axolotl.with_rows(cfg, meta, keep, count_steps=not preprocess)
-
-
 def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
     """Return the positions of the chosen rows, ascending, and the run folders that say why.
 
@@ -90,7 +81,9 @@ def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
         positions.setdefault(digest, position)
     tokenizer = axolotl.load_tokenizer(cfg)
     source = Source.configured(config)
-    parts = _parts(cfg, config, source, run_dir, pool=_pool_digest(cfg, tokenizer, positions))
+    rows = sorted(digest.hex() for digest in positions)
+    pool = keys.digest({"rows": rows, "prepared": axolotl.prepared_hash(cfg, tokenizer)}).hex()
+    parts = _parts(cfg, config, source, run_dir, pool=pool)
     if not all(part.is_complete() for part in parts):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ADGError(
@@ -100,39 +93,32 @@ def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
         _stage_all(cfg, parts, source, tokenizer, positions)
         for part in parts:
             if not part.is_complete():
-                _choose(part)
+                logger.info("ADG selects in a process of its own; run folder %s", part.run_dir)
+                with parent_watchdog(part.run_dir):
+                    run_stage("the selection", [*_SELECTION, str(part.run_dir), part.fingerprint])
     keep = sorted(positions[digest] for part in parts for digest in part.chosen())
     return keep, [part.run_dir for part in parts]
 
 
-def _pool_digest(cfg: Any, tokenizer: Any, rows: Container[bytes]) -> str:
-    digests = sorted(digest.hex() for digest in rows)  # type: ignore[attr-defined]
-    return keys.digest({"rows": digests, "prepared": axolotl.prepared_hash(cfg, tokenizer)}).hex()
-
-
 def _parts(cfg: Any, config: ADGConfig, source: Source, run_dir: Path, *, pool: str) -> list[_Part]:
-    budgets, entries = config.budget_per_dataset, len(cfg["datasets"])
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
 
-    def part(run_dir: Path, config: ADGConfig, number: int | None) -> _Part:
-        # Not by its number alone: entries that change places would else be taken for each other.
-        fingerprint = pool if number is None else f"{pool}-{axolotl.entry_digest(cfg, number)}"
+    def part(run_dir: Path, config: ADGConfig, fingerprint: str, number: int | None = None) -> _Part:
         staged = staging_digest(Pool((), fingerprint), config, source.tokenizer, recipe, positions=source.positions)
         return _Part(run_dir, config, number, fingerprint, staged, recipe)
 
-    if budgets is None:
-        return [part(run_dir, config, None)]
-    if len(budgets) != entries:
+    if (budgets := config.budget_per_dataset) is None:
+        return [part(run_dir, config, pool)]
+    if len(budgets) != (entries := len(cfg["datasets"])):
         problem = f"adg.budget_per_dataset has {len(budgets)} entries, datasets has {entries}: give one budget for each"
         raise ConfigError([problem])
-    return [
-        part(
-            run_dir.with_name(f"{run_dir.name}-{number}"),
-            config.updated(budget=budget, budget_per_dataset=None),
-            number,
-        )
-        for number, budget in enumerate(budgets)
-    ]
+    parts = []
+    for number, budget in enumerate(budgets):
+        # Not by its number alone: entries that change places would else be taken for each other.
+        fingerprint = f"{pool}-{axolotl.entry_digest(cfg, number)}"
+        settings = config.updated(budget=budget, budget_per_dataset=None)
+        parts.append(part(run_dir.with_name(f"{run_dir.name}-{number}"), settings, fingerprint, number))
+    return parts
 
 
 def _stage_all(cfg: Any, parts: list[_Part], source: Source, tokenizer: Any, wanted: dict[bytes, int]) -> None:
@@ -153,17 +139,23 @@ def _stage_all(cfg: Any, parts: list[_Part], source: Source, tokenizer: Any, wan
 
 
 def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any, wanted: Container[bytes]) -> None:
-    config = part.config
+    config, limit = part.config, PromptLimit.of(part.config, source.positions)
+    model = AutoConfig.from_pretrained(
+        model_location(config), revision=config.revision or "main", trust_remote_code=config.trust_remote_code
+    )
+    other_tokens = None
+    if not _reads_the_same(source.tokenizer, tokenizer):
+        other_tokens = PromptRenderer(source.tokenizer, config.template, limit, config.truncate)
     training = Training(
-        limit=PromptLimit.of(config, source.positions),
+        limit=limit,
         recipe=keys.digest(part.recipe),
         reference_responses=ReferenceResponses.of(config, source.tokenizer),
         tokenizer=tokenizer,
         end_tokens=axolotl.end_tokens(cfg, tokenizer),
         sequence_len=cfg["sequence_len"],
-        vocabulary=_vocabulary(config),
+        vocabulary=int(model.get_text_config().vocab_size),
         template_kwargs=cfg.get("chat_template_kwargs") or {},
-        other_tokens=None if _reads_the_same(source.tokenizer, tokenizer) else _renderer(source, config),
+        other_tokens=other_tokens,
     )
     ids: dict[bytes, str] = {}
     entries = axolotl.sources(cfg, tokenizer, only=part.number)
@@ -171,13 +163,6 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
     table = pa.table({"digest": pa.array(ids.keys(), pa.binary(16)), "id": pa.array(ids.values(), pa.string())})
     with replacing(part.run_dir / _ROWS) as sink:
         pq.write_table(table, sink, compression="zstd")
-
-
-def _choose(part: _Part) -> None:
-    """Sample and choose in a process of its own, which leaves the accelerator as it was."""
-    logger.info("ADG selects in a process of its own; run folder %s", part.run_dir)
-    with parent_watchdog(part.run_dir):
-        run_stage("the selection", ["-m", "adg_plugin.adapters.axolotl.child", str(part.run_dir), part.fingerprint])
 
 
 def _reads_the_same(one: Any, other: Any) -> bool:
@@ -188,14 +173,3 @@ def _reads_the_same(one: Any, other: Any) -> bool:
         return {token: number for token, number in tokenizer.get_vocab().items() if token not in added}
 
     return learnt(one) == learnt(other)
-
-
-def _renderer(source: Source, config: ADGConfig) -> PromptRenderer:
-    return PromptRenderer(source.tokenizer, config.template, PromptLimit.of(config, source.positions), config.truncate)
-
-
-def _vocabulary(config: ADGConfig) -> int:
-    model = AutoConfig.from_pretrained(
-        model_location(config), revision=config.revision or "main", trust_remote_code=config.trust_remote_code
-    )
-    return int(model.get_text_config().vocab_size)

@@ -6,71 +6,51 @@ import difflib
 import os
 from argparse import Action, ArgumentParser
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from adg_plugin.adapters.trl.contract import trl
+from adg_plugin.adapters.recipes import with_overrides
+from adg_plugin.adapters.trl.checks import trl
 from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 
 _PREFIX = "adg_"
 RUN_FOLDER = "adg_run_folder"  # of `adg sft`: train on the rows of a finished run folder, select nothing
-_OF_LAUNCHER = ("accelerate_config",)  # TRL's own name for accelerate's --config_file
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What was written, before anything is made of it.
-
-    Attributes:
-        adg: the `adg:` block with the flags `--adg_*` on top.
-        trainer: the keys of `trl sft` in the YAML, untouched.
-        launch: the keys of `accelerate launch` in the YAML.
-        flags: what else stood on the command line.
-        run_folder: a finished run folder to train on.
-        source: the YAML file, for error texts.
-    """
-
-    adg: dict[str, Any]
-    trainer: dict[str, Any]
-    launch: dict[str, Any]
-    env: dict[str, Any]
-    flags: list[str]
-    arguments: list[str]
-    run_folder: str | None
-    source: str
+NO_MODEL = "model_name_or_path is missing: set it to the model to train (a folder, a hub name, `demo`)"
+_ACCELERATE_CONFIG = "accelerate_config"  # TRL's own name for accelerate's --config_file
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked command.
+    """A checked command."""
 
-    Attributes:
-        adg: the selection's settings as written, without those taken over from the trainer.
-        script, training, model, mixture: TRL's ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig.
-        launch: arguments for `accelerate launch`.
-        passed: the command line without accelerate's part.
+    adg: dict[str, Any]  # the `adg:` block as written, with the flags `--adg_*` on top
+    trainer: dict[str, Any]  # the keys of `trl sft` in the YAML, untouched
+    env: dict[str, Any]  # variables of the environment, which are set
+    run_folder: str | None  # a finished run folder to train on
+    source: str  # the YAML file, for error texts
+    script: Any  # TRL's ScriptArguments
+    training: Any  # SFTConfig
+    model: Any  # ModelConfig
+    mixture: Any  # DatasetMixtureConfig
+    launch: list[str]  # arguments for `accelerate launch`
+    passed: list[str]  # the command line without accelerate's part
+
+
+def read_command(arguments: Sequence[str]) -> Request:
+    """Return what `[--config FILE.yaml] [--adg_KEY VALUE] [...]` asks for, after setting `env` as TRL does.
+
+    Raises:
+        ConfigError: with every flag `--adg_*` that cannot be applied, else every mistake in both parts.
     """
-
-    adg: dict[str, Any]
-    script: Any
-    training: Any
-    model: Any
-    mixture: Any
-    launch: list[str]
-    passed: list[str]
-    given: Given
-
-
-def read_command(arguments: Sequence[str]) -> Given:
-    """Return what `[--config FILE.yaml] [--adg_KEY VALUE] [...]` gives; a ConfigError if it cannot be read."""
     flags = list(arguments)
     if flags and not flags[0].startswith("-"):
         raise ConfigError([f"{flags[0]}: adg sft takes flags, as trl sft does: write --config {flags[0]}"])
-    path = _taken(flags, "--config")
-    found: list[tuple[str, str]] = []
+    path = _config_of(flags) or ""
+    data = load_yaml(path) if path else {}
+    block = _mapping(data, "adg", path)
     problems: list[str] = []
     rest: list[str] = []
     while flags:
@@ -82,94 +62,72 @@ def read_command(arguments: Sequence[str]) -> Given:
             continue
         if not equals:
             value = flags.pop(0) if flags and not flags[0].startswith("--") else "true"
-        found.append((name, value))
-    given = split(load_yaml(path) if path else {}, source=path or "")
-    block, folder = given.adg, given.run_folder
-    for name, value in found:
         if name == RUN_FOLDER:
-            folder = value
+            data[RUN_FOLDER] = value
             continue
         try:
             block = override(block, f"{name.removeprefix(_PREFIX)}={value}")
         except ValueError as err:
             problems.append(f"--{name} {value}: {err}")
-    if folder and block:
+    if (folder := data.get(RUN_FOLDER)) and block:
         problems.append(
             f"{RUN_FOLDER} is {folder!r} and adg.{next(iter(block))} is set: the rows are chosen already; leave one out"
         )
     if problems:
         raise ConfigError(problems)
-    return replace(given, adg=block, flags=rest, arguments=list(arguments), run_folder=folder)
+    return _checked({**data, "adg": block}, path, rest, arguments)
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Given:
-    """Return what a recipe holds after `--set KEY=VALUE`; a bare key is the trainer's where both know it.
-
-    Raises:
-        ConfigError: with every override that cannot be applied.
-    """
-    data = load_yaml(path)
-    problems = []
-    for text in overrides:
-        head = text.partition("=")[0].split(".")[0]
-        of_selection = head == "adg" or (head in ADGConfig.model_fields and head not in _known(_parser()))
-        try:
-            if of_selection:
-                data["adg"] = override(data.get("adg") or {}, text)
-            else:
-                data = override(data, text)
-        except ValueError as err:
-            problems.append(f"--set {text}: {err}")
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Request:
+    """Return what a recipe asks for after `--set KEY=VALUE`; errors as those of `read_command`."""
+    data, problems = with_overrides(load_yaml(path), overrides, of_trainer=_known(_parser()))
     if problems:
         raise ConfigError(problems, source=str(path))
-    return split(data, source=str(path))
+    return _checked(data, str(path))
 
 
-def split(data: Mapping[str, Any], *, source: str) -> Given:
-    """Return a YAML's parts, unknown keys with the trainer's; a ConfigError if `adg` or `env` is no mapping."""
-    rest = dict(data)
-    block, env = rest.pop("adg", None) or {}, rest.pop("env", None) or {}
-    for name, part in (("adg", block), ("env", env)):
-        if not isinstance(part, dict):
-            raise ConfigError([f"{name} is {part!r}: write `key: value` lines under it"], source=source)
-    folder = rest.pop(RUN_FOLDER, None)
-    known = _known(_parser())
-    launch = {k: v for k, v in rest.items() if k in _launch_actions() and k not in known}
-    trainer = {k: v for k, v in rest.items() if k not in launch}
-    return Given(dict(block), trainer, launch, env, [], [], folder, source)
+def _mapping(data: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
+    part = data.get(name) or {}
+    if not isinstance(part, dict):
+        raise ConfigError([f"{name} is {part!r}: write `key: value` lines under it"], source=source)
+    return part
 
 
-def check(given: Given) -> Request:
-    """Return the checked command, after setting `env` as TRL does; a ConfigError has every mistake in both parts."""
-    problems: list[str] = []
-    parser = _parser()
+def _checked(data: Mapping[str, Any], source: str, flags: Sequence[str] = (), arguments: Sequence[str] = ()) -> Request:
+    adg, env = _mapping(data, "adg", source), _mapping(data, "env", source)
+    parser, of_launcher = _parser(), _launch_actions()
     known = _known(parser)
-    for key in given.trainer:
-        if key not in known:
-            problems.append(_unknown(key, [*known, "adg", *_launch_actions()]))
+    rest = {key: value for key, value in data.items() if key not in ("adg", "env", RUN_FOLDER)}
+    launch = {key: value for key, value in rest.items() if key in of_launcher and key not in known}
+    trainer = {key: value for key, value in rest.items() if key not in launch}
+    problems = [_unknown(key, [*known, "adg", *of_launcher]) for key in trainer if key not in known]
     try:
-        ADGConfig.parse(given.adg, prefix="adg.")
+        ADGConfig.parse(adg, prefix="adg.")
     except ConfigError as err:
         problems += err.problems
-    for name, value in given.env.items():
+    for name, value in env.items():
         os.environ[name] = str(value)
     parts: tuple[Any, ...] = ()
-    left: list[str] = []
     try:
-        parser.set_defaults_with_config(**{k: v for k, v in given.trainer.items() if k in known})
-        *found, left = parser.parse_args_into_dataclasses(
-            args=list(given.flags), return_remaining_strings=True, look_for_args_file=False
+        parser.set_defaults_with_config(**{key: value for key, value in trainer.items() if key in known})
+        parts = parser.parse_args_into_dataclasses(
+            args=list(flags), return_remaining_strings=True, look_for_args_file=False
         )
-        parts = tuple(found)
     except (ValueError, TypeError, ImportError) as err:
         problems.append(str(err).strip())
-    options = [*known, *_adg_flags(), *_launch_actions()]
-    problems += [_unknown(name, options, dashes="--") for name in _strange(given.flags, parser)]
+    options = [*known, *(_PREFIX + name for name in ADGConfig.model_fields), *of_launcher]
+    actions = [*parser._actions, *(action for action in of_launcher.values() if action)]
+    written = {f"--{_ACCELERATE_CONFIG}", *(option for action in actions for option in action.option_strings)}
+    for name in (flag.partition("=")[0] for flag in flags if flag.startswith("--")):
+        if name not in written:
+            problems.append(_unknown(name.removeprefix("--"), options, dashes="--"))
     if problems:
-        raise ConfigError(problems, source=given.source)
-    script, training, model, mixture = parts
-    passed = _without(given.arguments, left)
-    return Request(given.adg, script, training, model, mixture, [*_launch_flags(given.launch), *left], passed, given)
+        raise ConfigError(problems, source=source)
+    script, training, model, mixture, left = parts
+    launched = [*_launch_flags(launch, of_launcher), *left]
+    passed = _without(arguments, left)
+    folder = data.get(RUN_FOLDER)
+    return Request(adg, trainer, env, folder, source, script, training, model, mixture, launched, passed)
 
 
 def print_help() -> None:
@@ -213,12 +171,12 @@ def _launch_actions() -> dict[str, Action | None]:
     from accelerate.commands.launch import launch_command_parser
 
     skipped = ("help", "training_script", "training_script_args")
-    actions: dict[str, Action | None] = {a.dest: a for a in launch_command_parser()._actions if a.dest not in skipped}
-    return actions | dict.fromkeys(_OF_LAUNCHER)
+    actions = {action.dest: action for action in launch_command_parser()._actions if action.dest not in skipped}
+    return {**actions, _ACCELERATE_CONFIG: None}
 
 
-def _launch_flags(keys: Mapping[str, Any]) -> list[str]:
-    actions, flags = _launch_actions(), []
+def _launch_flags(keys: Mapping[str, Any], actions: Mapping[str, Action | None]) -> list[str]:
+    flags = []
     for key, value in keys.items():
         action = actions[key]
         if action is not None and action.nargs == 0:  # a switch
@@ -226,18 +184,6 @@ def _launch_flags(keys: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             flags += [f"--{key}", str(value)]
     return flags
-
-
-def _strange(flags: Sequence[str], parser: ArgumentParser) -> list[str]:
-    """Return the names of flags that neither TRL nor accelerate knows."""
-    actions = [*parser._actions, *(action for action in _launch_actions().values() if action)]
-    known = {option for action in actions for option in action.option_strings} | {f"--{name}" for name in _OF_LAUNCHER}
-    names = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
-    return [name.removeprefix("--") for name in names if name not in known]
-
-
-def _adg_flags() -> list[str]:
-    return [_PREFIX + name for name in ADGConfig.model_fields]
 
 
 def _unknown(key: str, known: Sequence[str], dashes: str = "") -> str:
@@ -252,17 +198,17 @@ def _unknown(key: str, known: Sequence[str], dashes: str = "") -> str:
     return f"{dashes}{key} is not a setting of trl sft: {hint}"
 
 
-def _taken(flags: list[str], name: str) -> str | None:
-    """Return the value of a flag, and take both from the list; a ConfigError where it has no value."""
-    for place, flag in enumerate(flags):
-        if flag.startswith(name + "="):
-            return flags.pop(place).partition("=")[2]
-        if flag == name:
-            if place + 1 == len(flags):
-                raise ConfigError([f"{name} has no value: give the path of a YAML file"])
-            flags.pop(place)
-            return flags.pop(place)
-    return None
+def _config_of(flags: list[str]) -> str | None:
+    """Return the value of `--config`, and take both from the list; a ConfigError where it has no value."""
+    place = next((n for n, flag in enumerate(flags) if flag.partition("=")[0] == "--config"), None)
+    if place is None:
+        return None
+    _, equals, value = flags.pop(place).partition("=")
+    if equals:
+        return value
+    if place == len(flags):
+        raise ConfigError(["--config has no value: give the path of a YAML file"])
+    return flags.pop(place)
 
 
 def _without(flags: Sequence[str], left: Sequence[str]) -> list[str]:

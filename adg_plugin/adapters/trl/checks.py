@@ -1,18 +1,38 @@
-"""What cannot be selected from or trained on in TRL, refused before a model loads."""
+"""What cannot be selected from or trained on, or is not the TRL that is expected: refused before a model loads."""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.layouts import find_layout, unknown_layout
 from adg_plugin.data.templates import ALPACA
-from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.errors import ADGError, ConfigError, DataError, need
 
 _VISION = ("image", "images", "pixel_values", "video", "videos")
 _PREFERENCE = (("chosen", "rejected"), ("completions", "labels"), ("prompt", "completion", "label"))
+
+# What of TRL is used that TRL does not promise.
+_HOOK_PARAMETERS = ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"]
+OTHER_TRL = "use TRL 1.9 to 1.16, or a newer adg-plugin"
+
+
+def trl() -> Any:
+    """Return the module `trl`; a MissingExtraError without it, an ADGError where its private hook has changed."""
+    module = need("trl", extra="trl", why="training")
+    need("peft", extra="trl", why="training")
+    hook: Callable[..., Any] | None = getattr(module.SFTTrainer, "_prepare_dataset", None)
+    found = [] if hook is None else list(inspect.signature(hook).parameters)
+    if found != _HOOK_PARAMETERS:
+        seen = "is gone" if hook is None else f"takes ({', '.join(found)}), expected ({', '.join(_HOOK_PARAMETERS)})"
+        raise ADGError(
+            f"SFTTrainer._prepare_dataset of TRL {module.__version__} {seen}: without it nothing could be selected; "
+            f"{OTHER_TRL}"
+        )
+    return module
 
 
 def check_pool(pool: Any, name: str = "train_dataset") -> None:
@@ -85,7 +105,13 @@ def _vision_part(row: Mapping[str, Any]) -> str | None:
 
 def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) -> None:
     """Raise a ConfigError with every trainer setting (`args`: SFTConfig, None: TRL's own) in the way, and its fix."""
-    problems = [*template_problems(config), *budget_problems(config)]
+    problems = []
+    if config.template not in ("auto", "chat", *ALPACA):
+        problems.append(
+            f"template is {config.template!r}: the trainer renders rows with the tokenizer's chat template, and the "
+            "prompt must be the same; set chat_template_path for the trainer and leave template out"
+        )
+    problems += budget_problems(config)
     if config.datasets:
         problems.append(
             "datasets is set, but the pool is the trainer's data set: leave it out, and rename columns with "
@@ -101,23 +127,14 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
             "formatting_func is set: it turns rows into plain text, in which the prompt cannot be found; write the "
             "rows as `prompt` and `completion` with Dataset.map instead"
         )
-    if sharded := _sharding(args):
-        problems.append(
-            f"{sharded} is on: the trainer's model is in pieces and cannot be asked; select first, in a process of its "
-            "own, with `adg run`"
-        )
+    for sharded in ("DeepSpeed", "FSDP"):
+        if getattr(args, sharded.lower(), None) or os.environ.get(f"ACCELERATE_USE_{sharded.upper()}") == "true":
+            problems.append(
+                f"{sharded} is on: the trainer's model is in pieces and cannot be asked; select first, in a process of "
+                "its own, with `adg run`"
+            )
     if problems:
         raise ConfigError(problems)
-
-
-def template_problems(config: ADGConfig) -> list[str]:
-    """Return what is wrong with the selection's template where TRL renders the rows."""
-    if config.template in ("auto", "chat", *ALPACA):
-        return []
-    return [
-        f"template is {config.template!r}: the trainer renders rows with the tokenizer's chat template, and the prompt "
-        "must be the same; set chat_template_path for the trainer and leave template out"
-    ]
 
 
 def budget_problems(config: ADGConfig) -> list[str]:
@@ -127,22 +144,10 @@ def budget_problems(config: ADGConfig) -> list[str]:
     return ["budget_per_dataset is set: that is for Axolotl; set budget, for all rows together"]
 
 
-def _sharding(args: Any) -> str | None:
-    if getattr(args, "deepspeed", None) or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return "DeepSpeed"
-    if getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return "FSDP"
-    return None
-
-
 def check_processing_class(processing_class: Any) -> None:
     """Raise a ConfigError for a processor of a vision model; a tokenizer passes."""
     from transformers import ProcessorMixin
 
     if isinstance(processing_class, ProcessorMixin):
-        raise ConfigError(
-            [
-                f"processing_class is a {type(processing_class).__name__}: vision models are asked by their tokenizer "
-                "only; pass processing_class=AutoTokenizer.from_pretrained(...)"
-            ]
-        )
+        problem = f"processing_class is a {type(processing_class).__name__}: vision models are asked by their tokenizer"
+        raise ConfigError([f"{problem} only; pass processing_class=AutoTokenizer.from_pretrained(...)"])

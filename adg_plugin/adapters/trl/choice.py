@@ -1,32 +1,81 @@
-"""The rows that one trainer trains on: chosen once, written into every checkpoint, read from there on resume."""
+"""The rows that one trainer trains on: chosen once, as SFTTrainer takes them, and remembered in every checkpoint."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from adg_plugin.adapters.torch_team import this_team
-from adg_plugin.adapters.trl.rows import PoolForm
 from adg_plugin.config.run_folder import run_folder
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import DataError
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig
+from adg_plugin.data.layouts import find_layout
+from adg_plugin.data.templates import ALPACA
+from adg_plugin.errors import ConfigError, DataError
 from adg_plugin.pipeline.in_memory import choose_in_memory, positions, rows_digest
 from adg_plugin.pipeline.stage import memory_spec
+from adg_plugin.pipeline.training_rows import parse_chosen, training_rows
 from adg_plugin.store.files import read_json, write_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
 CHOSEN = "adg_selection.json"  # in each checkpoint, written last, and in the trainer's output folder
 _VERSION = 1
+# SFTTrainer looks at these before `messages`, so a data set that has both would be read otherwise than it was scored.
+_BEFORE_MESSAGES = ("prompt", "completion", "conversations", "text")
+_LOOKED_AT_ROWS = 100
+_TRAINED = "%d rows chosen, %d trained: %d had no trained token left after truncation to max_length (%s)"
+
+
+class PoolForm:
+    """What SFTTrainer gets for rows of one pool: the same columns, and so the same loss, for any part of it."""
+
+    def __init__(self, pool: Dataset, template: str) -> None:
+        self.layouts, self.template = {find_layout(row, IN_MEMORY) for row in pool}, template
+
+    def rows(self, dataset: Dataset, tokenizer: Any) -> Dataset:
+        """Return rows as `messages` or as `prompt` and `completion`; rows that are so already stay as they are.
+
+        Args:
+            tokenizer: of the model, or None where it is not known yet and has a chat template.
+
+        Raises:
+            ConfigError: conversations, and a tokenizer without a chat template.
+            DataError: text prompts and turns are mixed, or a row has no answer.
+        """
+        has_chat = tokenizer is None or bool(getattr(tokenizer, "chat_template", None))
+        conversations = self.layouts <= {"messages", "sharegpt"}
+        if conversations and not has_chat:
+            problem = "the tokenizer has no chat template, and the rows are conversations: set chat_template_path"
+            raise ConfigError([f"{problem} for the trainer"])
+        if self.template not in ALPACA:
+            if self.layouts == {"messages"} and all(isinstance(row, list) for row in dataset["messages"]):
+                return dataset.remove_columns([name for name in _BEFORE_MESSAGES if name in dataset.column_names])
+            if self.layouts == {"prompt_completion"}:
+                return dataset
+        parsed = [parse_chosen(row, f"train_dataset:{number}", IN_MEMORY) for number, row in enumerate(dataset, 1)]
+        kind = "chat" if self.template == "auto" and tokenizer is None else self.template
+        return Dataset.from_list(training_rows(parsed, tokenizer, kind, whole=conversations))
+
+    def sample(self, pool: Dataset, tokenizer: Any) -> Dataset:
+        """Return a usable row, to show SFTTrainer the kind of data; a DataError if the first hundred have none."""
+        for number in range(min(_LOOKED_AT_ROWS, len(pool))):
+            try:
+                return self.rows(pool.select([number]), tokenizer)
+            except DataError as err:
+                problem = err
+        raise problem
+
+
+def as_trl(dataset: Dataset, tokenizer: Any, template: str) -> Dataset:
+    """Return all rows of a data set as SFTTrainer takes them; see `PoolForm.rows`."""
+    return PoolForm(dataset, template).rows(dataset, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +93,9 @@ class ChosenIds:
 
     @classmethod
     def read(cls, checkpoint: Path) -> ChosenIds:
-        """Return what a checkpoint was trained on.
+        """Return what a checkpoint was trained on; a DataError where neither it nor its output folder says.
 
         A checkpoint whose writing was cut off has no such file; its output folder has had one since before training.
-
-        Raises:
-            DataError: neither has one.
         """
         for folder in (checkpoint, checkpoint.parent):
             found = read_json(folder / CHOSEN, fix="resume from an earlier checkpoint")
@@ -64,59 +110,62 @@ class ChosenIds:
 class KeepChosenIds(TrainerCallback):
     """Writes the chosen ids into every checkpoint."""
 
-    def __init__(self, chosen: ChosenIds | None = None) -> None:
-        self.chosen = chosen
+    def __init__(self, chosen: ChosenIds) -> None:
+        self._chosen = chosen
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write the ids; this comes last, so a checkpoint that has them is whole."""
-        if args.should_save and self.chosen is not None:
-            self.chosen.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if args.should_save:
+            self._chosen.write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class Choice:
-    """Chooses the rows of `pool` for a trainer, once.
-
-    Attributes:
-        checkpoint: set before training: the one to resume from, whose rows are taken instead of a new selection.
-        keeper: the callback that writes the ids.
-        counts: rows of the pool, chosen, and left after the trainer's preparation; None before the choice.
-    """
+    """Chooses the rows of `pool` for a trainer, once."""
 
     def __init__(self, pool: Dataset, form: PoolForm, config: ADGConfig, output_dir: str) -> None:
         self.pool, self.form, self.config = pool, form, config
         self.run_dir = Path(run_folder(config.output_dir, training=output_dir))
         self.output_dir = Path(output_dir)
-        self.checkpoint: Path | None = None
-        self.keeper = KeepChosenIds()
-        self.counts: dict[str, int] | None = None
+        self.checkpoint: Path | None = None  # to resume from: its rows are taken instead of a new selection
+        self.chosen: ChosenIds | None = None
+        self.counts: dict[str, int] | None = None  # of the pool, chosen, and left after the trainer's preparation
 
-    def resume(self, checkpoint: Path | None) -> None:
-        """Set the checkpoint that the next training resumes from; a DataError where other rows are chosen already."""
-        self.checkpoint = checkpoint
-        chosen = self.keeper.chosen
-        if checkpoint is not None and chosen is not None and ChosenIds.read(checkpoint).digest != chosen.digest:
+    def resume(self, asked: Any) -> str | None:
+        """Return the checkpoint that `resume_from_checkpoint` means; a DataError where other rows are chosen already.
+
+        Its rows are those of the next training.
+        """
+        self.checkpoint = checkpoint = checkpoint_of(asked, self.output_dir)
+        if checkpoint is None:
+            return None
+        if self.chosen is not None and ChosenIds.read(checkpoint).digest != self.chosen.digest:
             raise DataError(
                 f"{checkpoint} was trained on other rows than this trainer has chosen already: "
                 "make a new trainer to resume from it"
             )
+        return str(checkpoint)
 
     def prepare(self, trainer: Any, prepare: Any) -> Dataset:
-        """Return the chosen rows as `prepare`, the `_prepare_dataset` of a trainer with its model, makes them."""
-        tokenizer = _tokenizer(trainer)
-        args = trainer.args
-        rows = self.form.rows(self._choose(trainer.model, tokenizer, training_precision(args)), tokenizer)
+        """Return the chosen rows as `prepare`, the `_prepare_dataset` of a trainer with its model, makes them.
+
+        The trainer's checkpoints remember them.
+        """
+        args, tokenizer = trainer.args, trainer.processing_class
+        if (template := getattr(trainer, "chat_template", None)) is not None:  # with marks for assistant_only_loss
+            tokenizer = copy.copy(tokenizer)
+            tokenizer.chat_template = template
+        chosen_rows, self.chosen = self._choose(trainer.model, tokenizer, training_precision(args))
+        trainer.add_callback(KeepChosenIds(self.chosen))
+        rows = self.form.rows(chosen_rows, tokenizer)
         prepared = prepare(rows, trainer.processing_class, args, args.packing, None, "train")
         self.counts = {"pool": len(self.pool), **prepared_counts(len(rows), prepared, args)}
         return prepared
 
-    def _choose(self, model: Any, tokenizer: Any, training: str | None) -> Dataset:
+    def _choose(self, model: Any, tokenizer: Any, training: str | None) -> tuple[Dataset, ChosenIds]:
         team = this_team()
         with team.barrier("reading the checkpoint"):
-            remembered: Mapping[str, Any] = {}
-            if team.rank == 0 and self.checkpoint is not None:
-                of_checkpoint = ChosenIds.read(self.checkpoint)
-                remembered = {"ids": of_checkpoint.ids, "digest": of_checkpoint.digest}
-        remembered = team.broadcast(remembered)
+            found = ChosenIds.read(self.checkpoint) if team.rank == 0 and self.checkpoint is not None else None
+        remembered = team.broadcast({} if found is None else {"ids": found.ids, "digest": found.digest})
         if remembered:
             logger.info("training on the %d rows of %s", len(remembered["ids"]), self.checkpoint)
             ids = tuple(remembered["ids"])
@@ -135,8 +184,7 @@ class Choice:
             if team.rank == 0:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 chosen.write(self.output_dir)
-        self.keeper.chosen = chosen
-        return rows
+        return rows, chosen
 
 
 def training_precision(args: Any) -> str | None:
@@ -156,14 +204,7 @@ def prepared_counts(chosen: int, prepared: Any, args: Any) -> dict[str, int]:
         logger.info("%d rows chosen, packed into %d sequences", chosen, left)
         return {"chosen": chosen, "trained": chosen, "sequences": left}
     level = logging.WARNING if left < chosen else logging.INFO
-    logger.log(
-        level,
-        "%d rows chosen, %d trained: %d had no trained token left after truncation to max_length (%s)",
-        chosen,
-        left,
-        chosen - left,
-        args.max_length,
-    )
+    logger.log(level, _TRAINED, chosen, left, chosen - left, args.max_length)
     return {"chosen": chosen, "trained": left}
 
 
@@ -179,24 +220,13 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def checkpoint_of(asked: Any, output_dir: str) -> Path | None:
+def checkpoint_of(asked: Any, output_dir: Path) -> Path | None:
     """Return the checkpoint that `resume_from_checkpoint` means: a path, or True for the last; a DataError if none."""
     if asked is None or asked is False:
         return None
     if asked is not True:
         return Path(asked)
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = last_whole_checkpoint(Path(output_dir)) or get_last_checkpoint(output_dir)
+    last = (last_whole_checkpoint(output_dir) or get_last_checkpoint(output_dir)) if output_dir.is_dir() else None
     if last is None:
         raise DataError(f"resume_from_checkpoint is true, but {output_dir} has no checkpoint: leave it out")
     return Path(last)
-
-
-def _tokenizer(trainer: Any) -> Any:
-    template = getattr(trainer, "chat_template", None)  # with marks for assistant_only_loss
-    if template is None:
-        return trainer.processing_class
-    tokenizer = copy.copy(trainer.processing_class)
-    tokenizer.chat_template = template
-    return tokenizer

@@ -9,7 +9,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 from filelock import FileLock
 from fsspec import AbstractFileSystem
@@ -28,7 +28,6 @@ class SelectionFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
 
     protocol = "adg"
     cachable = False
-    _prefixes: ClassVar = ("adg://",)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Return name and kind, without selecting; the ETag changes with the settings and the pool's files.
@@ -48,36 +47,25 @@ class SelectionFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec h
         return [found if detail else found["name"]]
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> IO[bytes]:
+        """Open the file in the run folder, after a selection that reuses what is there.
+
+        The selection runs in a process of its own, so its model is gone before training starts. Several processes may
+        ask at once: the first selects, the others wait for it.
+        """
         if mode != "rb":
             raise ADGError(f"{path} is opened with mode {mode!r}: a selection can only be read")
-        return selected_file(path).open("rb")
-
-    def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
-        """Copy the file to a local path, selecting first."""
-        Path(lpath).write_bytes(selected_file(rpath).read_bytes())
-
-
-def selected_file(path: str) -> Path:
-    """Return the file in the run folder, after a selection that reuses what is there.
-
-    The selection runs in a process of its own, so its model is gone before training starts. Several processes may ask
-    at once: the first selects, the others wait for it.
-
-    Raises:
-        ADGError: the selection failed; it has printed why.
-    """
-    config_path, name = _parts(path)
-    run_dir = Path(run_folder(load_config(config_path).output_dir, settings=config_path)).absolute()
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(run_dir.with_name(f".{run_dir.name}.adg-route.lock")):
-        command = [sys.executable, "-c", "from adg_plugin.cli import main; main()", "select", str(config_path)]
-        done = subprocess.run([*command, "--out", str(run_dir)], stdout=sys.stderr.fileno())
-    if done.returncode:
-        raise ADGError(f"the selection for {path} failed (exit code {done.returncode}); see above")
-    file = run_dir / _FILES[name]
-    if not file.is_file():
-        raise ADGError(f"{path}: the chosen rows cannot be put into one table; read selected.jsonl instead")
-    return file
+        config_path, name = _parts(path)
+        run_dir = Path(run_folder(load_config(config_path).output_dir, settings=config_path)).absolute()
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(run_dir.with_name(f".{run_dir.name}.adg-route.lock")):
+            command = [sys.executable, "-m", "adg_plugin", "select", str(config_path), "--out", str(run_dir)]
+            done = subprocess.run(command, stdout=sys.stderr.fileno())
+        if done.returncode:
+            raise ADGError(f"the selection for {path} failed (exit code {done.returncode}); see above")
+        file = run_dir / _FILES[name]
+        if not file.is_file():
+            raise ADGError(f"{path}: the chosen rows cannot be put into one table; read selected.jsonl instead")
+        return file.open("rb")
 
 
 def _parts(path: str) -> tuple[Path, str]:

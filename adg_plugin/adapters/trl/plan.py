@@ -1,19 +1,56 @@
-"""A checked command of TRL's -> the selection's settings, with what both parts share written once."""
+"""A checked command of TRL's -> the data sets that it names, and the settings of its selection."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adg_plugin.adapters.trl.arguments import Request
-from adg_plugin.adapters.trl.checks import budget_problems, check_columns, check_pool
+from adg_plugin.adapters.trl.arguments import NO_MODEL, Request
+from adg_plugin.adapters.trl.checks import budget_problems, check_columns, check_pool, trl
 from adg_plugin.adapters.trl.choice import training_precision
-from adg_plugin.adapters.trl.data import evaluation_set
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.sources import iter_records
 from adg_plugin.data.templates import ALPACA
-from adg_plugin.errors import ConfigError
+from adg_plugin.errors import ConfigError, DataError
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def training_set(request: Request) -> Any:
+    """Return the training split; a ConfigError where none is named, a DataError where it cannot be loaded."""
+    if not request.mixture.datasets and not request.script.dataset_name:
+        raise ConfigError(["dataset_name is missing: give a data set, or a list of them as datasets"])
+    loaded = trl().get_dataset(request.mixture) if request.mixture.datasets else _loaded(request.script)
+    return _split(loaded, request.script.dataset_train_split, "dataset_train_split")
+
+
+def evaluation_set(request: Request) -> Any:
+    """Return the split to evaluate on, None where none is asked for; errors as those of `training_set`."""
+    if request.training.eval_strategy == "no":
+        return None
+    if not request.script.dataset_name:
+        raise ConfigError(["eval_strategy is set, and there is nothing to evaluate on: set dataset_name"])
+    return _split(_loaded(request.script), request.script.dataset_test_split, "dataset_test_split")
+
+
+def _loaded(script: Any) -> Any:
+    """Return the splits of `dataset_name` as `trl sft` loads them, and from files too."""
+    from datasets import load_dataset
+
+    name, path = script.dataset_name, Path(script.dataset_name).expanduser()
+    try:
+        if path.is_file() and path.suffix in _BUILDERS:
+            return load_dataset(_BUILDERS[path.suffix], data_files=str(path))
+        return load_dataset(name, name=script.dataset_config, streaming=script.dataset_streaming)
+    except (OSError, ValueError, RuntimeError) as err:
+        fix = "give a file, folder or hub name"
+        raise DataError(f"dataset_name is {name!r}: it cannot be loaded ({err}); {fix}") from err
+
+
+def _split(loaded: Any, name: str, setting: str) -> Any:
+    if name not in loaded:
+        raise DataError(f"the data set has no split {name!r}, it has {', '.join(loaded)}: set {setting}")
+    return loaded[name]
 
 
 def selection_config(request: Request, run_dir: Path) -> ADGConfig:
@@ -26,50 +63,54 @@ def selection_config(request: Request, run_dir: Path) -> ADGConfig:
         ConfigError: with every setting that cannot be, in either part.
         DataError: rows of a kind that cannot be selected from or trained on.
     """
-    settings = dict(request.adg)
-    problems = _trainer_problems(request)
+    settings, problems = dict(request.adg), _trainer_problems(request)
     trained = request.model.model_name_or_path
     if trained is None:
-        problems.append("model_name_or_path is missing: set it to the model to train (a folder, a hub name, `demo`)")
+        problems.append(NO_MODEL)
     elif settings.get("model", trained) == trained:
-        problems += _take_model(settings, request)
-    _take_template(settings, request, problems)
+        if request.model.load_in_8bit and "load_in_4bit" not in settings:
+            problems.append(
+                "load_in_8bit is true: the selection reads 4-bit or full precision; set adg.load_in_4bit to true or "
+                "false"
+            )
+        settings = {**_of_model(request), **settings}
+    if request.training.eos_token is not None:
+        settings.setdefault("eos_token", request.training.eos_token)
+    _take_template(settings, request.training.chat_template_path, problems)
     if not settings.get("datasets"):
-        settings["datasets"] = trainer_datasets(request)
+        settings["datasets"] = _trainer_datasets(request)
     if not settings["datasets"]:
         problems.append("datasets is missing: name the pool under adg.datasets, or as dataset_name or datasets")
     if problems:
-        raise ConfigError(problems, source=request.given.source)
+        raise ConfigError(problems, source=request.source)
     settings["output_dir"] = str(run_dir)
     config = ADGConfig.parse(settings, prefix="adg.")
     if problems := [f"adg.{problem}" for problem in budget_problems(config)]:
-        raise ConfigError(problems, source=request.given.source)
+        raise ConfigError(problems, source=request.source)
     for spec in config.datasets:
         first = next(iter_records([spec]))
         check_columns(first.data, first.spec.path, first.spec)
-    held_out = evaluation_set(request)
-    if held_out is not None:
+    if (held_out := evaluation_set(request)) is not None:
         check_pool(held_out, "the evaluation split")
     return config
 
 
-def trainer_datasets(request: Request) -> list[dict[str, Any]]:
+def _trainer_datasets(request: Request) -> list[dict[str, Any]]:
     """Return the trainer's data sets as entries of `adg.datasets`."""
-    mixture, script = request.mixture, request.script
-    entries: list[dict[str, Any]] = []
-    for entry in mixture.datasets or []:
-        spec = {"path": entry.path, "name": entry.name, "data_files": entry.data_files, "split": entry.split}
-        entries.append({key: value for key, value in spec.items() if value is not None})
+    script = request.script
+    entries = [
+        {"path": entry.path, "name": entry.name, "data_files": entry.data_files, "split": entry.split}
+        for entry in request.mixture.datasets or []
+    ]
     if not entries and script.dataset_name:
-        spec = {"path": script.dataset_name, "name": script.dataset_config, "split": script.dataset_train_split}
-        entries.append({key: value for key, value in spec.items() if value is not None})
-    return entries
+        entries = [{"path": script.dataset_name, "name": script.dataset_config, "split": script.dataset_train_split}]
+    return [{key: value for key, value in entry.items() if value is not None} for entry in entries]
 
 
 def _trainer_problems(request: Request) -> list[str]:
     script, mixture, training = request.script, request.mixture, request.training
     problems = []
-    if request.given.trainer.get("resume_from_checkpoint"):
+    if request.trainer.get("resume_from_checkpoint"):
         problems.append(
             "resume_from_checkpoint is set: `adg run` resumes from the last checkpoint of its output by itself; "
             "leave it out, or use `adg sft`"
@@ -101,37 +142,25 @@ def _trainer_problems(request: Request) -> list[str]:
     return problems
 
 
-def _take_model(settings: dict[str, Any], request: Request) -> list[str]:
+def _of_model(request: Request) -> dict[str, Any]:
+    """Return what the trainer says about its model; the type is that of its training where TRL's default loads it."""
     model = request.model
-    own: Mapping[str, Any] = {
+    own = {
         "model": model.model_name_or_path,
         "revision": None if model.model_revision == "main" else model.model_revision,
         "trust_remote_code": request.training.trust_remote_code,
-        "dtype": _dtype(request),
+        "dtype": model.dtype,
         "load_in_4bit": model.load_in_4bit,
-        "bnb_4bit_quant_type": model.bnb_4bit_quant_type if model.load_in_4bit else None,
-        "bnb_4bit_use_double_quant": model.use_bnb_nested_quant if model.load_in_4bit else None,
     }
-    for name, value in own.items():
-        if value is not None:
-            settings.setdefault(name, value)
-    if model.load_in_8bit and "load_in_4bit" not in request.adg:
-        return [
-            "load_in_8bit is true: the selection reads 4-bit or full precision; set adg.load_in_4bit to true or false"
-        ]
-    return []
+    if "dtype" not in request.trainer:
+        own["dtype"] = training_precision(request.training) or model.dtype
+    if model.load_in_4bit:
+        own["bnb_4bit_quant_type"] = model.bnb_4bit_quant_type
+        own["bnb_4bit_use_double_quant"] = model.use_bnb_nested_quant
+    return {name: value for name, value in own.items() if value is not None}
 
 
-def _dtype(request: Request) -> str | None:
-    """Return the type to ask the model in: as the trainer loads it, or, where that is TRL's default, as it trains."""
-    loaded: str | None = request.model.dtype
-    return loaded if "dtype" in request.given.trainer else training_precision(request.training) or loaded
-
-
-def _take_template(settings: dict[str, Any], request: Request, problems: list[str]) -> None:
-    path = request.training.chat_template_path
-    if request.training.eos_token is not None:
-        settings.setdefault("eos_token", request.training.eos_token)
+def _take_template(settings: dict[str, Any], path: str | None, problems: list[str]) -> None:
     if path is None:
         if settings.get("template", "auto") not in ("auto", "chat", *ALPACA):
             problems.append(

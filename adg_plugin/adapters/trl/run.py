@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +14,20 @@ from typing import Any
 import yaml
 
 from adg_plugin.adapters.processes import check_free, parent_watchdog, run_stage
-from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, check, launcher_arguments, read_recipe
+from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, launcher_arguments, read_recipe
 from adg_plugin.adapters.trl.choice import last_whole_checkpoint
 from adg_plugin.adapters.trl.plan import selection_config
-from adg_plugin.adapters.trl.summary import read_summary
 from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.pipeline.plan import how_chosen, plan_selection
 from adg_plugin.store.files import read_json, write_json
 from adg_plugin.store.keys import changes
+from adg_plugin.store.reader import REPORT
 
 logger = logging.getLogger(__name__)
 
+SUMMARY = "adg_summary.json"  # in the output folder, of a finished training
 _THREADS = "--num_cpu_threads_per_process"
 _FINISHED = "%s is finished already: give another --out to do it again"
 _RECIPE, _SELECTION, _TRAINING = "adg_recipe.json", "adg_selection_config.json", "adg_training.yaml"
@@ -59,15 +60,17 @@ class Plan:
         ]
 
 
-def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = None) -> Plan:
-    """Return what the recipe will do, checked; no model is loaded.
+def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = None, passed: Sequence[str] = ()) -> Plan:
+    """Return what the recipe will do after `key=value` overrides, checked; no model is loaded.
 
     Raises:
-        ConfigError: with every mistake in the recipe.
+        ConfigError: with every mistake in the recipe, or in the place of all that if anything is `passed` on.
         DataError: a pool that cannot be selected from.
     """
-    request = check(read_recipe(recipe, overrides))
-    folder = Path(run_folder(out, request.given.trainer.get("output_dir"), settings=recipe))
+    if passed:
+        raise ConfigError([f"{' '.join(passed)}: adg run takes one recipe of TRL; change its keys with --set"])
+    request = read_recipe(recipe, overrides)
+    folder = Path(run_folder(out, request.trainer.get("output_dir"), settings=recipe))
     run_dir = Path(run_folder(request.adg.get("output_dir"), training=folder))
     return Plan(request, selection_config(request, run_dir), folder, run_dir)
 
@@ -75,7 +78,7 @@ def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = No
 def dry_run(plan: Plan) -> list[str]:
     """Return the plan, a line each, after the checks of `run` before a model loads; a StoreError as `check_output`."""
     check_output(plan)
-    if read_summary(plan.out) is not None:
+    if _summary(plan) is not None:
         return [*plan.lines(), _FINISHED % plan.out]
     selection = plan_selection(plan.config, str(plan.run_dir), for_training=True, own=True)
     return [*plan.lines(), f"rows       {selection.rows()}"]
@@ -97,24 +100,43 @@ def run(plan: Plan) -> dict[str, Any]:
     with parent_watchdog(plan.out):
         if not _refuse_other_recipe(plan):
             write_json(plan.out / _RECIPE, _recipe(plan))
-        done = read_summary(plan.out)
-        if done is not None:
+        if (summary := _summary(plan)) is not None:
             logger.warning(_FINISHED, plan.out)
-            return done
+            return summary
         _select(plan)
         _train(plan)
-        summary = read_summary(plan.out)
+        summary = _summary(plan)
     assert summary is not None  # the stage writes it, or fails
     return summary
+
+
+def _summary(plan: Plan) -> dict[str, Any] | None:
+    return read_json(plan.out / SUMMARY, fix="delete it and run the same command again")
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return for people what a training did: rows, tokens, steps, losses and where things are."""
+    rows, losses = summary["rows"], summary["losses"]
+    packed = f", packed into {rows['sequences']} sequences" if "sequences" in rows else ""
+    ends = [losses[0], losses[-1]] if losses else []
+    curve = "".join(f"{loss:.3f} at step {step}, " for step, loss in ends)
+    report = Path(summary["run_folder"]) / REPORT
+    return [
+        f"rows     {rows['pool']} in the pool, {rows['chosen']} chosen, {rows['trained']} trained{packed}",
+        f"training {summary['steps']} steps, {summary['tokens']:,} tokens, {summary['seconds']:.0f} s",
+        f"loss     {curve}mean {summary['mean_loss']:.3f}",
+        f"{summary['kind']}  {summary['model']}",
+        f"selection {summary['run_folder']}",
+        *([f"report   {report}"] if report.is_file() else []),
+    ]
 
 
 def _recipe(plan: Plan) -> dict[str, Any]:
     """Return what tells a recipe from others, by key."""
     mine = {f"adg.{key}": value for key, value in plan.config.model_dump(mode="json", exclude_unset=True).items()}
-    mine |= {key: value for key, value in plan.request.given.trainer.items() if key != "output_dir"}
+    mine |= {key: value for key, value in plan.request.trainer.items() if key != "output_dir"}
     mine["adg.output_dir"] = str(plan.run_dir.resolve())
-    found: dict[str, Any] = json.loads(json.dumps(mine, default=str))
-    return found
+    return dict(json.loads(json.dumps(mine, default=str)))
 
 
 def _refuse_other_recipe(plan: Plan) -> bool:
@@ -138,12 +160,11 @@ def _select(plan: Plan) -> None:
 
 
 def _train(plan: Plan) -> None:
-    given = plan.request.given
-    keys = {**given.trainer, "output_dir": str(plan.out), RUN_FOLDER: str(plan.run_dir)}
+    keys = {**plan.request.trainer, "output_dir": str(plan.out), RUN_FOLDER: str(plan.run_dir)}
     checkpoint = last_whole_checkpoint(plan.out)
     keys["resume_from_checkpoint"] = None if checkpoint is None else str(checkpoint)
-    if given.env:
-        keys["env"] = given.env
+    if plan.request.env:
+        keys["env"] = plan.request.env
     path = plan.out / _TRAINING
     path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
     run_stage("the training", launch_command(plan.request.launch, ["--config", str(path)]))
@@ -151,20 +172,15 @@ def _train(plan: Plan) -> None:
 
 def launch_command(launch: Sequence[str], arguments: Sequence[str]) -> list[str]:
     """Return the arguments of Python that start the training script by `accelerate launch`."""
-    script = ["--module", "adg_plugin.adapters.trl.script", *arguments]
-    flags = launcher_arguments(launch)
-    return ["-m", "accelerate.commands.launch", *flags, *_threads(flags), *script]
-
-
-def _threads(flags: Sequence[str]) -> list[str]:
-    """Return the flags that let a CPU use all its cores: accelerate would give a process one."""
     import torch
 
+    flags = launcher_arguments(launch)
     given = dict(pairwise([*flags, ""])) | dict(flag.split("=", 1) for flag in flags if "=" in flag)
-    if torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ:
-        return []
-    named = given.get("--num_processes", "1")
-    processes = max(1, int(named)) if named.isdecimal() else 1
-    if processes > 1:  # threads that wait by spinning would keep those of the other processes from work
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return [_THREADS, str(max(1, (os.cpu_count() or 1) // processes))]
+    if not (torch.accelerator.is_available() or _THREADS in given or "OMP_NUM_THREADS" in os.environ):
+        # All cores of a CPU: accelerate would give a process one.
+        named = given.get("--num_processes", "1")
+        processes = max(1, int(named)) if named.isdecimal() else 1
+        if processes > 1:  # threads that wait by spinning would keep those of the other processes from work
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        flags += [_THREADS, str(max(1, (os.cpu_count() or 1) // processes))]
+    return ["-m", "accelerate.commands.launch", *flags, "--module", "adg_plugin.adapters.trl.script", *arguments]

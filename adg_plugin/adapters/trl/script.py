@@ -4,56 +4,54 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from transformers import AutoTokenizer, set_seed
+
 from adg_plugin.adapters.processes import follow, guarded
-from adg_plugin.adapters.trl.arguments import Request, check, read_command
-from adg_plugin.adapters.trl.checks import check_pool, check_settings
-from adg_plugin.adapters.trl.contract import trl
-from adg_plugin.adapters.trl.data import evaluation_set, training_set
-from adg_plugin.adapters.trl.rows import as_trl
-from adg_plugin.adapters.trl.summary import write_summary
+from adg_plugin.adapters.trl.arguments import NO_MODEL, Request, read_command
+from adg_plugin.adapters.trl.checks import check_pool, check_settings, trl
+from adg_plugin.adapters.trl.choice import ChosenIds, KeepChosenIds, as_trl, checkpoint_of, prepared_counts
+from adg_plugin.adapters.trl.plan import evaluation_set, training_set
+from adg_plugin.adapters.trl.run import SUMMARY
 from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, StoreError
+from adg_plugin.pipeline.in_memory import model_problems, rows_digest
 from adg_plugin.pipeline.training_rows import TRAINING_FILE
+from adg_plugin.store import RunFolder
+from adg_plugin.store.files import write_json
 
 _YES, _NO = ("true", "last", "auto", "yes"), ("false", "none", "no", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A trainer that is ready, and what it is to do."""
-
-    trainer: Any
-    checkpoint: Path | None
-    run_dir: Path
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows of the pool, chosen and trained, after training."""
-        return dict(self.trainer.selection_counts)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Select and train, or train on a finished run folder; writes model, checkpoints and adg_summary.json."""
     follow()
     began = time.monotonic()
-    request = check(read_command(sys.argv[1:] if arguments is None else arguments))
-    from transformers import set_seed
-
+    request = read_command(sys.argv[1:])
+    output_dir = request.training.output_dir
     set_seed(request.training.seed)  # a random test split is then the same in every process, and on resume
-    _take_model_arguments(request)
-    job = _of_run_folder(request) if request.given.run_folder else _selecting(request)
-    trainer, output_dir = job.trainer, request.training.output_dir
-    outcome = trainer.train(resume_from_checkpoint=None if job.checkpoint is None else str(job.checkpoint))
+    checkpoint = checkpoint_of(resume_value(request.training.resume_from_checkpoint), Path(output_dir))
+    trainer, counts = of_run_folder(request, checkpoint) if request.run_folder else (_selecting(request), None)
+    resumed_from = None if checkpoint is None else str(checkpoint)
+    outcome = trainer.train(resume_from_checkpoint=resumed_from)
     trainer.save_model(output_dir)
     if trainer.args.process_index == 0:
-        resumed = None if job.checkpoint is None else str(job.checkpoint)
-        write_summary(trainer, outcome, job.counts, job.run_dir, resumed, time.monotonic() - began)
+        summary = {
+            "rows": counts or trainer.selection_counts,
+            **_progress(trainer.state),
+            "mean_loss": outcome.training_loss,
+            "seconds": time.monotonic() - began,
+            "resumed_from": resumed_from,
+            "model": str(Path(output_dir)),
+            "kind": "adapter" if Path(output_dir, "adapter_config.json").is_file() else "full model",
+            "run_folder": str(Path(run_folder(request.run_folder, request.adg.get("output_dir"), training=output_dir))),
+        }
+        write_json(Path(output_dir, SUMMARY), summary)  # last, so it says that training is complete
     if request.training.push_to_hub:
         trainer.push_to_hub(dataset_name=request.script.dataset_name)
     if hasattr(trainer, "end"):  # since transformers 5.18: closes trackers and the process group
@@ -67,12 +65,29 @@ def resume_value(value: Any) -> Any:
     return value or None
 
 
-def _take_model_arguments(request: Request) -> None:
+def _progress(state: Any) -> dict[str, Any]:
+    history = state.log_history
+    return {
+        "tokens": trained_tokens(entry["num_tokens"] for entry in history if "num_tokens" in entry),
+        "steps": state.global_step,
+        "epochs": state.epoch,
+        "losses": [[entry["step"], entry["loss"]] for entry in history if "loss" in entry],
+    }
+
+
+def trained_tokens(counts: Iterable[float]) -> int:
+    """Return the tokens trained on; TRL's running count starts again at zero after a resume."""
+    total = before = 0.0
+    for count in counts:
+        total += count - before if count >= before else count
+        before = count
+    return int(total)
+
+
+def _trainer_arguments(request: Request) -> dict[str, Any]:
     training, model = request.training, request.model
     if model.model_name_or_path is None:
-        raise ConfigError(
-            ["model_name_or_path is missing: set it to the model to train (a folder, a hub name, `demo`)"]
-        )
+        raise ConfigError([NO_MODEL])
     if model.model_name_or_path == "demo":
         from adg_plugin.demo import model_path
 
@@ -84,51 +99,44 @@ def _take_model_arguments(request: Request) -> None:
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
-
-
-def _trainer_arguments(request: Request) -> dict[str, Any]:
-    module = trl()
     return {
-        "model": request.model.model_name_or_path,
-        "args": request.training,
-        "quantization_config": module.get_quantization_config(request.model),
-        "peft_config": module.get_peft_config(request.model),
+        "model": model.model_name_or_path,
+        "args": training,
+        "quantization_config": trl().get_quantization_config(model),
+        "peft_config": trl().get_peft_config(model),
     }
 
 
-def _selecting(request: Request) -> Job:
-    from adg_plugin.adapters.trl.choice import checkpoint_of
+def _selecting(request: Request) -> Any:
+    """Return a trainer that selects from the data set of the request."""
     from adg_plugin.adapters.trl.trainer import ADGSFTTrainer
-    from adg_plugin.pipeline.in_memory import model_problems
 
+    arguments = _trainer_arguments(request)
     config = ADGConfig.parse(request.adg, prefix="adg.")
-    problems = model_problems(config, request.model.model_name_or_path)
+    problems = model_problems(config, arguments["model"])
     if config.datasets:
         problems.append(
             "adg.datasets is set: `adg sft` selects from the trainer's data set (dataset_name or datasets); "
             "`adg run` takes adg.datasets"
         )
     if problems:
-        raise ConfigError(problems, source=request.given.source)
+        raise ConfigError(problems, source=request.source)
     check_settings(config, request.training)
     train, held_out = training_set(request), evaluation_set(request)
     check_pool(train)
-    trainer = ADGSFTTrainer(
-        selection_config=config, train_dataset=train, eval_dataset=held_out, **_trainer_arguments(request)
-    )
-    checkpoint = checkpoint_of(resume_value(request.training.resume_from_checkpoint), request.training.output_dir)
-    return Job(trainer, checkpoint, Path(run_folder(config.output_dir, training=request.training.output_dir)))
+    return ADGSFTTrainer(selection_config=config, train_dataset=train, eval_dataset=held_out, **arguments)
 
 
-def _of_run_folder(request: Request) -> Job:
-    from datasets import Dataset
+def of_run_folder(request: Request, checkpoint: Path | None = None) -> tuple[Any, dict[str, int]]:
+    """Return a trainer on the rows of a finished run folder, which it remembers in its checkpoints, and its counts.
 
-    from adg_plugin.adapters.trl.choice import ChosenIds, checkpoint_of
-    from adg_plugin.adapters.trl.finished import FinishedTrainer
-    from adg_plugin.pipeline.in_memory import rows_digest
-    from adg_plugin.store import RunFolder
-
-    run_dir = Path(request.given.run_folder or "")
+    Raises:
+        StoreError: the run folder is not finished.
+        DataError: it has no table of rows, or the checkpoint was trained on others.
+    """
+    arguments = _trainer_arguments(request)
+    training, model = request.training, request.model
+    run_dir = Path(request.run_folder or "")
     manifest = RunFolder.read(run_dir).manifest()
     if manifest is None:
         raise StoreError(f"run folder {run_dir} is not finished: run the selection to its end first")
@@ -140,33 +148,26 @@ def _of_run_folder(request: Request) -> Job:
         )
     rows = Dataset.from_parquet(str(path))
     chosen = ChosenIds(tuple(rows["id"]), rows_digest(rows), str(run_dir))
-    checkpoint = checkpoint_of(resume_value(request.training.resume_from_checkpoint), request.training.output_dir)
     if checkpoint is not None and (before := ChosenIds.read(checkpoint)).digest != chosen.digest:
         raise DataError(
             f"{checkpoint} was trained on {len(before.ids)} other rows than the {len(chosen.ids)} that {run_dir} holds "
             "now (the pool or the selection's settings have changed): give another output_dir, or go back"
         )
-    held_out = evaluation_set(request)
-    if held_out is not None:
-        held_out = as_trl(held_out, _tokenizer(request), manifest["config"]["template"])
-    trainer = FinishedTrainer(
-        train_dataset=rows,
-        eval_dataset=held_out,
-        chosen=chosen,
-        pool_rows=manifest["rows"]["pool"],
-        **_trainer_arguments(request),
-    )
-    return Job(trainer, checkpoint, run_dir)
-
-
-def _tokenizer(request: Request) -> Any:
-    """Return the trained model's tokenizer, or None where the trainer is given a chat template."""
-    from transformers import AutoTokenizer
-
-    if request.training.chat_template_path:
-        return None
-    name, revision = request.model.model_name_or_path, request.model.model_revision
-    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=request.training.trust_remote_code)
+    if (held_out := evaluation_set(request)) is not None:
+        tokenizer = None  # where the trainer is given a chat template
+        if not training.chat_template_path:
+            tokenizer = AutoTokenizer.from_pretrained(
+                arguments["model"], revision=model.model_revision, trust_remote_code=training.trust_remote_code
+            )
+        held_out = as_trl(held_out, tokenizer, manifest["config"]["template"])
+    trainer = trl().SFTTrainer(train_dataset=rows, eval_dataset=held_out, **arguments)
+    output_dir = Path(trainer.args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if trainer.args.should_save:
+        chosen.write(output_dir)
+    trainer.add_callback(KeepChosenIds(chosen))
+    counts = prepared_counts(len(chosen.ids), trainer.train_dataset, trainer.args)
+    return trainer, {"pool": manifest["rows"]["pool"], **counts}
 
 
 if __name__ == "__main__":

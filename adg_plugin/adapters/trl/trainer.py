@@ -1,22 +1,23 @@
-"""An SFTTrainer that trains on the rows that ADG chooses with the trainer's own model."""
+"""An SFTTrainer that trains on the rows that ADG chooses with the trainer's own model, and a callback that does so."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adg_plugin.adapters.trl.checks import check_pool, check_processing_class, check_settings
-from adg_plugin.adapters.trl.choice import Choice, checkpoint_of
-from adg_plugin.adapters.trl.contract import not_asked, trl
-from adg_plugin.adapters.trl.rows import PoolForm, as_trl
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, TrainerCallback
 
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
+from adg_plugin.adapters.trl.checks import OTHER_TRL, check_pool, check_processing_class, check_settings, trl
+from adg_plugin.adapters.trl.choice import Choice, PoolForm, as_trl
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig
+from adg_plugin.data.layouts import find_layout
+from adg_plugin.errors import ADGError, ConfigError
 
 _TRL = trl()
 _ARGUMENTS = inspect.signature(_TRL.SFTTrainer.__init__)
+_HOW = "write ADGSelectionCallback(trainer, train_dataset=..., config=...) after the trainer is made"
 
 
 class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the module is checked before it is used
@@ -28,9 +29,6 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
     Args:
         selection_config: settings of the selection; what concerns the model is the trainer's. The run folder is its
             `output_dir`, by default `selection` in that of the trainer.
-
-    Attributes:
-        selection_counts: rows of the pool, chosen, trained (and packed sequences); None before training.
 
     Raises:
         ADGError: data or settings that cannot be selected from, before the model loads.
@@ -50,22 +48,24 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
             check_processing_class(tokenizer)
         # The trainer's own comes later; this one only says whether there is a chat template.
         shown = None if getattr(args, "chat_template_path", None) else tokenizer or _tokenizer_of(given["model"])
-        form = PoolForm.of(pool, selection_config.template)
+        form = PoolForm(pool, selection_config.template)
         self._held = given["train_dataset"] = form.sample(pool, shown)
         if given.get("eval_dataset") is not None:
             given["eval_dataset"] = _eval(given["eval_dataset"], shown, selection_config.template)
         self._is_held = False
         super().__init__(*bound.args[1:], **bound.kwargs)
         if not self._is_held:
-            raise not_asked(_TRL.__version__)
+            raise ADGError(
+                f"SFTTrainer of TRL {_TRL.__version__} did not prepare its training rows by _prepare_dataset, so every "
+                f"row would be trained on: {OTHER_TRL}"
+            )
         check_processing_class(self.processing_class)
         self.train_dataset = pool
         self._choice = Choice(pool, form, selection_config, self.args.output_dir)
-        self.add_callback(self._choice.keeper)
 
     @property
     def selection_counts(self) -> dict[str, int] | None:
-        """Rows of the pool, chosen and trained; None before training."""
+        """Rows of the pool, chosen, trained (and packed sequences); None before training."""
         return self._choice.counts
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -76,9 +76,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **keywords: Any) -> Any:
         """Train on the chosen rows; on resume, on those of the checkpoint."""
-        checkpoint = checkpoint_of(resume_from_checkpoint, self.args.output_dir)
-        self._choice.resume(checkpoint)
-        return super().train(None if checkpoint is None else str(checkpoint), *arguments, **keywords)
+        return super().train(self._choice.resume(resume_from_checkpoint), *arguments, **keywords)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the chosen rows; the first call selects."""
@@ -90,8 +88,6 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
 
 def _tokenizer_of(model: Any) -> Any:
     """Return the tokenizer that SFTTrainer will load for a model, or None where it will say itself what is wrong."""
-    from transformers import AutoTokenizer
-
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
         return AutoTokenizer.from_pretrained(name)
@@ -104,3 +100,74 @@ def _eval(dataset: Any, tokenizer: Any, template: str) -> Any:
         return {name: _eval(part, tokenizer, template) for name, part in dataset.items()}
     check_pool(dataset, "eval_dataset")
     return as_trl(dataset, tokenizer, template)
+
+
+class ADGSelectionCallback(TrainerCallback):
+    """Selects when `trainer` builds its data loader, which is before the number of steps is known.
+
+    A callback alone comes too late for that: the loader and the schedule are made before `on_train_begin`. So this one
+    is given the trainer and takes the place of its `get_train_dataloader`. It adds itself to the trainer's callbacks.
+
+    Args:
+        trainer: an `SFTTrainer`, made with the same rows.
+        train_dataset: the pool, as the trainer was given it.
+        config: settings of the selection; what concerns the model is the trainer's.
+
+    Raises:
+        ADGError: data or settings that cannot be selected from.
+    """
+
+    def __init__(
+        self, trainer: Any = None, train_dataset: Dataset | None = None, config: ADGConfig | None = None
+    ) -> None:
+        self.trainer = trainer
+        self._choice: Choice | None = None
+        if trainer is None:
+            return  # as in callbacks=[ADGSelectionCallback()]: training stops before its first step
+        if not isinstance(trainer, _TRL.SFTTrainer):
+            raise ConfigError([f"trainer is a {type(trainer).__name__}: pass an SFTTrainer; {_HOW}"])
+        if config is None:
+            raise ConfigError([f"config is missing: {_HOW}"])
+        check_settings(config, trainer.args, getattr(trainer, "_formatting_func", None))
+        check_pool(train_dataset)
+        check_processing_class(trainer.processing_class)
+        assert train_dataset is not None
+        layout = find_layout(train_dataset[0], IN_MEMORY)
+        if layout not in ("messages", "prompt_completion"):
+            # The trainer has decided already what kind of loss it takes, by the columns.
+            problem = f"train_dataset is in the layout {layout}, which SFTTrainer does not read by itself: use"
+            fix = "ADGSFTTrainer, or give both the trainer and the callback messages, or prompt and completion"
+            raise ConfigError([f"{problem} {fix}"])
+        form = PoolForm(train_dataset, config.template)
+        self._choice = Choice(train_dataset, form, config, trainer.args.output_dir)
+        self._bind(trainer, self._choice)
+        trainer.add_callback(self)
+
+    @property
+    def selection_counts(self) -> dict[str, int] | None:
+        """Rows of the pool, chosen and trained; None before training."""
+        return None if self._choice is None else self._choice.counts
+
+    def _bind(self, trainer: Any, choice: Choice) -> None:
+        build, train, prepare = trainer.get_train_dataloader, trainer.train, trainer._prepare_dataset
+
+        def selected_dataloader() -> Any:
+            if choice.counts is None:
+                trainer.train_dataset = choice.prepare(trainer, prepare)
+            return build()
+
+        def resumable_train(resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+            return train(choice.resume(resume_from_checkpoint), *args, **kwargs)
+
+        trainer.get_train_dataloader = selected_dataloader
+        trainer.train = resumable_train
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Raise an ADGError where this callback has no trainer or another: training would go on with every row."""
+        if self.trainer is None:
+            raise ADGError(f"ADGSelectionCallback has no trainer, so every row would be trained on: {_HOW}")
+        if self._choice is None or self._choice.counts is None or not self.trainer.is_in_train:
+            raise ADGError(
+                "ADGSelectionCallback is bound to another trainer than the one that trains, so every row would be "
+                f"trained on: {_HOW}"
+            )

@@ -1,9 +1,13 @@
-"""Vectors of token sequences that are already there, by plain batched forward passes."""
+"""Vectors of token sequences that are already there, by plain batched forward passes, each sequence whole.
+
+Of models that take no attention from outside, and of `pooling: reference`, made as the authors' released code makes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.config.scores import Pooling
-from adg_plugin.engines.forward.hidden_states import last_layers, mean_state, unit
-from adg_plugin.engines.forward.memory import is_out_of_memory, release_memory
-from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals
+from adg_plugin.config.groups import Pooling, VectorSettings
+from adg_plugin.engines.base import Engine
+from adg_plugin.engines.forward.hidden_states import fixed_weights, last_layers, mean_state, surprisals, unit
+from adg_plugin.engines.forward.memory import fitting, halving, neighbours
+from adg_plugin.engines.forward.results import NON_FINITE, OUT_OF_MEMORY, gram_matrix, rejection, row_result
+from adg_plugin.store.records import Prompt, RowResult, Sampled
 
 REFERENCE_LAYERS = (-4, -3, -2)  # three, not four: as the authors' code does
 REFERENCE_TOKENS = 1024
@@ -22,6 +28,7 @@ _PLAIN = set(",.;:!?()[]{}\"'`~-_/\\")
 _MARKED = set("0123456789%℃°")
 _BATCH_TOKENS = {"cpu": 2048}
 _BATCH_TOKENS_ACCELERATOR = 8192  # the states of all layers are held: 2 GB for 8B in bfloat16
+_ROWS = 64  # embedded together: enough to sort by length
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +77,24 @@ def embed(model: PreTrainedModel, sequences: Sequence[Weighted], indices: tuple[
         model: a causal language model in evaluation mode.
         sequences: each at least one token long.
         indices: which entries of HF's `hidden_states` are averaged.
+
+    Raises:
+        torch.OutOfMemoryError: a sequence does not fit even alone.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].token_ids))
     budget = _BATCH_TOKENS.get(model.device.type, _BATCH_TOKENS_ACCELERATOR)
-    pending = list(_batches(order, [len(s.token_ids) for s in sequences], budget))
+    lengths = [len(sequences[i].token_ids) for i in order]
+    batches = list(neighbours(order, lengths, budget, lambda some: len(some) * some[-1]))
+
+    def embedded(batch: Sequence[int]) -> Tensor:
+        return unit(_means(model, [sequences[i] for i in batch], indices)).cpu()
+
     vectors: dict[int, Tensor] = {}
-    while pending:
-        batch = pending.pop()
-        try:
-            means = _means(model, [sequences[i] for i in batch], indices)
-        except (RuntimeError, MemoryError) as err:
-            if not is_out_of_memory(err) or len(batch) == 1:
-                raise
-            release_memory(model.device)
-            pending += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            continue
-        vectors.update(zip(batch, unit(means).cpu(), strict=True))
+    for batch, units in halving(reversed(batches), embedded, model.device):
+        if units is None:
+            raise torch.OutOfMemoryError(f"no memory for a sequence of {len(sequences[batch[0]].token_ids)} tokens")
+        vectors.update(zip(batch, units, strict=True))
     return torch.stack([vectors[i] for i in range(len(sequences))])
-
-
-def embed_answers(
-    model: PreTrainedModel,
-    prompts: Sequence[npt.NDArray[np.int32]],
-    answers: Sequence[npt.NDArray[np.int32]],
-    layers: int,
-) -> Tensor:
-    """Return the unit vector of each answer (N, H) after its prompt, as the one-pass engine defines it."""
-    pairs = [answer_sequence(p, a) for p, a in zip(prompts, answers, strict=True)]
-    return embed(model, pairs, last_layers(layers))
 
 
 def embed_reference(
@@ -105,17 +102,6 @@ def embed_reference(
 ) -> Tensor:
     """Return the unit vectors (K, H) of a row's answers under `pooling: reference`."""
     return embed(model, [reference_sequence(tokenizer, instruction, a) for a in answers], REFERENCE_LAYERS)
-
-
-def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    batch: list[int] = []
-    for i in order:  # ascending lengths: the newest is the longest
-        if batch and (len(batch) + 1) * lengths[i] > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int, ...]) -> Tensor:
@@ -148,3 +134,94 @@ def _means(model: PreTrainedModel, batch: Sequence[Weighted], indices: tuple[int
     states = states.masked_fill(weights[..., None] == 0, 0)
     # No matrix product: those of float32 may be computed in TF32 on accelerators.
     return states.mul_(weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+class RepeatingEncoder:
+    """Embeds sampled rows of models that do not take their attention from outside: each answer after its own prompt."""
+
+    def __init__(self, model: PreTrainedModel, config: VectorSettings) -> None:
+        self.model, self.config = model, config
+
+    def run(self, rows: Iterable[Sampled]) -> Iterator[RowResult]:
+        """Yield one result per row, in their order."""
+        for row in rows:
+            result = fitting(lambda one: encoded_one_by_one(self.model, self.config, one), row, self.model.device)
+            yield result or rejection(row.prompt, OUT_OF_MEMORY, row.answers)
+
+
+def encoded_one_by_one(model: PreTrainedModel, config: VectorSettings, row: Sampled) -> RowResult:
+    """Return the result of a row, each of its answers encoded after the whole prompt."""
+    sequences = [answer_sequence(row.prompt.token_ids, tokens, config.pooling) for tokens in row.continuations]
+    *units, prompt = embed(model, [*sequences, _span(row.prompt)], last_layers(config.layers))
+    reference = units.pop() if row.prompt.reference_ids is not None else None
+    return row_result(
+        row.prompt, row.answers, torch.stack(units), prompt, keep_vectors=config.keep_vectors, reference=reference
+    )
+
+
+def _span(prompt: Prompt) -> Weighted:
+    weights = np.zeros(len(prompt), dtype=np.float32)
+    weights[slice(*prompt.span)] = 1
+    return Weighted(prompt.token_ids, weights)
+
+
+class ReferencePooling:
+    """Embeds the answers of an engine again, in a second forward pass; the prompt's vector stays that of the engine."""
+
+    def __init__(self, engine: Engine, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._engine = engine
+        self._model, self._tokenizer = model, tokenizer
+
+    def run(self, rows: Iterable[Prompt], /) -> Iterator[RowResult]:
+        """Yield one result per row, in the order in which they finish."""
+        instructions: dict[str, str] = {}  # of the rows in flight
+
+        def remembered() -> Iterator[Prompt]:
+            for row in rows:
+                instructions[row.id] = row.instruction
+                yield row
+
+        for result in self._engine.run(remembered()):
+            yield self._pooled(result, instructions.pop(result.id))
+
+    def _pooled(self, result: RowResult, instruction: str) -> RowResult:
+        if result.gram is None:
+            return result
+        texts = [answer.text for answer in result.answers]
+        vectors = fitting(
+            lambda these: embed_reference(self._model, self._tokenizer, instruction, these), texts, self._model.device
+        )
+        gram = None if vectors is None else gram_matrix(vectors)
+        if vectors is None or gram is None or not np.isfinite(gram).all():
+            reason = OUT_OF_MEMORY if vectors is None else NON_FINITE
+            return replace(result, gram=None, prompt_vector=None, vectors=None, reason=reason)
+        kept = None if result.vectors is None else vectors.numpy().astype(np.float16)
+        return replace(result, gram=gram, vectors=kept)
+
+
+class ReferenceEncoder:
+    """Embeds answers that are there already, empty ones included; prompts as every other encoder does."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: VectorSettings) -> None:
+        self._model, self._tokenizer, self._config = model, tokenizer, config
+
+    def run(self, rows: Iterable[Sampled], /) -> Iterator[RowResult]:
+        """Yield one result per row, in their order."""
+        source = iter(rows)
+        while chunk := list(islice(source, _ROWS)):
+            for batch, results in halving([chunk], self._results, self._model.device):
+                yield from results or [rejection(batch[0].prompt, OUT_OF_MEMORY, batch[0].answers)]
+
+    def _results(self, rows: Sequence[Sampled]) -> list[RowResult]:
+        prompts = embed(self._model, [_span(row.prompt) for row in rows], last_layers(self._config.layers))
+        # Equal answers have one vector; rounding noise between their copies would count as directions.
+        texts = [list(dict.fromkeys(answer.text for answer in row.answers)) for row in rows]
+        pairs = [(row.instruction, text) for row, distinct in zip(rows, texts, strict=True) for text in distinct]
+        found = embed(self._model, [reference_sequence(self._tokenizer, *pair) for pair in pairs], REFERENCE_LAYERS)
+        of_rows = found.split([len(distinct) for distinct in texts])
+        results = []
+        for row, prompt, distinct, vectors in zip(rows, prompts, texts, of_rows, strict=True):
+            units = vectors[[distinct.index(answer.text) for answer in row.answers]]
+            keep = self._config.keep_vectors
+            results.append(row_result(row.prompt, row.answers, units, prompt, keep_vectors=keep))
+        return results

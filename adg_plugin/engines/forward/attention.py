@@ -1,8 +1,4 @@
-"""Attention for a batch in which the K answers of a row share the keys and values of their prompt.
-
-The engine feeds a model one flat sequence of tokens, (1, N), without padding: whole prompts while prefilling, one
-token per live answer while decoding. This module tells the tokens apart again. It is registered with transformers
-as an attention implementation, so every architecture that uses the attention interface runs it unchanged.
+"""What a layer's attention computes: over a prompt, over what continues one, over a group of answers that are sampled.
 
 Rows are computed in groups (see `decode_group.DecodeGroup`), so that their shapes follow from the row alone, and
 with the same weights and machine a row gets the same bits whatever shares its batch (tested on CPU; matrix products
@@ -11,119 +7,13 @@ of GPUs do not promise it).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache as cached
-from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
 
 from adg_plugin.engines.forward.decode_group import DecodeGroup, LayerCache
-
-IMPLEMENTATION = "adg_shared_prefix"
-
-
-class UnsupportedAttention(Exception):
-    """The model asks attention for something this module does not know."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """The flat batch holds these whole prompts of `decode_group`, from number `first` on, then the reference responses.
-
-    Attributes:
-        lengths: tokens of each prompt.
-        references: tokens of each reference response, 0 where it is not fed; they follow their prompt, not kept.
-    """
-
-    decode_group: DecodeGroup
-    first: int
-    lengths: Sequence[int]
-    references: Sequence[int] = ()
-
-    def positions(self) -> Tensor:
-        """Return the position (N,) of each token."""
-        ends = zip(self.lengths, self.references, strict=False)
-        own = [torch.arange(length, length + reference) for length, reference in ends]
-        return torch.cat([*(torch.arange(length) for length in self.lengths), *own])
-
-    def before_references(self) -> Tensor:
-        """Return the place in the batch of the token before each token of the reference responses."""
-        places, end, start = [torch.empty(0, dtype=torch.long)], 0, sum(self.lengths)
-        for length, reference in zip(self.lengths, self.references, strict=False):
-            end += length
-            if reference:
-                places += [torch.tensor([end - 1]), torch.arange(start, start + reference - 1)]
-            start += reference
-        return torch.cat(places)
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """The flat batch holds one token of every live row, decode_group by decode_group."""
-
-    decode_groups: Sequence[DecodeGroup]
-
-
-class FlatBatch(Protocol):
-    """A flat batch that attends to itself, such as `encode.shared_prompt.Encode`."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        """Return the attention output (N, heads, D); query (heads, N, D), key and value likewise."""
-
-
-_batch: ContextVar[Prefill | Decode | FlatBatch] = ContextVar("adg_batch")
-
-
-@contextmanager
-def attending(batch: Prefill | Decode | FlatBatch) -> Iterator[None]:
-    """Tell the attention of the forward pass inside the block what its flat batch holds."""
-    token = _batch.set(batch)
-    try:
-        yield
-    finally:
-        _batch.reset(token)
-
-
-@contextmanager
-def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` use this module's attention inside the block."""
-    before = model.config._attn_implementation
-    AttentionInterface.register(IMPLEMENTATION, attention)
-    model.set_attn_implementation(IMPLEMENTATION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Return (1, N, heads, D) of a flat batch, query (1, heads, N, D); UnsupportedAttention if the model has a mask."""
-    if attention_mask is not None:
-        raise UnsupportedAttention("it builds its own attention mask")
-    rule = Rule(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    batch = _batch.get()
-    if isinstance(batch, Prefill):
-        return _prefill(batch, layer, query[0], key[0], value[0], rule)[None], None
-    if isinstance(batch, Decode):
-        return _decode(batch, layer, query[0], key[0], value[0], rule)[None], None
-    return batch.attend(query[0], key[0], value[0], rule)[None], None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,42 +50,19 @@ class Rule:
         return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
 
 
-def _prefill(batch: Prefill, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    """Return (N, heads, D). Each prompt is attended alone, so that its result is the same in any batch."""
-    batch.decode_group.store_prompts(layer, batch.first, batch.lengths, key, value)
-    output = torch.empty_like(query.transpose(0, 1), memory_format=torch.contiguous_format)
-    group, start = query.shape[0] // key.shape[0], 0
-    for length in batch.lengths:
-        tokens = slice(start, start + length)
-        output[tokens] = causal(query[:, tokens], key[:, tokens], value[:, tokens], group, rule).transpose(0, 1)
-        start += length
-    end = 0
-    for length, reference in zip(batch.lengths, batch.references, strict=False):
-        prompt, tokens = slice(end, end + length), slice(start, start + reference)
-        end += length
-        if reference:
-            keys, values = (torch.cat((t[:, prompt], t[:, tokens]), dim=1)[None] for t in (key, value))
-            positions = torch.arange(length + reference, device=query.device)
-            hidden = rule.hidden(positions[length:], positions)
-            output[tokens] = continuing(query[None, :, tokens], keys, values, group, rule, hidden)[0].transpose(0, 1)
-        start += reference
-    output[start:] = 0  # tokens that only fill the batch up
-    return output
-
-
-def causal(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule) -> Tensor:
-    """Return the attention output (heads, L, D) of a sequence over itself; `group` query heads share a key head."""
+def causal(query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    """Return the attention output (heads, L, D) of a sequence over itself; key and value are (kv heads, L, D)."""
     length = query.shape[1]
     if rule.is_plain and (rule.window is None or length <= rule.window):
-        key, value = (t.repeat_interleave(group, dim=0)[None] for t in (key, value))
+        key, value = (t.repeat_interleave(len(query) // len(t), dim=0)[None] for t in (key, value))
         return torch.nn.functional.scaled_dot_product_attention(
             query[None], key, value, is_causal=True, scale=rule.scaling
         )[0]
     position = torch.arange(length, device=query.device)
-    return masked(query, key, value, group, rule, rule.hidden(position, position))
+    return _masked(query, key, value, rule, rule.hidden(position, position))
 
 
-def continuing(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:
+def continuing(query: Tensor, key: Tensor, value: Tensor, rule: Rule, hidden: Tensor) -> Tensor:
     """Return the attention output (K, heads, T, D) of answers over their prompt and themselves.
 
     Args:
@@ -204,41 +71,21 @@ def continuing(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule
         hidden: (T, L + T) keys that a query does not see.
     """
     if not rule.is_plain:
-        return masked(query, key, value, group, rule, hidden)
-    key, value = (t.repeat_interleave(group, dim=1) for t in (key, value))
+        return _masked(query, key, value, rule, hidden)
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=~hidden, scale=rule.scaling)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, group: int, rule: Rule, hidden: Tensor) -> Tensor:
-    """Return the attention output (..., heads, M, D) of queries over keys (..., kv heads, N, D).
-
-    Args:
-        query: (..., heads, M, D).
-        key: like `value`; `group` query heads share one of its heads.
-        hidden: (M, N) keys that a query does not see.
-    """
-    folded = query.unflatten(-3, (-1, group))  # (..., kv heads, group, M, D)
+def _masked(query: Tensor, key: Tensor, value: Tensor, rule: Rule, hidden: Tensor) -> Tensor:
+    """Return the attention output (..., heads, M, D) of queries over keys (..., kv heads, N, D), `hidden` (M, N)."""
+    folded = query.unflatten(-3, (key.shape[-3], -1))  # (..., kv heads, group, M, D)
     scores = rule.scale(folded.float() @ key.unsqueeze(-3).float().transpose(-1, -2))
     scores = scores.masked_fill(hidden, -torch.inf).transpose(-3, -2)  # (..., kv heads, M, group, N)
     weights = rule.softmax(scores).transpose(-3, -2).to(value.dtype)
     return (weights @ value.unsqueeze(-3)).flatten(-4, -3)
 
 
-def _decode(batch: Decode, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-    """Return (N, heads, D)."""
-    query, key, value = (t.transpose(0, 1) for t in (query, key, value))
-    outputs, start = [], 0
-    for decode_group in batch.decode_groups:
-        rows = slice(start, start + len(decode_group.live))
-        cache = decode_group.append(layer, decode_group.to_grid(key[rows]), decode_group.to_grid(value[rows]))
-        outputs.append(decode_group.from_grid(_attend(decode_group, cache, decode_group.to_grid(query[rows]), rule)))
-        start = rows.stop
-    if start < len(query):
-        outputs.append(torch.zeros_like(query[start:]))
-    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-
-def _attend(decode_group: DecodeGroup, cache: LayerCache, query: Tensor, rule: Rule) -> Tensor:
+def attend_group(decode_group: DecodeGroup, cache: LayerCache, query: Tensor, rule: Rule) -> Tensor:
     """Return (P, W, heads, D): each row over its prompt's columns and its own, under one softmax.
 
     Throughout, the order is (P, H, W, group): prompts' products run over W * group queries at once, answers' over

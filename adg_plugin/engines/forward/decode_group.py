@@ -71,19 +71,17 @@ class DecodeGroup:
         """Return the position of the token each live row feeds next, (R,)."""
         return self.lengths[self.live // self.width] + self.age
 
-    def store_prompts(self, layer: int, first: int, lengths: Sequence[int], keys: Tensor, values: Tensor) -> None:
-        """Keep the keys and values (H, N, D) of consecutive prompts, the first of them number `first`."""
+    def store_prompt(self, layer: int, number: int, keys: Tensor, values: Tensor) -> None:
+        """Keep the keys and values (H, L, D) of a prompt."""
         if layer not in self.layers:
             heads, _, dim = keys.shape
             shapes = (len(self.lengths), heads, self.columns, dim), (len(self.lengths), heads, self.width, 0, dim)
             of_keys = [keys.new_zeros(shape, dtype=_key_dtype(keys)) for shape in shapes]
             of_values = [values.new_zeros(shape) for shape in shapes]
             self.layers[layer] = LayerCache(of_keys[0], of_values[0], of_keys[1], of_values[1])
-        cache, start = self.layers[layer], 0
-        for prompt, length in enumerate(lengths, first):
-            cache.prompt_keys[prompt, :, :length] = keys[:, start : start + length]
-            cache.prompt_values[prompt, :, :length] = values[:, start : start + length]
-            start += length
+        cache, length = self.layers[layer], keys.shape[1]
+        cache.prompt_keys[number, :, :length] = keys
+        cache.prompt_values[number, :, :length] = values
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> LayerCache:
         """Write keys and values (P, W, H, D) at column `age` and return the layer's cache."""

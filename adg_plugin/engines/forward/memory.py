@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
 import torch
@@ -14,6 +15,9 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.decode_group import COLUMNS, DecodeGroup, padded
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Rows beyond which a step gains nothing: on a CPU the cache leaves the processor's caches
 # (benchmarks/bench_engine.py), on an accelerator the logits of a step outgrow what the products gain.
@@ -119,3 +123,47 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "xpu":
         torch.xpu.empty_cache()
+
+
+def neighbours(
+    items: Sequence[T], sizes: Sequence[int], most: int, total: Callable[[Sequence[int]], int]
+) -> Iterator[Sequence[T]]:
+    """Yield batches of items that follow one another, as large as `most` allows; at least one item each.
+
+    Args:
+        sizes: of the items, ascending.
+        total: the sizes of a batch -> what it takes of `most`.
+    """
+    start = 0
+    for end in range(1, len(items) + 1):
+        if end == len(items) or total(sizes[start : end + 1]) > most:
+            yield items[start:end]
+            start = end
+
+
+def fitting(work: Callable[[T], R], given: T, device: torch.device) -> R | None:
+    """Return what `work` makes of something, or None where memory runs out; what it filled is given back then."""
+    try:
+        return work(given)
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err):
+            raise
+    release_memory(device)  # outside the handler: its traceback holds the tensors that did not fit
+    return None
+
+
+def halving(
+    batches: Iterable[Sequence[T]], work: Callable[[Sequence[T]], R], device: torch.device
+) -> Iterator[tuple[Sequence[T], R | None]]:
+    """Yield batches, in order, and what `work` makes of them; halves of those that do not fit.
+
+    Yields:
+        Items and their result; None with a single item that does not fit even alone.
+    """
+    for batch in batches:
+        found = fitting(work, batch, device)
+        if found is None and len(batch) > 1:
+            half = len(batch) // 2
+            yield from halving((batch[:half], batch[half:]), work, device)
+        else:
+            yield batch, found

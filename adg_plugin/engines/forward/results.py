@@ -38,35 +38,32 @@ def rejection(prompt: Prompt, reason: str, answers: tuple[Answer, ...] = ()) -> 
 def row_result(
     prompt: Prompt,
     answers: tuple[Answer, ...],
-    gram: npt.NDArray[np.float32],
+    units: Tensor,
     prompt_state: Tensor,
-    vectors: Tensor | None,
-    agreement: float | None = None,
+    *,
+    keep_vectors: bool,
+    reference: Tensor | None = None,
+    gram: npt.NDArray[np.float32] | None = None,
 ) -> RowResult:
     """Return the result of a row, or its rejection where a number is not finite.
 
     Args:
-        gram: (K, K) inner products of the answers' unit vectors.
+        units: (K, H) unit vectors of the answers.
         prompt_state: (H,) mean state of the instruction's tokens, of any length.
-        vectors: (K, H) unit vectors to keep, if asked for.
-        agreement: of the reference response with these, if asked for; see `agreement_of`.
+        reference: (H,) state of the reference response, pooled like the answers', of any length; the result then has
+            its cosine with their mean.
+        gram: (K, K) inner products of `units`, where they are there already.
     """
     prompt_vector = unit(prompt_state.float()).cpu().numpy()
+    gram = gram_matrix(units) if gram is None else gram
     # Equal answers have one vector; rounding noise between their copies would count as directions.
     texts = [a.token_ids.tobytes() for a in answers]
     first = [texts.index(t) for t in texts]
     gram = gram[np.ix_(first, first)]
+    agreement = None
+    if reference is not None:
+        agreement = float(unit(units.float().mean(0)) @ unit(reference.to(units.device).float()))
     if not (np.isfinite(gram).all() and np.isfinite(prompt_vector).all() and np.isfinite(agreement or 0)):
         return rejection(prompt, NON_FINITE, answers)
-    kept = None if vectors is None else vectors.cpu().numpy().astype(np.float16)
+    kept = units.cpu().numpy().astype(np.float16) if keep_vectors else None
     return RowResult(prompt.id, prompt.key, answers, gram, prompt_vector.astype(np.float16), None, kept, agreement)
-
-
-def agreement_of(units: Tensor, reference: Tensor) -> float:
-    """Return the cosine of a reference response with the mean of the K sampled answers, in [-1, 1]; NaN if undefined.
-
-    Args:
-        units: (K, H) unit vectors of the sampled answers.
-        reference: (H,) state of the reference response, pooled likewise, of any length.
-    """
-    return float(unit(units.float().mean(0)) @ unit(reference.float()))

@@ -10,8 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adg_plugin.config.sampling import SamplingSettings
-
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
 _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
@@ -91,11 +89,6 @@ class TokenSampler:
     top_k: int  # 0: off
     top_p: float
     repetition_penalty: float = 1.0
-
-    @classmethod
-    def of(cls, config: SamplingSettings) -> TokenSampler:
-        """Return the sampler of these settings."""
-        return cls(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
 
     def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
         """Return logits (R, V), float32, with those of the tokens in `seen` (R, L) lowered by the penalty."""

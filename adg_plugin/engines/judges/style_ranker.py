@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from adg_plugin.data.layouts import Reason
-from adg_plugin.engines.judges.batches import Batches
-from adg_plugin.engines.judges.judge import Answer
+from adg_plugin.engines.judges.judge import Answer, Batches
 from adg_plugin.engines.models.fingerprint import sample_file
 from adg_plugin.engines.models.loading import LOADING_ERRORS, pick_device
 from adg_plugin.errors import ModelError, first_line, need
@@ -62,9 +62,20 @@ class StyleRanker:
         self._named, self._device = f"scar_model is {name!r}", device
         try:
             self._folder = _folder(name)
-            encoder = _encoder_name(self._folder)
-            self._refuse_code(encoder)
-            self.identity = _identity(self._folder)
+            encoder = json.loads((self._folder / "config.json").read_text(encoding="utf-8")).get("encoder_name")
+            if not isinstance(encoder, str):
+                raise ValueError("its config.json names no encoder_name, so it is no ranker")
+            about, _ = PreTrainedConfig.get_config_dict(encoder)
+            if about.get("auto_map"):  # `scar-tool` trusts every encoder: it would run that code
+                raise ModelError(
+                    f"{self._named}: its encoder {encoder!r} brings its own code (trust_remote_code is about the "
+                    f"backbone): use a ranker without, such as {EXAMPLE}"
+                )
+            digest = hashlib.blake2b(digest_size=16)  # of the ranker's files: its weights hold those of the encoder
+            files = {path for pattern in _NEEDED_FILES for path in self._folder.glob(pattern) if path.is_file()}
+            for path in sorted(files):
+                sample_file(digest, path)
+            self.identity = digest.hexdigest()
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
 
@@ -78,8 +89,6 @@ class StyleRanker:
 
     def load(self) -> StyleScores:
         """Return the ranker, in evaluation mode on its device; a ModelError if it cannot be loaded or is not whole."""
-        from transformers import AutoTokenizer
-
         ranker_class = import_module("style_ranker.ranker.model").StyleRanker
         try:
             # It prints what it loads, and which weights it has filled in at random.
@@ -92,17 +101,6 @@ class StyleRanker:
             raise ModelError(f"{self._named}: the ranker is not whole, its weights do not fit its config: {_FIX}")
         return StyleScores(ranker.to(pick_device(self._device)).eval(), tokenizer)
 
-    def _refuse_code(self, encoder: str) -> None:
-        """Raise where `scar-tool` would run code that comes with the encoder: it trusts every encoder."""
-        from transformers import PreTrainedConfig
-
-        about, _ = PreTrainedConfig.get_config_dict(encoder)
-        if about.get("auto_map"):
-            raise ModelError(
-                f"{self._named}: its encoder {encoder!r} brings its own code (trust_remote_code is about the "
-                f"backbone): use a ranker without, such as {EXAMPLE}"
-            )
-
     def _unreadable(self, err: Exception) -> ModelError:
         return ModelError(f"{self._named}: the ranker cannot be loaded ({first_line(err)}): {_FIX}")
 
@@ -112,11 +110,10 @@ class StyleScores:
 
     def __init__(self, ranker: Any, tokenizer: Any) -> None:
         self._ranker, self._tokenizer = ranker, tokenizer
-        self.batches = Batches(_BATCH_ROWS, ranker.device, by_number=True)
-
-    def width(self, row: StyleRow) -> int:
-        """Return the characters of both texts."""
-        return len(row.instruction) + len(row.answer)
+        # The widest first: by the characters of both texts.
+        self.batches: Batches[StyleRow] = Batches(
+            _BATCH_ROWS, lambda row: len(row.instruction) + len(row.answer), ranker.device, by_number=True
+        )
 
     @torch.inference_mode()
     def answers(self, batch: Sequence[StyleRow]) -> list[Answer]:
@@ -145,20 +142,3 @@ def _folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, allow_patterns=list(_NEEDED_FILES)))
-
-
-def _encoder_name(folder: Path) -> str:
-    """Return folder or hub name of the ranker's encoder; a ValueError where the folder holds something else."""
-    name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("encoder_name")
-    if not isinstance(name, str):
-        raise ValueError("its config.json names no encoder_name, so it is no ranker")
-    return name
-
-
-def _identity(folder: Path) -> str:
-    """Return a digest of the ranker's files: its weights hold those of the encoder."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = {path for pattern in _NEEDED_FILES for path in folder.glob(pattern) if path.is_file()}
-    for path in sorted(files):
-        sample_file(digest, path)
-    return digest.hexdigest()

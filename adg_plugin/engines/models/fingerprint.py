@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from adg_plugin.config.model import ModelSettings
+from adg_plugin.config.groups import ModelSettings
 from adg_plugin.engines.models.location import model_location, unreadable
 
 _FORMATS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")

@@ -19,8 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from adg_plugin.config.groups import ModelSettings
 from adg_plugin.config.methods import samples
-from adg_plugin.config.model import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
@@ -72,7 +72,11 @@ def load_backbone(config: ADGConfig, tokenizer: PreTrainedTokenizerBase | None =
         options |= {"quantization_config": _four_bit(config), "device_map": {"": device}}
     try:
         model, found = _from_pretrained(AutoModelForCausalLM, "model", config, output_loading_info=True, **options)
-        _refuse_missing(found["missing_keys"], config)
+        if keys := found["missing_keys"]:  # filled in at random, with a warning
+            raise ModelError(
+                f"model is {model_location(config)!r}: its weights do not fit its config ({len(keys)} are missing, "
+                f"such as {min(keys)}): give a folder that save_pretrained wrote, or a hub name"
+            )
         if not config.load_in_4bit:
             model.to(device)
     except (RuntimeError, MemoryError) as err:
@@ -92,15 +96,6 @@ def _from_pretrained(auto: Any, what: str, config: ModelSettings, **options: Any
         if is_out_of_memory(err):
             raise
         raise unreadable(what, location, err) from err
-
-
-def _refuse_missing(keys: Sequence[str], config: ModelSettings) -> None:
-    """Raise where transformers has filled in weights that the files lack: it does so at random, with a warning."""
-    if keys:
-        raise ModelError(
-            f"model is {model_location(config)!r}: its weights do not fit its config ({len(keys)} are missing, such as "
-            f"{min(keys)}): give a folder that save_pretrained wrote, or a hub name"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adg_plugin import demo
-from adg_plugin.config.model import ModelSettings
+from adg_plugin.config.groups import ModelSettings
 from adg_plugin.errors import ModelError, first_line
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from adg_plugin.config.model import ModelSettings
+from adg_plugin.config.groups import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import MissingExtraError, ModelError
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import groupby
+from contextlib import nullcontext
+from itertools import chain, groupby, islice
 
 import numpy as np
 import torch
@@ -12,19 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.forward.attention import Decode, Prefill, attending, shared_prefix_attention
 from adg_plugin.engines.forward.decode_group import DecodeGroup, padded
-from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers
+from adg_plugin.engines.forward.flat_batch import MIN_BATCH, Decode, Prefill, feed, shared_prefix_attention
+from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, last_layers, surprisals, token_weights
 from adg_plugin.engines.forward.memory import Capacity, is_out_of_memory, release_memory
 from adg_plugin.engines.forward.results import OUT_OF_MEMORY, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import TokenSampler, stream_keys
-from adg_plugin.engines.forward.token_weights import fixed_weights, surprisals
-from adg_plugin.engines.one_pass.decode_state import DecodeState, Prefilled, filled_up
-from adg_plugin.engines.one_pass.finish import finished_results
-from adg_plugin.engines.one_pass.queue import Queue, prefix_within
+from adg_plugin.engines.one_pass.decode_state import DecodeState, filled_up
 from adg_plugin.store.records import Prompt, RowResult
-
-_MIN_BATCH = 16  # below 12, some CPU matrix products sum in another order: small batches are filled up
 
 
 class OnePassEngine:
@@ -47,7 +43,7 @@ class OnePassEngine:
         self.model, self.tokenizer, self.config, self.vectors = model, tokenizer, config, vectors
         self.device = model.device
         self._eos = torch.tensor(sorted(eos_ids), device=self.device)
-        self._sampler = TokenSampler.of(config)
+        self._sampler = TokenSampler(config.temperature, config.top_k, config.top_p, config.repetition_penalty)
         self._recorder = HiddenStateRecorder(last_layers(config.layers))
         self._hidden = int(model.config.get_text_config().hidden_size)
 
@@ -55,33 +51,24 @@ class OnePassEngine:
     def run(self, prompts: Iterable[Prompt]) -> Iterator[RowResult]:
         """Yield one result per prompt, in the order in which they finish."""
         capacity = Capacity.of(self.model, self.config)
-        queue = Queue(prompts)
+        queue = _Queue(prompts)
         active: list[DecodeState] = []
         while active or not queue.empty():
             # Whoever takes the results may use the model: it is itself again before any of them is out.
-            with self._prepared():
+            recording = self._recorder.on(self.model) if self.vectors else nullcontext()
+            with shared_prefix_attention(self.model), recording:
                 results: list[RowResult] = []
                 while not results and (active or not queue.empty()):
                     results = self._advance(active, queue, capacity)
             yield from results
 
-    @contextmanager
-    def _prepared(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(shared_prefix_attention(self.model))
-            if self.vectors:
-                stack.enter_context(self._recorder.on(self.model))
-            yield
-
-    def _advance(self, active: list[DecodeState], queue: Queue, capacity: Capacity) -> list[RowResult]:
+    def _advance(self, active: list[DecodeState], queue: _Queue, capacity: Capacity) -> list[RowResult]:
         """Admit what fits, feed one token of every live row, and return the results of prompts that are done."""
-        admitted = queue.peek(capacity, [d.decode_group for d in active])
-        waiting, out_of_memory = len(admitted), False
+        waiting, out_of_memory = queue.take(capacity, [d.decode_group for d in active]), False
         try:
-            for _, alike in groupby(admitted, key=lambda p: padded(len(p))):
+            for _, alike in groupby(list(waiting), key=lambda p: padded(len(p))):
                 active.append(self._admit(list(alike), capacity.prefill_tokens))
-                queue.drop(len(active[-1].prompts))
-                waiting -= len(active[-1].prompts)
+                del waiting[: len(active[-1].prompts)]
             self._step([d for d in active if len(d.rows)])
         except (RuntimeError, MemoryError) as err:
             if not is_out_of_memory(err):
@@ -89,29 +76,23 @@ class OnePassEngine:
             out_of_memory = True
         if out_of_memory:  # out of the block above, where the traceback still holds what filled the memory
             return self._retreat(active, waiting, queue, capacity)
-        results = [r for decoding in active for r in self._results(decoding)]
+        results = [result for decoding in active for result in decoding.results(self.tokenizer)]
         active[:] = [d for d in active if len(d.rows)]
         return results
 
-    def _results(self, decoding: DecodeState) -> Iterator[RowResult]:
-        return finished_results(decoding, self.tokenizer, self.config, vectors=self.vectors)
-
-    def _retreat(self, active: list[DecodeState], waiting: int, queue: Queue, capacity: Capacity) -> list[RowResult]:
-        """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes.
-
-        Args:
-            waiting: prompts at the head of the queue that were to be admitted.
-        """
+    def _retreat(
+        self, active: list[DecodeState], waiting: list[Prompt], queue: _Queue, capacity: Capacity
+    ) -> list[RowResult]:
+        """Put everything in flight back into the queue and halve the batch; a row that does not fit alone goes."""
         self._recorder.forget()
-        back = [p for d in active for p, reported in zip(d.prompts, d.reported, strict=True) if not reported]
+        back = [p for d in active for p, reported in zip(d.prompts, d.reported, strict=True) if not reported] + waiting
         active.clear()
         release_memory(self.device)
-        queue.put_back(back)
-        in_flight = len(back) + waiting
-        if in_flight == 1:
+        if len(back) == 1:
             capacity.recover()
-            return [rejection(queue.pop(), OUT_OF_MEMORY)]
-        capacity.halve(in_flight)
+            return [rejection(back[0], OUT_OF_MEMORY)]
+        queue.put_back(back)
+        capacity.halve(len(back))
         return []
 
     def _admit(self, prompts: Sequence[Prompt], prefill_tokens: int) -> DecodeState:
@@ -119,11 +100,12 @@ class OnePassEngine:
         decode_group = DecodeGroup.of([len(p) for p in prompts], samples, device)
         logits, vectors, references, first = [], [], [], 0
         while first < len(prompts):
-            part = prefix_within(prompts[first:], prefill_tokens)
+            ends = np.cumsum([len(p) + p.reference_tokens for p in prompts[first:]])
+            part = prompts[first : first + max(1, int(np.searchsorted(ends, prefill_tokens, side="right")))]
             of_part = self._prefill(part, decode_group, first)
-            logits.append(of_part.logits)
-            vectors += of_part.vectors
-            references += of_part.references
+            logits.append(of_part[0])
+            vectors += of_part[1]
+            references += of_part[2]
             first += len(part)
 
         streams = np.stack([stream_keys(self.config.seed, p.token_ids, samples * (1 + REDRAWS)) for p in prompts])
@@ -140,7 +122,7 @@ class OnePassEngine:
             decode_group,
             prompts,
             keys,
-            pooling=self.config.pooling,
+            config=self.config,
             sums=torch.zeros((rows, self._hidden), device=device),
             surprisals=self._surprisals(of_row, current),
             tokens=tokens,
@@ -157,30 +139,31 @@ class OnePassEngine:
         self._end_of_draw(decoding, torch.isin(current, self._eos))
         return decoding
 
-    def _prefill(self, prompts: Sequence[Prompt], decode_group: DecodeGroup, first: int) -> Prefilled:
-        """Feed prompts, the first of them number `first` of the group, and with them the reference responses."""
-        lengths, own = [len(p) for p in prompts], [p.reference_tokens if self.vectors else 0 for p in prompts]
-        batch = Prefill(decode_group, first, lengths, own)
-        parts = [p.token_ids for p in prompts]
-        parts += [p.reference_ids for p, n in zip(prompts, own, strict=True) if n and p.reference_ids is not None]
-        ids = torch.from_numpy(np.concatenate(parts)).to(self.device, torch.long)
-        before = batch.before_references().to(self.device)  # their tokens' probabilities are computed there
-        last = torch.tensor(lengths, device=self.device).cumsum(0) - 1
-        wanted = torch.cat((last, before)) if self.config.pooling == "surprisal" else last
-        logits = self._forward(ids, batch.positions().to(self.device), wanted, batch)
+    def _prefill(
+        self, prompts: Sequence[Prompt], decode_group: DecodeGroup, first: int
+    ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+        """Feed P prompts, the first of them number `first` of the group, and with them the reference responses.
+
+        Returns:
+            Logits (P, V) after each prompt, the vector (H,) of each instruction, empty without vectors, and that of
+            each reference response.
+        """
+        references = [p.reference_ids if self.vectors else None for p in prompts]
+        own = [[ids] if ids is not None and len(ids) else [] for ids in references]
+        parts = [(p.token_ids, *of_row) for p, of_row in zip(prompts, own, strict=True)]
+        batch = Prefill([(len(ids), [len(one) for one in others]) for ids, *others in parts], decode_group, first)
+        ids = torch.from_numpy(np.concatenate(list(chain(*parts)))).to(self.device, torch.long)
+        wanted = batch.prompt_ends()
+        if self.config.pooling == "surprisal":  # the probabilities of the responses' tokens are computed before them
+            wanted = torch.cat((wanted, batch.before_continuations()))
+        logits = self._forward(batch, ids, wanted.to(self.device))
         if not self.vectors:
-            return Prefilled(logits, [], [None] * len(prompts))
+            return logits, [], [None] * len(prompts)
         states = self._recorder.take()[0, : len(ids)]
-        weights = torch.from_numpy(np.concatenate([fixed_weights(self.config.pooling, n) for n in own]))
-        weights = weights.to(self.device)
-        if self.config.pooling == "surprisal":
-            weights = weights * surprisals(logits[len(last) :], ids[sum(lengths) :])
-        pooled = (states[sum(lengths) :] * weights[:, None]).split(own)
-        return Prefilled(
-            logits[: len(last)],
-            [s[slice(*p.span)].mean(0) for s, p in zip(states.split([*lengths, sum(own)]), prompts, strict=False)],
-            [s.sum(0) if len(s) else None for s in pooled],
-        )
+        of_own = token_weights(self.config.pooling, list(chain(*own)), logits[len(prompts) :])
+        pooled = list(batch.pooled(states, of_own, [slice(*p.span) for p in prompts]))
+        of_references = [vectors[0] if vectors else None for _, vectors in pooled]
+        return logits[: len(prompts)], [vector for vector, _ in pooled], of_references
 
     def _surprisals(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return (R,) surprisals of tokens just sampled from logits (R, V), where the pooling weighs by them."""
@@ -208,12 +191,8 @@ class OnePassEngine:
         counts = [len(d.rows) for d in active]
         unfinished = [d.decode_group.age + 1 < limit for d in active]
         wanted = torch.repeat_interleave(torch.tensor(unfinished), torch.tensor(counts)).nonzero().squeeze(1)
-        logits = self._forward(
-            torch.cat([d.current for d in active]),
-            torch.cat([d.decode_group.positions() for d in active]),
-            wanted.to(self.device),
-            Decode([d.decode_group for d in active]),
-        )
+        batch = Decode([d.decode_group for d in active])
+        logits = self._forward(batch, torch.cat([d.current for d in active]), wanted.to(self.device))
         if self.vectors:
             for decoding, states in zip(active, self._recorder.take()[0, : sum(counts)].split(counts), strict=True):
                 decoding.add(states)
@@ -256,16 +235,37 @@ class OnePassEngine:
         if not self.vectors and decoding.decode_group.age + 1 == self.config.max_new_tokens:
             decoding.end(torch.arange(len(decoding.rows), device=self.device), "length")
 
-    def _forward(self, ids: Tensor, positions: Tensor, wanted: Tensor, batch: Prefill | Decode) -> Tensor:
-        """Return the logits (len(wanted), V) of a flat batch at the positions `wanted` in it."""
-        keep = len(wanted)
-        if len(ids) < _MIN_BATCH:
-            ids, positions = (torch.cat((t, t.new_zeros(_MIN_BATCH - len(t)))) for t in (ids, positions))
-        if keep < _MIN_BATCH:
-            wanted = torch.cat((wanted, wanted.new_zeros(_MIN_BATCH - keep)))
-        with attending(batch):
-            output = self.model(
-                input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=wanted
-            )
-        logits: Tensor = output.logits[0, :keep]
-        return logits
+    def _forward(self, batch: Prefill | Decode, ids: Tensor, wanted: Tensor) -> Tensor:
+        """Return the logits (M, V) of a flat batch at the places `wanted` (M,) in it."""
+        missing = max(0, MIN_BATCH - len(wanted))
+        filled = torch.cat((wanted, wanted.new_zeros(missing))) if missing else wanted
+        return feed(self.model, batch, ids, filled)[: len(wanted)]
+
+
+class _Queue:
+    """Prompts still to be admitted, read from their source only as far as needed."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self._source = iter(prompts)
+        self._waiting: deque[Prompt] = deque()
+
+    def empty(self) -> bool:
+        """Return whether no prompt is left."""
+        if not self._waiting:
+            self._waiting.extend(islice(self._source, 1))
+        return not self._waiting
+
+    def take(self, capacity: Capacity, decode_groups: Sequence[DecodeGroup]) -> list[Prompt]:
+        """Return the next prompts that fit next to `decode_groups`, at least one where there are none."""
+        rows, tokens = capacity.admits(decode_groups)
+        taken: list[Prompt] = []
+        while not self.empty():
+            rows, tokens = rows - capacity.num_samples, tokens - capacity.cost(len(self._waiting[0]))
+            if (rows < 0 or tokens < 0) and (taken or decode_groups):
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def put_back(self, prompts: Sequence[Prompt]) -> None:
+        """Put prompts before all others, in their order."""
+        self._waiting.extendleft(reversed(prompts))

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from adg_plugin.engines.forward.attention import (
+from adg_plugin.engines.forward.decode_group import DecodeGroup
+from adg_plugin.engines.forward.flat_batch import (
     Decode,
     Prefill,
     UnsupportedAttention,
-    attending,
+    attention_implementation,
+    feed,
     shared_prefix_attention,
 )
-from adg_plugin.engines.forward.decode_group import DecodeGroup
 from adg_plugin.engines.forward.hidden_states import HiddenStateRecorder, mean_state
 from adg_plugin.engines.forward.memory import is_out_of_memory
 
@@ -47,11 +48,9 @@ def one_pass_problem(model: PreTrainedModel, indices: tuple[int, ...], longest: 
         ours = _one_pass(model, prompt, answers, indices)
     except UnsupportedAttention as err:
         return str(err)
-    except (RuntimeError, MemoryError) as err:
+    except Exception as err:  # any architecture may fail here in its own way, and all of them mean: fall back
         if is_out_of_memory(err):
             raise  # says nothing about the model
-        return f"{type(err).__name__}: {err}"
-    except Exception as err:  # any architecture may fail here in its own way, and all of them mean: fall back
         return f"{type(err).__name__}: {err}"
     theirs = _plain(model, prompt, answers, indices)
     tolerance = _TOLERANCE.get(model.dtype, 0.02)
@@ -85,9 +84,7 @@ def _one_pass(
     decode_group = DecodeGroup.of([len(prompt)], len(answers), model.device)
     states, logits = [], []
     with shared_prefix_attention(model), recorder.on(model):
-        with attending(Prefill(decode_group, 0, [len(prompt)])):
-            positions = torch.arange(len(prompt), device=model.device)
-            model(input_ids=prompt[None], position_ids=positions[None], use_cache=False, logits_to_keep=1)
+        feed(model, Prefill([(len(prompt), [])], decode_group), prompt, 1)
         recorder.take()
         layers = model.config.get_text_config().num_hidden_layers
         if len(decode_group.layers) != layers:
@@ -95,16 +92,10 @@ def _one_pass(
                 f"{len(decode_group.layers)} of its {layers} layers use the attention they are given"
             )
         for step in range(answers.shape[1]):
-            with attending(Decode([decode_group])):
-                output = model(
-                    input_ids=answers[None, :, step],
-                    position_ids=decode_group.positions()[None],
-                    use_cache=False,
-                    logits_to_keep=torch.arange(len(answers), device=model.device),
-                )
+            wanted = torch.arange(len(answers), device=model.device)
+            logits.append(feed(model, Decode([decode_group]), answers[:, step], wanted))
             decode_group.step()
-            states.append(recorder.take()[0])
-            logits.append(output.logits[0])
+            states.append(recorder.take()[0, : len(answers)])
     return torch.stack(states, 1).flatten(0, 1), torch.stack(logits, 1).flatten(0, 1)
 
 
@@ -144,14 +135,8 @@ def _undeclared_window(model: PreTrainedModel, prompt: Tensor) -> str | None:
 
     AttentionInterface.register(_ASKING, comparing)
     AttentionMaskInterface.register(_ASKING, named)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_ASKING)
-    try:
+    with attention_implementation(model, _ASKING):
         model(input_ids=prompt[None], use_cache=False, logits_to_keep=1)
-    finally:
-        model.set_attn_implementation(before)
-    return (
-        f"its masks have a window of {undeclared[0]} tokens, of which its attention does not know"
-        if undeclared
-        else None
-    )
+    if undeclared:
+        return f"its masks have a window of {undeclared[0]} tokens, of which its attention does not know"
+    return None

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from adg_plugin.config.model import ModelSettings
+from adg_plugin.config.groups import ModelSettings
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.location import model_location
 from adg_plugin.engines.vllm.requests import RowDraws, UnusableAnswer, sampling_settings
 from adg_plugin.errors import ConfigError, MissingExtraError, ModelError, first_line, need
 from adg_plugin.store.records import Prompt, RowResult
 
-logger = logging.getLogger(__name__)
-
-_WHY = "engine: vllm"
 _BNB_PLUGIN = "vllm-bnb-plugin"
 _CPU_CACHE_BYTES = 2 << 30
 
@@ -64,7 +61,10 @@ class VLLMSampler:
         try:
             self._llm: Any = vllm.LLM(**options)
         except Exception as err:  # of any kind: what vLLM raises is its own affair, and its text says what
-            raise _refused(config, err) from err
+            raise ModelError(
+                f"model is {model_location(config)!r}: vLLM cannot load it ({first_line(err)}): see vllm_options "
+                "(gpu_memory_utilization, tensor_parallel_size, enforce_eager), or use engine: hf"
+            ) from err
         self._engine = self._llm.llm_engine
         # More than vLLM has places for: whenever one is free, the next row is there.
         places = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
@@ -72,15 +72,21 @@ class VLLMSampler:
 
     def run(self, prompts: Iterable[Prompt], /) -> Iterator[RowResult]:
         """Yield results without vectors as prompts finish; a ModelError if vLLM ends an answer otherwise than asked."""
-        source = iter(prompts)
+        source, numbers = iter(prompts), count()
         rows: dict[str, RowDraws] = {}
-        number = 0
+
+        def ask(row: RowDraws) -> None:
+            request = str(next(numbers))
+            rows[request] = row
+            params = self._params(n=row.missing, seed=row.seed, **self._settings)
+            # RequestOutputKind.FINAL_ONLY: tokens on their way are of no use here.
+            params.output_kind = type(params.output_kind).FINAL_ONLY
+            self._engine.add_request(request, {"prompt_token_ids": row.prompt.token_ids.tolist()}, params)
+
         try:
             while True:
                 while len(rows) < self._rows_in_flight and (prompt := next(source, None)) is not None:
-                    rows[str(number)] = RowDraws.of(prompt, self._config)
-                    self._ask(str(number), rows[str(number)])
-                    number += 1
+                    ask(RowDraws(prompt, self._config))
                 if not rows:
                     return
                 for output in self._stepped():
@@ -88,15 +94,12 @@ class VLLMSampler:
                         row = rows.pop(output.request_id)
                         self._take(row, output)
                         if row.missing:
-                            rows[str(number)] = row
-                            self._ask(str(number), row)
-                            number += 1
+                            ask(row)
                         else:
                             yield row.result()
         finally:
-            if (
-                rows and self._engine is not None
-            ):  # whoever takes the results has stopped: the engine must not go on with the others
+            # Whoever takes the results has stopped: the engine must not go on with the others.
+            if rows and self._engine is not None:
                 self._engine.abort_request(list(rows))
 
     def _stepped(self) -> Any:
@@ -108,16 +111,10 @@ class VLLMSampler:
                 "same command to resume. If it was memory, lower vllm_options.gpu_memory_utilization or max_num_seqs"
             ) from err
 
-    def _ask(self, request: str, row: RowDraws) -> None:
-        params = self._params(n=row.missing, seed=row.seed, **self._settings)
-        # RequestOutputKind.FINAL_ONLY: tokens on their way are of no use here.
-        params.output_kind = type(params.output_kind).FINAL_ONLY
-        self._engine.add_request(request, {"prompt_token_ids": row.prompt.token_ids.tolist()}, params)
-
     def _take(self, row: RowDraws, output: Any) -> None:
         drawn = [(choice.token_ids, choice.finish_reason) for choice in sorted(output.outputs, key=lambda c: c.index)]
         try:
-            row.take(drawn, self._eos, self._tokenizer, limit=self._config.max_new_tokens)
+            row.take(drawn, self._eos, self._tokenizer)
         except UnusableAnswer as err:
             raise ModelError(
                 f"row {row.prompt.id!r}: vLLM was to draw {row.missing} answers, but {err}: use engine: hf, or another "
@@ -140,7 +137,7 @@ def import_vllm() -> Any:
     # A forked engine would inherit the lock of the run folder, and hold it when this process is killed.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     try:
-        return need("vllm", extra="vllm", why=_WHY)
+        return need("vllm", extra="vllm", why="engine: vllm")
     except MissingExtraError as err:
         raise MissingExtraError(
             f"{err}, in an environment of its own (Axolotl's cannot hold it). `adg sample` draws the answers there and "
@@ -198,8 +195,3 @@ def quantization(config: ModelSettings) -> str | None:
     if problems:
         raise ConfigError(problems)
     return "bitsandbytes"
-
-
-def _refused(config: ModelSettings, err: Exception) -> ModelError:
-    fix = "see vllm_options (gpu_memory_utilization, tensor_parallel_size, enforce_eager), or use engine: hf"
-    return ModelError(f"model is {model_location(config)!r}: vLLM cannot load it ({first_line(err)}): {fix}")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from adg_plugin.config.sampling import SamplingSettings
+from adg_plugin.config.groups import SamplingSettings
 from adg_plugin.engines.forward.results import EMPTY, MIN_ANSWERS, REDRAWS, rejection
 from adg_plugin.engines.forward.sampler import stream_keys
 from adg_plugin.store.records import Answer, FinishReason, Prompt, RowResult
@@ -43,54 +42,46 @@ def sampling_settings(config: SamplingSettings, eos_ids: Sequence[int]) -> dict[
     }
 
 
-@dataclass(slots=True)
 class RowDraws:
     """The answers of one row, until there are K of them or the redraws are used up."""
 
-    prompt: Prompt
-    seeds: tuple[int, ...]  # of each attempt; those of neighbouring rows have nothing in common
-    samples: int  # K
-    attempt: int = 0
-    answers: list[Answer] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, prompt: Prompt, config: SamplingSettings) -> RowDraws:
-        """Return a row of which nothing is sampled yet."""
+    def __init__(self, prompt: Prompt, config: SamplingSettings) -> None:
+        self.prompt, self._config = prompt, config
+        # Of each attempt that is left; those of neighbouring rows have nothing in common.
         keys = stream_keys(config.seed, prompt.token_ids, 1 + REDRAWS)
-        return cls(prompt, tuple(int(key) % 2**_SEED_BITS for key in keys), config.num_samples)
+        self._seeds: list[int] = [int(key) % 2**_SEED_BITS for key in keys]
+        self._answers: list[Answer] = []
 
     @property
     def missing(self) -> int:
         """Answers to ask for next, under the seed `seed`; 0 when the row is done."""
-        return 0 if self.attempt > REDRAWS else self.samples - len(self.answers)
+        return self._config.num_samples - len(self._answers) if self._seeds else 0
 
     @property
     def seed(self) -> int:
         """Seed of the next request."""
-        return self.seeds[self.attempt]
+        return self._seeds[0]
 
-    def take(
-        self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any, *, limit: int
-    ) -> None:
+    def take(self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any) -> None:
         """Take the answers to one request; those that ended at once are to be resampled.
 
         Args:
             drawn: token ids, which may hold the end-of-answer token last, and vLLM's finish reason of each.
-            limit: tokens of an answer that does not end by itself.
 
         Raises:
             UnusableAnswer: not as many as asked for, or one that ended for another reason.
         """
         if len(drawn) != self.missing:
             raise UnusableAnswer(f"{len(drawn)} answers came where {self.missing} were asked for")
+        limit = self._config.max_new_tokens
         found = [answer for ids, reason in drawn if (answer := _answer(ids, reason, eos_ids, limit)) is not None]
         texts = tokenizer.batch_decode([ids.tolist() for ids, _ in found], skip_special_tokens=True) if found else []
-        self.answers += [Answer(ids, str(text), reason) for (ids, reason), text in zip(found, texts, strict=True)]
-        self.attempt += 1
+        self._answers += [Answer(ids, str(text), reason) for (ids, reason), text in zip(found, texts, strict=True)]
+        del self._seeds[0]
 
     def result(self) -> RowResult:
         """Return the row with its answers and without vectors, or rejected where they are too few."""
-        answers = tuple(self.answers)
+        answers = tuple(self._answers)
         if len(answers) < MIN_ANSWERS:
             return rejection(self.prompt, EMPTY, answers)
         return RowResult(self.prompt.id, self.prompt.key, answers, None, None)

@@ -15,9 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.results import REFUSED, rejection
-from adg_plugin.engines.vllm.client import Failed, Refused, Server, TryAgain, import_httpx, make_client
+from adg_plugin.engines.vllm.client import (
+    Failed,
+    Probe,
+    Refused,
+    Server,
+    TryAgain,
+    check_server,
+    import_httpx,
+    make_client,
+)
 from adg_plugin.engines.vllm.requests import RowDraws, UnusableAnswer, sampling_settings
-from adg_plugin.engines.vllm.verify import Probe, check_server
 from adg_plugin.errors import ServerError, need
 from adg_plugin.store.records import Prompt, RowResult
 
@@ -125,14 +133,14 @@ class ServerSampler:
 
     async def _first_check(self, server: Server) -> None:
         try:
-            await self._again(lambda: self._check(server), self._tenacity.stop_after_attempt(_START_TRIES))
+            await self._check(server, self._tenacity.stop_after_attempt(_START_TRIES))
         except TryAgain as err:
             raise ServerError(
                 f"server {server.url} cannot be used ({err}): start it with `vllm serve`, or take it out of server_urls"
             ) from err
 
-    async def _check(self, server: Server) -> None:
-        await check_server(server, self._config, self._probe, self._longest)
+    async def _check(self, server: Server, stop: Any) -> None:
+        await self._again(lambda: check_server(server, self._config, self._probe, self._longest), stop)
 
     def _revive(self, server: Server) -> None:
         """Ask a server that was away for its model until it is back; a ModelError where it has another then."""
@@ -141,12 +149,11 @@ class ServerSampler:
             self._reviving.pop(server.url).result()
             task = None
         if task is None and not server.verified:
-            work = self._again(lambda: self._check(server), self._tenacity.stop_never)
-            self._reviving[server.url] = asyncio.ensure_future(work)
+            self._reviving[server.url] = asyncio.ensure_future(self._check(server, self._tenacity.stop_never))
 
     async def _row(self, prompt: Prompt) -> RowResult:
         """Return a row's answers, asked for as often as it takes."""
-        row = RowDraws.of(prompt, self._config)
+        row = RowDraws(prompt, self._config)
         failures, failed_at = 0, 0.0
         tried: Counter[str] = Counter()
 
@@ -227,14 +234,14 @@ class ServerSampler:
             "add_special_tokens": False,
             **self._settings,
         }
-        response = await server.post("/v1/completions", body)
+        response = await server.ask("/v1/completions", body)
         try:
             if response["model"] != server.model:
                 server.verified = False
                 raise TryAgain(f"{server.url}: the answers are of model {response['model']!r}")
             choices = sorted(response["choices"], key=lambda choice: choice["index"])
             drawn = [(choice["token_ids"], choice["finish_reason"]) for choice in choices]
-            row.take(drawn, self._eos, self._tokenizer, limit=self._config.max_new_tokens)
+            row.take(drawn, self._eos, self._tokenizer)
         except (KeyError, TypeError, ValueError, OverflowError, UnusableAnswer) as err:
             raise Failed(f"{server.url}: unusable response ({type(err).__name__}: {err})") from err
         tried[server.url] -= 1

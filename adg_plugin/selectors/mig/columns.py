@@ -1,4 +1,4 @@
-"""Columns of a row -> its labels and its quality, for MIG."""
+"""What users give MIG: labels and quality in columns of the rows, and vectors of labels in a file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,30 @@ import math
 import re
 from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
 from adg_plugin.data.layouts import is_missing
-from adg_plugin.selectors.mig.graph import normalised
+from adg_plugin.errors import DataError, first_line
 from adg_plugin.store import RunReader
 
 _SHOWN_CHARACTERS = 80
 _LABELS_FIX = "use a list of texts or of whole numbers, or one text with commas between the labels"
 _QUALITY_FIX = "use a number of 0 or more"
+_READERS = {".parquet": pq.read_table, ".jsonl": pj.read_json, ".json": pj.read_json}
+_VECTOR_COLUMNS = ("label", "vector")
+_VECTORS_FIX = "give a .parquet or .jsonl with columns label and vector"
+
+
+def normalised(label: str) -> str:
+    """Return the label in lower case, without white space around it."""
+    return label.strip().lower()
 
 
 def read_labels(value: Any, column: str) -> tuple[str, ...]:
@@ -77,29 +92,12 @@ def column_of(data: str, column: str) -> Any:
     return json.loads(data).get(column) if json.dumps(column, ensure_ascii=False) in data else None
 
 
-def listed_labels(run: RunReader, column: str) -> tuple[bool, bool]:
-    """Return whether any staged row has something in its column of labels, and whether any has nothing there.
-
-    It counts labels that cannot be read: those rows will be rejected, and nothing makes up for theirs.
-    """
-    some = lacking = False
-    for table in run.staged_columns(["data"]):
-        for text in table["data"].to_pylist():
-            if has_labels(column_of(text, column)):
-                some = True
-            else:
-                lacking = True
-            if some and lacking:
-                return some, lacking
-    return some, lacking
-
-
-def lacks_quality(run: RunReader, column: str) -> bool:
-    """Return whether any staged row with an answer in words has nothing in its column of quality."""
+def any_labels(run: RunReader, column: str) -> bool:
+    """Return whether any staged row has labels in the column, be it such that cannot be read: nothing replaces them."""
     return any(
-        bool((row["reference"] or "").strip()) and not has_quality(column_of(row["data"], column))
-        for table in run.staged_columns(["reference", "data"])
-        for row in table.to_pylist()
+        has_labels(column_of(text, column))
+        for table in run.staged_columns(["data"])
+        for text in table["data"].to_pylist()
     )
 
 
@@ -130,3 +128,69 @@ def _refusal(column: str, value: Any, fix: str) -> str:
     text = repr(value)
     shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
     return f"column {column!r} is {shown}: {fix}"
+
+
+def read_label_vectors(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the vector of each label in a Parquet or JSONL file with columns `label` and `vector`.
+
+    The vectors are of one width, and none is zero.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, holds something else in it, or has a label twice.
+    """
+    named = f"label_vectors is {str(path)!r}"
+    table = _table(Path(path).expanduser(), named)
+    labels, vectors = (table[name].to_pylist() for name in _VECTOR_COLUMNS)
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    first: dict[str, tuple[int, str]] = {}  # row and label as it is written, by the normalised label
+    width = 0
+    for row, (label, vector) in enumerate(zip(labels, vectors, strict=True), 1):
+        numbers = _numbers(vector)
+        if not isinstance(label, str) or not len(numbers):
+            raise DataError(f"{named}: row {row} is {label!r}: use a text and a list of numbers")
+        width = width or len(numbers)
+        if len(numbers) != width:
+            raise DataError(
+                f"{named}: row {row} is {label!r} with {len(numbers)} numbers, and row 1 has {width}: give all of them "
+                "one width"
+            )
+        with np.errstate(over="ignore"):
+            length = float(np.linalg.norm(numbers))
+        if not math.isfinite(length) or length == 0:
+            raise DataError(
+                f"{named}: row {row} is {label!r}, a vector of length {length}: give one that is finite and not zero"
+            )
+        earlier, written = first.setdefault(normalised(label), (row, label))
+        if earlier != row:
+            differing = " but for case and white space" if written != label else ""
+            raise DataError(
+                f"{named}: row {row} is {label!r}, which is label {written!r} of row {earlier}{differing}: keep one of "
+                "them"
+            )
+        found[label] = numbers
+    return found
+
+
+def _table(path: Path, named: str) -> pa.Table:
+    """Return the file's table, or raise a DataError that begins with `named`."""
+    read = _READERS.get(path.suffix)
+    if read is None:
+        raise DataError(f"{named}: {_VECTORS_FIX}")
+    if not path.exists():
+        raise DataError(f"{named}: no such file; {_VECTORS_FIX}")
+    try:
+        table = read(path)
+    except (OSError, pa.ArrowException) as err:
+        raise DataError(f"{named}: cannot be read ({first_line(err)}); {_VECTORS_FIX}") from err
+    if missing := [name for name in _VECTOR_COLUMNS if name not in table.column_names]:
+        raise DataError(f"{named}: no column {missing[0]!r}; {_VECTORS_FIX}")
+    return table
+
+
+def _numbers(vector: object) -> npt.NDArray[np.float64]:
+    """Return the numbers of a vector; none where it is something else."""
+    try:
+        numbers = np.array(vector, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.empty(0)
+    return numbers if numbers.ndim == 1 else np.empty(0)

@@ -2,22 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from adg_plugin.selectors.mig.graph import LabelGraph
+from adg_plugin.selectors.mig.columns import normalised
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+_LINK_ABOVE = 0.9  # the cosine of two labels
+_BLOCK_LABELS = 1024  # compared with all others at a time
 _POWER = 0.8  # phi(z) = z^0.8
 _OFFSET = 1e-6  # of z in the derivative, which is infinite at 0; as in the authors' released code
 
 Entry = tuple[float, int, int, int]  # -gain, next row of the group, rows chosen when the gain was computed, group
+
+
+@dataclass(frozen=True, slots=True)
+class LabelGraph:
+    """Labels, and how information spreads between those that mean nearly the same."""
+
+    labels: tuple[str, ...]  # (L,) distinct, sorted, each as `normalised` gives it
+    # (L, L) sparse; entry i, j is the share of label j's information that comes from label i: w_ij / sum_k w_kj, with w
+    # the cosine of two linked labels and 1 of a label with itself.
+    spread: sparse.csr_array
+
+    def information(self, row_labels: Sequence[Sequence[str]], quality: npt.ArrayLike) -> sparse.csr_array:
+        """Return what each row brings to each label: its quality on each label of its own, spread along the links.
+
+        Args:
+            row_labels: (N,) labels of each row; a repeated one counts once.
+            quality: (N,), finite and >= 0.
+
+        Returns:
+            (N, L) sparse, with indices in order; a row without a label, or of quality 0, has no entry.
+
+        Raises:
+            ValueError: a label is not in the graph, a quality is negative or not finite, or they differ in number.
+        """
+        worth = np.asarray(quality, dtype=np.float64)
+        if worth.shape != (len(row_labels),):
+            raise ValueError(f"quality has shape {worth.shape}: give one number for each of {len(row_labels)} rows")
+        wrong = ~(np.isfinite(worth) & (worth >= 0))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"row {row} has quality {worth[row]}: use a number of 0 or more, or reject it")
+        number = {label: i for i, label in enumerate(self.labels)}
+        rows: list[int] = []
+        columns: list[int] = []
+        for row, labels in enumerate(row_labels):
+            for label in {normalised(label) for label in labels}:
+                if label not in number:
+                    raise ValueError(
+                        f"row {row} has label {label!r}, which is not in the graph: build it from all rows"
+                    )
+                rows.append(row)
+                columns.append(number[label])
+        shape = (len(row_labels), len(self.labels))
+        own = sparse.csr_array((worth[rows], (rows, columns)), shape=shape, dtype=np.float64)
+        spread = sparse.csr_array(own @ self.spread)
+        spread.sort_indices()
+        return spread
+
+
+def label_graph(
+    row_labels: Sequence[Sequence[str]], vectors: Mapping[str, npt.ArrayLike] | None = None
+) -> tuple[LabelGraph, str | None]:
+    """Return the graph of all labels of the rows, and a sentence where labels go without links for want of a vector.
+
+    Args:
+        row_labels: (N,) labels of each row.
+        vectors: as `read_label_vectors` gives them, such as sentence embeddings of the names. Nothing is downloaded to
+            make up for them.
+
+    Source: arXiv 2504.13835 (links above 0.9); the normalisation of `spread` is that of its authors' released code.
+    """
+    labels = tuple(sorted({normalised(label) for labels in row_labels for label in labels}))
+    weights = sparse.csr_array(sparse.eye_array(len(labels)))
+    note: str | None = "mig has no label vectors: labels with similar meaning are treated as unrelated"
+    if vectors is not None:
+        known = {normalised(name): vector for name, vector in vectors.items()}
+        present = np.array([i for i, label in enumerate(labels) if label in known], dtype=np.int64)
+        lacking = len(labels) - len(present)
+        note = f"{lacking} of {len(labels)} labels have no vector: they are linked to no other" if lacking else None
+        if len(present):
+            first, second, cosines = _linked([np.asarray(known[labels[i]], np.float64) for i in present])
+            links = sparse.coo_array((cosines, (present[first], present[second])), shape=weights.shape)
+            weights = sparse.csr_array(weights + links + links.T)
+    reaching = np.asarray(weights.sum(axis=0)).ravel()
+    return LabelGraph(labels, sparse.csr_array(weights @ sparse.diags_array(1 / reaching))), note
+
+
+def _linked(vectors: Sequence[Floats]) -> tuple[Ints, Ints, Floats]:
+    """Return i, j and the cosine of each linked pair i < j, without holding all cosines at once."""
+    units = np.array([vector / np.linalg.norm(vector) for vector in vectors])
+    found = []
+    for start in range(0, len(units), _BLOCK_LABELS):
+        block = units[start : start + _BLOCK_LABELS] @ units[start:].T
+        i, j = np.nonzero(np.triu(block > _LINK_ABOVE, k=1))
+        found.append((i + start, j + start, block[i, j]))
+    first, second, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return first, second, cosines
 
 
 def mig_order(

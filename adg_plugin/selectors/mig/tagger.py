@@ -1,133 +1,129 @@
-"""Fills a run folder with what a model answers when asked to tag rows without labels, which MIG then chooses by."""
+"""Tags for rows without labels: what a chat model is asked, and how its answer is read."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import Row
-from adg_plugin.engines.models.side_models import other_model
+from adg_plugin.data.templates import ChatTemplate, PromptText, Template
 from adg_plugin.errors import ModelError
-from adg_plugin.selectors.measure import Advice, Measure, fill_measure, stored_measure
-from adg_plugin.selectors.mig.columns import column_of, has_labels, listed_labels
-from adg_plugin.selectors.mig.prompted import PromptedJudge, bare_question
-from adg_plugin.selectors.mig.tag_prompt import QUESTION_VERSION, conversation, read_tags
-from adg_plugin.store import RunFolder, RunReader, keys
-from adg_plugin.store.measures import measure_schema
+from adg_plugin.selectors.measure import Measure
+from adg_plugin.selectors.mig.columns import has_labels
+from adg_plugin.selectors.mig.prompted import PromptedJudge
+from adg_plugin.store.ledger import measure_schema
 
 if TYPE_CHECKING:
-    from adg_plugin.engines.judges.greedy import GreedyAnswers
+    from adg_plugin.engines.judges.causal_lm import GreedyAnswers
 
-logger = logging.getLogger(__name__)
+# Raise the first when the question changes, the other when the same model and question come to give other answers:
+# answers to another one do not count.
+_VERSIONS = [1, 1]
 
-MAX_PROMPT_TOKENS = 1024  # of the question, its examples and the row's words
-MAX_NEW_TOKENS = 64  # of an answer: five tags take about 30
-ADVICE = Advice(memory="free the device or name a smaller tagger", numbers="check its weights, or name another tagger")
-
-_MEASURE = Measure("tags", measure_schema(("answer", pa.string())), ADVICE, verb="tagging", each_batch=True)
-_VERSION = 1  # raise it when the same model and question come to give other answers
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A row's id and its own words."""
-
-    id: str
-    instruction: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tags:
-    """What the tagger made of N rows.
-
-    Attributes:
-        of: the tags of each row; none where there are none.
-        unread: answers in which there are no tags that can be read.
-        unasked: rows without an answer, for want of memory or of a place in the model's template.
-    """
-
-    of: list[tuple[str, ...]]
-    unread: int
-    unasked: int
+_QUESTION = (
+    "Tag the request below: its topics and the kind of task, 1 to 5 tags of one to three words, as a JSON list of "
+    "texts.\n\nRequest:\n"
+)
+# Turns that show what is meant: without them a small model answers the request. None is a row of any pool.
+_EXAMPLES = (
+    ("Write a short poem about the first snow.", ("creative writing", "poetry", "winter")),
+    ("A train travels 120 km in 1.5 hours. What is its average speed?", ("math", "word problem", "physics")),
+    ("Translate into French: Where is the library?", ("translation", "french")),
+    ("Why does my Python loop never stop?\n\nwhile x > 0: print(x)", ("programming", "python", "debugging")),
+)
+_LONGEST_TAG = 60  # characters: a sentence is no tag
 
 
-def tag(run: RunFolder, config: ADGConfig, *, show: bool = True) -> dict[str, Any]:
-    """Ask the tagger about the prompts of a run folder that have no labels and no answer yet; return what it took.
+class Tagger(PromptedJudge):
+    """A chat model that can be asked for tags: it answers greedily, after its own chat template."""
 
-    It answers greedily, after its own chat template. Each batch is on the disk before the next begins.
+    setting, column = "tagger", "field_labels"
+    has_own: ClassVar[Callable[[Any], bool]] = staticmethod(has_labels)
+    measure: ClassVar[Measure] = Measure(
+        "tags",
+        measure_schema(("answer", pa.string())),
+        memory="free the device or name a smaller tagger",
+        numbers="check its weights, or name another tagger",
+        verb="tagging",
+        each_batch=True,
+    )
+    max_prompt_tokens = 1024  # of the question, its examples and the row's words
+    new_tokens = 64  # five tags take about 30
+    fix = "name another model"
+    cut_warning = "the end of %d instructions was not shown to the tagger: they are too long for it"
 
-    Returns:
-        As `adg_plugin.selectors.measure.fill_measure`; `tokens` are those generated.
+    def _template(self) -> Template:
+        if not getattr(self.source.tokenizer, "chat_template", None):
+            raise ModelError(f"tagger is {self.config.tagger!r}: its tokenizer has no chat template; name a chat model")
+        chat = ChatTemplate(self.source.tokenizer)
 
-    Raises:
-        ModelError: the tagger cannot be used.
-    """
-    if not listed_labels(run, config.field_labels)[1]:
-        return {"rows": 0}
-    tagger = Tagger.configured(config)
-    stats = fill_measure(run, _MEASURE, tagger, show=show)
-    if tagger.cut:
-        logger.warning("the end of %d instructions was not shown to the tagger: they are too long for it", tagger.cut)
-    return stats
+        def shown(row: Row) -> PromptText:
+            turns = conversation(row.instruction)
+            return chat.render(replace(row, messages=turns, instruction=turns[-1]["content"]))
 
+        return shown
 
-def tags_of(run: RunReader, config: ADGConfig, rows: Sequence[Words]) -> Tags:
-    """Return the tags in the configured tagger's stored answers; a ModelError if missing, a StoreError if damaged."""
-    answers = stored_measure(run, _MEASURE, Tagger.configured(config), rows)["answer"].to_pylist()
-    of = [() if answer is None else read_tags(answer) for answer in answers]
-    unasked = sum(answer is None for answer in answers)
-    return Tags(of, sum(not tags for tags in of) - unasked, unasked)
+    def _own_recipe(self, question: str, room: int) -> dict[str, Any]:
+        return {"tokens": [room, self.new_tokens], "version": _VERSIONS}
 
-
-class Tagger(PromptedJudge[Words]):
-    """A model that can be asked for tags."""
-
-    @classmethod
-    def configured(cls, config: ADGConfig) -> Tagger:
-        """Return the tagger of the config, not loaded; a ModelError if missing, without chat template, or too short."""
-        named = f"tagger is {config.tagger!r}"
-        source = other_model(config, "tagger")
-        if not getattr(source.tokenizer, "chat_template", None):
-            raise ModelError(f"tagger is {config.tagger!r}: its tokenizer has no chat template; name a chat model")
-        room = MAX_PROMPT_TOKENS if source.positions is None else source.positions - MAX_NEW_TOKENS
-        limit = PromptLimit(min(MAX_PROMPT_TOKENS, room), named, "name another model")
-        empty = bare_question(named, source.tokenizer, "chat", _row(Words("", "?")), limit.tokens)
-        renderer = PromptRenderer(source.tokenizer, "chat", limit, truncate=True)
-        recipe = {
-            "model": source.identity,
-            "question": empty.token_ids.tolist(),  # and with it the template and the vocabulary
-            "tokens": [limit.tokens, MAX_NEW_TOKENS],
-            "version": [QUESTION_VERSION, _VERSION],
-        }
-        return cls(source, renderer, _row, keys.digest(recipe), config.field_labels)
-
-    def rows(self, run: RunReader) -> Iterator[Words]:
-        """Yield the staged prompts without labels of their own, in the pool's order."""
-        for table in run.staged_columns(["id", "instruction", "data"]):
-            for row in table.to_pylist():
-                if not has_labels(column_of(row["data"], self.column)):
-                    yield Words(row["id"], row["instruction"])
-
-    def key(self, row: Words) -> bytes:
+    def key(self, row: Row) -> bytes:
         """Return 16 bytes that stand for all that produces a row's answer."""
         return hashlib.blake2b(self.recipe + row.instruction.encode(errors="surrogatepass"), digest_size=16).digest()
 
     def load(self) -> GreedyAnswers:
         """Return the model, in memory."""
-        from adg_plugin.engines.judges.greedy import GreedyAnswers
+        from adg_plugin.engines.judges.causal_lm import GreedyAnswers
 
         backbone = self.source.load()
-        return GreedyAnswers(backbone.model, backbone.tokenizer, backbone.eos_ids, max_new_tokens=MAX_NEW_TOKENS)
+        return GreedyAnswers(backbone.model, backbone.tokenizer, backbone.eos_ids, max_new_tokens=self.new_tokens)
 
 
-def _row(words: Words) -> Row:
-    turns = conversation(words.instruction)
-    # Models that can think first are asked not to: the answer is a list, and its tokens are few.
-    return Row(words.id, turns, None, turns[-1]["content"], "", None, {"enable_thinking": False}, "", {}, "", 0)
+def conversation(instruction: str) -> tuple[dict[str, str], ...]:
+    """Return what a model is asked of a row, as turns. The row's own words come last: if too long, their end goes."""
+    turns = [
+        {"role": role, "content": content}
+        for request, tags in _EXAMPLES
+        for role, content in (("user", _QUESTION + request), ("assistant", json.dumps(tags)))
+    ]
+    return (*turns, {"role": "user", "content": _QUESTION + instruction})
+
+
+def read_tags(answer: str) -> tuple[str, ...]:
+    """Return the tags in a model's answer, as it wrote them; none where there is no whole list of them.
+
+    The list may stand in a sentence or a code block, be written as Python does, or be one of objects with a key `tag`.
+    What is cut off, what has no brackets, tags without a letter and tags of more than 60 characters are not guessed at.
+    """
+    text = answer.rpartition("</think>")[2]
+    for opening in re.finditer(r"\[", text):
+        found = _list_at(text, opening.start())
+        if found is not None and (tags := _tags(found)):
+            return tags
+    return ()
+
+
+def _list_at(text: str, start: int) -> list[Any] | None:
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        end = text.find("]", start)
+        try:
+            found = ast.literal_eval(text[start : end + 1])
+        except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+            return None
+    return found if isinstance(found, list) else None
+
+
+def _tags(found: list[Any]) -> tuple[str, ...]:
+    named = [item.get("tag") if isinstance(item, dict) else item for item in found]
+    texts = [item.strip() for item in named if isinstance(item, str)]
+    if len(texts) < len(named):
+        return ()
+    return tuple(dict.fromkeys(tag for tag in texts if len(tag) <= _LONGEST_TAG and re.search(r"[^\W\d_]", tag)))

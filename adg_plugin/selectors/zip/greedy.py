@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,36 +21,29 @@ _ROWS_AT_A_TIME = 64  # that a thread compresses before it takes more
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """The sizes of a step; the defaults are the paper's.
+    """The sizes of a step; the defaults are the paper's."""
 
-    Attributes:
-        pool: rows scored again.
-        short_list: of these, rows that the step chooses among.
-        per_step: of these, rows that it takes.
-    """
-
-    pool: int = 10_000
-    short_list: int = 200
-    per_step: int = 100
+    pool: int = 10_000  # rows scored again
+    short_list: int = 200  # of these, rows that the step chooses among
+    per_step: int = 100  # of these, rows that it takes
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Whole steps of a choice among N rows; no budget plays a part in them.
+    """Whole steps of a choice among N rows; no budget plays a part in them."""
 
-    Attributes:
-        order: (n,) rows in the order of choice.
-        scores: (N,) as the last step left them; infinite where a row is chosen.
-    """
+    order: Ints  # (n,) rows in the order of choice
+    scores: Floats  # (N,) as the last step left them; infinite where a row is chosen
 
-    order: Ints
-    scores: Floats
+
+_PAPER = Stages()
 
 
 def zip_order(
     texts: Sequence[bytes],
     budget: int,
     *,
+    stages: Stages = _PAPER,
     begun: Steps | None = None,
     advance: Callable[[Steps], None] | None = None,
 ) -> tuple[Ints, Floats]:
@@ -76,6 +69,7 @@ def zip_order(
     Args:
         texts: (N,) UTF-8 of each row, none empty; sorted by row id, so that the result depends on their contents alone.
         budget: rows to choose, >= 0; min(budget, N) are.
+        stages: of each step, in place of the numbers above.
         begun: whole steps over the same texts that were done before; they are not done again.
         advance: called with all that is done, after each whole step.
 
@@ -89,27 +83,18 @@ def zip_order(
     Source: arXiv 2407.06645 and the code that its authors released; that one joins the rows as a printed Python list,
     drops the rest of each short list for good, and may choose more rows than the budget.
     """
-    _check(texts, budget)
-    return order_by(Stages(), texts, budget, begun=begun, advance=advance)
-
-
-def order_by(
-    stages: Stages,
-    texts: Sequence[bytes],
-    budget: int,
-    *,
-    begun: Steps | None = None,
-    advance: Callable[[Steps], None] | None = None,
-) -> tuple[Ints, Floats]:
-    """Return what `zip_order` does, with steps of other sizes."""
-    chosen = _Joined.nothing()
+    if budget < 0:
+        raise ValueError(f"budget is {budget}: use 0 or more")
+    if not all(texts):
+        raise ValueError(f"row {texts.index(b'')} has no text: reject it before choosing")
+    chosen = _Joined()
     order: list[int] = [] if begun is None else begun.order[:budget].tolist()
     ratios: list[float] = []
     for first in range(0, len(order), stages.per_step):
         ratios += _add(chosen, texts, order[first : first + stages.per_step])
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         if begun is None:
-            scores = _ratios_with(_Joined.nothing(), texts, np.arange(len(texts)), threads)
+            scores = _ratios_with(_Joined(), texts, np.arange(len(texts)), threads)
         else:
             scores = begun.scores.copy()
         while len(order) < min(budget, len(texts)):
@@ -136,13 +121,9 @@ def _add(chosen: _Joined, texts: Sequence[bytes], rows: Sequence[int]) -> list[f
 class _Joined:
     """Texts joined by line breaks, as a compressor that has read them so far."""
 
-    _compressor: zlib._Compress
-    _raw: int  # bytes read
-    _written: int  # bytes that have come out already; the rest comes with the flush
-
-    @classmethod
-    def nothing(cls) -> _Joined:
-        return cls(zlib.compressobj(_LEVEL), 0, 0)
+    _compressor: zlib._Compress = field(default_factory=lambda: zlib.compressobj(_LEVEL))
+    _raw: int = 0  # bytes read
+    _written: int = 0  # bytes that have come out already; the rest comes with the flush
 
     def add(self, text: bytes) -> None:
         piece = self._piece(text)
@@ -181,7 +162,7 @@ def _lowest(scores: Floats, count: int, *, left: int) -> Ints:
 
 def _least_redundant(texts: Sequence[bytes], rows: Ints, count: int, threads: ThreadPoolExecutor) -> list[int]:
     """Return up to `count` of the rows, each in its turn the one with the lowest ratio after those before it."""
-    joined, left = _Joined.nothing(), rows
+    joined, left = _Joined(), rows
     taken: list[int] = []
     while len(taken) < min(count, len(rows)):
         best = int(_ratios_with(joined, texts, left, threads).argmin())
@@ -189,11 +170,3 @@ def _least_redundant(texts: Sequence[bytes], rows: Ints, count: int, threads: Th
         joined.add(texts[taken[-1]])
         left = np.delete(left, best)
     return taken
-
-
-def _check(texts: Sequence[bytes], budget: int) -> None:
-    if budget < 0:
-        raise ValueError(f"budget is {budget}: use 0 or more")
-    for row, text in enumerate(texts):
-        if not text:
-            raise ValueError(f"row {row} has no text: reject it before choosing")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from adg_plugin.console import result_console
+from adg_plugin.console import ConfigFile, OutFolder, Overrides, figure_table, result_console
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, split_methods
 
 if TYPE_CHECKING:
@@ -21,16 +18,16 @@ if TYPE_CHECKING:
 
 _MEASURES = (
     "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
-    "of the reference responses; alone: rows that no other method chose",
+    "of the reference responses; alone: rows that no other method chose\n"
     "asking: model time in seconds, shared by methods that use the same results, earlier runs included (+: partly "
-    "unrecorded, ?: unrecorded, -: no model used); choosing: seconds for the selection itself",
+    "unrecorded, ?: unrecorded, -: no model used); choosing: seconds for the selection itself"
 )
-_IN_NO_BIN = "no bin: rows of the choice without answers, which are in no bin"
+_IN_NO_BIN = "\nno bin: rows of the choice without answers, which are in no bin"
 _MOST_VALUES = 8  # of a kind
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Settings, flat or in an `adg:` block.")],
+    config: ConfigFile,
     methods: Annotated[
         str,
         typer.Option(
@@ -40,11 +37,8 @@ def compare(
             "package brings.",
         ),
     ] = ",".join(DEFAULT_METHODS),
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Run folder, or a URL such as s3://bucket/run; default runs/NAME-OF-CONFIG."),
-    ] = None,
+    set_: Overrides = None,
+    out: OutFolder = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print compare.json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables, warnings only.")] = False,
 ) -> None:
@@ -90,8 +84,6 @@ def print_comparison(about: Comparison, console: Console) -> None:
             _print_coverage(about, kind, console)
             console.print()
     _print_methods(about, console)
-    for sentence in (*_MEASURES, *([_IN_NO_BIN] if _some_without_a_bin(about) else [])):
-        console.print(Text(sentence))
     for one in about.methods:
         if one.error is None and one.rejected:
             reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in one.rejected.items())
@@ -100,18 +92,12 @@ def print_comparison(about: Comparison, console: Console) -> None:
         console.print(Text(f"{one.name} failed: {one.error}"))
 
 
-def _table(*texts: str, figures: Iterable[str]) -> Table:
-    """Return an empty table with columns of texts, then of figures."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in texts:
-        table.add_column(name, overflow="fold")
-    for name in figures:
-        table.add_column(name, justify="right", overflow="fold")
-    return table
+def _numbers(methods: int) -> list[str]:
+    return [str(number) for number in range(1, methods + 1)]
 
 
 def _print_overlaps(about: Comparison, console: Console) -> None:
-    from adg_plugin.report.side_files import format_chance
+    from adg_plugin.report.compared import format_chance
 
     facts = about.facts
     head = (
@@ -119,13 +105,10 @@ def _print_overlaps(about: Comparison, console: Console) -> None:
         f"{format_chance(facts.by_chance['jaccard'])}"
     )
     console.print(Text(head))  # a table's own title is folded to its width
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", justify="right")
-    table.add_column("method", overflow="fold")
-    for number in range(1, len(facts.names) + 1):
-        table.add_column(str(number), justify="right", overflow="fold")
+    table = figure_table("", "method", figures=_numbers(len(facts.names)))
+    width = len(str(len(facts.names)))
     for number, (name, row) in enumerate(zip(facts.names, facts.jaccard, strict=True), 1):
-        table.add_row(str(number), Text(name), *(f"{value:.0%}" for value in row))
+        table.add_row(f"{number:{width}}", Text(name), *(f"{value:.0%}" for value in row))
     console.print(table)
 
 
@@ -140,49 +123,38 @@ def _print_coverage(about: Comparison, kind: dict[str, Any], console: Console) -
         lines.append(("1 other" if len(rest) == 1 else f"{len(rest):,} others", together))
     lines += [("no value", value) for value in kind["values"] if value["value"] is None]
     sizes = [len(one.ids) for one in about.methods if one.error is None]
-    table = _table(kind["kind"], figures=("pool", *(str(number) for number in range(1, len(sizes) + 1))))
+    table = figure_table(kind["kind"], figures=("pool", *_numbers(len(sizes))))
     for name, value in lines:
         shares = (f"{n / of:.0%}" for n, of in zip(value["chosen"], sizes, strict=True))
         table.add_row(Text(name), f"{value['pool'] / about.rows['candidates']:.0%}", *shares)
     console.print(table)
 
 
-def _some_without_a_bin(about: Comparison) -> bool:
-    bins = about.facts.bins
-    return bins is not None and any(bins["without_a_bin"])
-
-
 def _print_methods(about: Comparison, console: Console) -> None:
     bins = about.facts.bins
     reached = f"bins of {bins['total']:,}" if bins else "bins"
-    lost = ("no bin",) if _some_without_a_bin(about) else ()
+    lost = ["no bin"] if bins and any(bins["without_a_bin"]) else []
     heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "asking", "choosing")
-    table = _table("method", figures=heads)
+    table = figure_table("method", figures=heads)
     place = {name: i for i, name in enumerate(about.facts.names)}
     for one in about.methods:
-        cells = ("failed", *[""] * (len(heads) - 1)) if one.error is not None else _cells(about, one, place[one.name])
+        cells = ["failed"] if one.error is not None else _cells(about, one, place[one.name], no_bin=bool(lost))
         table.add_row(Text(one.name), *cells)
-    medians = (_median(about.facts.lengths_of_pool, name) for name in ("prompt_tokens", "reference_words"))
-    table.add_row("the pool", f"{about.rows['candidates']:,}", "", "", *lost and ("",), *medians)
+    medians = _medians(about.facts.lengths_of_pool)
+    table.add_row("the pool", f"{about.rows['candidates']:,}", "", "", *([""] * len(lost)), *medians)
     console.print(table)
     none, everyone = about.facts.chosen_by["none"], about.facts.chosen_by["all"]
     console.print(Text(f"{everyone:,} rows are chosen by all methods, {none:,} by none"))
+    console.print(Text(_MEASURES + (_IN_NO_BIN if lost else "")))
 
 
-def _cells(about: Comparison, one: Compared, at: int) -> tuple[str, ...]:
-    facts = about.facts
-    bins, lengths = facts.bins, facts.lengths[at]
-    return (
-        f"{len(one.ids):,}",
-        f"{bins['reached'][at]:,}" if bins else "-",
-        f"{bins['largest_share'][at]:.0%}" if bins else "-",
-        *([f"{bins['without_a_bin'][at]:,}"] if bins and _some_without_a_bin(about) else []),
-        _median(lengths, "prompt_tokens"),
-        _median(lengths, "reference_words"),
-        f"{facts.alone[at]:,}",
-        _asking(about, one),
-        f"{one.seconds:.1f}",
-    )
+def _cells(about: Comparison, one: Compared, at: int, *, no_bin: bool) -> list[str]:
+    facts, bins = about.facts, about.facts.bins
+    in_bins = [f"{bins['reached'][at]:,}", f"{bins['largest_share'][at]:.0%}"] if bins else ["-", "-"]
+    if bins and no_bin:
+        in_bins.append(f"{bins['without_a_bin'][at]:,}")
+    alone, asking, choosing = f"{facts.alone[at]:,}", _asking(about, one), f"{one.seconds:.1f}"
+    return [f"{len(one.ids):,}", *in_bins, *_medians(facts.lengths[at]), alone, asking, choosing]
 
 
 def _asking(about: Comparison, one: Compared) -> str:
@@ -195,10 +167,5 @@ def _asking(about: Comparison, one: Compared) -> str:
     return f"{sum(cost.seconds for cost in costs):.1f}" + ("" if whole else "+")
 
 
-def _median(lengths: dict[str, dict[str, float]], name: str) -> str:
-    return f"{lengths[name]['p50']:.0f}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(compare)
+def _medians(lengths: dict[str, dict[str, float]]) -> list[str]:
+    return [f"{lengths[name]['p50']:.0f}" for name in ("prompt_tokens", "reference_words")]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,16 @@ from adg_plugin.pipeline.checks import refuse_unfit
 from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
+from adg_plugin.report.compared import COMPARE
 from adg_plugin.report.facets import read_facets
-from adg_plugin.report.side_files import COMPARE
-from adg_plugin.selectors.registry import package_of, selector
+from adg_plugin.selectors.registry import package_of
 from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.files import write_json
-from adg_plugin.store.versions import versions
+from adg_plugin.store.keys import versions
 from adg_plugin.tools.compare.facts import Facts, add_files, facts_of
 from adg_plugin.tools.compare.folder import ComparisonRunFolder
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, planned
 from adg_plugin.tools.compare.runner import Compared, Cost, Runner, costs_before
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Comparison:
             "rows": self.rows,
             "methods": [asdict(one) for one in self.methods],
             "costs": {name: cost.summary(self.rows["candidates"]) for name, cost in self.costs.items()},
-            **self.facts.summary(),
+            **asdict(self.facts),
         }
 
 
@@ -110,54 +107,32 @@ def compare(
     folder = Path(run_folder(run_dir, config.output_dir))
     source = Source.configured(config)
     for plan in plans:
-        selector(plan.method).check(plan.config)
+        plan.selector.check(plan.config)
     recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
     with ComparisonRunFolder.open(folder) as run:
         prepare(run, Pool.of(config), config, source, recipe, own=run.keeps)
         for plan in plans:
-            selector(plan.method).check_rows(run, plan.config)
-        runner = Runner(run, config, source, costs_before(run, recipe), show_progress)
+            plan.selector.check_rows(run, plan.config)
+        staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
+        ids: list[str] = staged["id"].to_pylist()
+        facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
+        add_files(facets, staged["where"].to_pylist())
+        silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
+        runner = Runner(run, config, source, costs_before(run, recipe), silent, show_progress)
         done = tuple(runner.chosen(plan) for plan in plans)
-        done, found = _facts(run, config, runner, done)
+        choices = {one.name: one.ids for one in done if one.error is None}
+        eligible = {name: runner.eligible[name].to_pylist() for name in choices}
+        facts = facts_of(choices, eligible, ids, facets, _bins(run, config, ids, runner))
         about = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "pool_digest": run.staged_digest(),
             "recipe": json.loads(json.dumps(recipe)),
             "config": config.model_dump(mode="json"),
-            "versions": versions() | dict(item for plan in plans for item in package_of(plan.method).items()),
+            "versions": versions() | dict(item for plan in plans for item in package_of(plan.config.method).items()),
         }
-        comparison = Comparison(run.path / COMPARE, runner.budget, runner.rows, done, runner.costs, found, about)
+        comparison = Comparison(run.path / COMPARE, runner.budget, runner.rows, done, runner.costs, facts, about)
         write_json(comparison.path, comparison.summary())
     return comparison
-
-
-def _facts(
-    run: RunFolder, config: ADGConfig, runner: Runner, done: Sequence[Compared]
-) -> tuple[tuple[Compared, ...], Facts]:
-    """Return the methods with what only the comparison can say of each, and what their choices have in common."""
-    staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
-    ids: list[str] = staged["id"].to_pylist()
-    facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
-    add_files(facets, staged["where"].to_pylist())
-    choices = {one.name: one.ids for one in done if one.error is None}
-    eligible = {name: runner.eligible[name].to_pylist() for name in choices}
-    silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
-    warned = tuple(_with_silent_rows(one, silent) for one in done)
-    return warned, facts_of(choices, eligible, ids, facets, _bins(run, config, ids, runner))
-
-
-def _with_silent_rows(one: Compared, silent: Set[str]) -> Compared:
-    """Return it with a warning where a method that needs no answers of the rows' own chose rows without one."""
-    rows = len(silent & set(one.ids)) if selector(one.method).needs_reference == "none" else 0
-    if not rows:
-        return one
-    have = "has" if rows == 1 else "have"
-    sentence = (
-        f"{rows:,} of its {len(one.ids):,} rows {have} no answer of their own in words, which other methods leave out: "
-        "name the answers' column (field_output, field_completion), or take these rows out of the pool"
-    )
-    logger.warning("%s: %s", one.name, sentence)
-    return replace(one, warnings=(*one.warnings, sentence))
 
 
 def _bins(run: RunFolder, config: ADGConfig, ids: Sequence[str], runner: Runner) -> npt.NDArray[np.int64] | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.report.facets import Facet, Facets
-from adg_plugin.scoring.percentiles import percentiles
+from adg_plugin.scoring.geometry import percentiles
 
 _MOST_FILES = 2_000  # more: a pool of one file per row
 
@@ -49,10 +49,6 @@ class Facts:
     lengths_of_pool: dict[str, dict[str, float]]
     bins: dict[str, Any] | None
     coverage: list[dict[str, Any]]
-
-    def summary(self) -> dict[str, Any]:
-        """Return the figures, for JSON."""
-        return {**asdict(self), "names": list(self.names)}
 
 
 def facts_of(
@@ -130,10 +126,8 @@ def add_files(facets: Facets, where: Sequence[str]) -> None:
         where: (N,) `FILE:LINE` of each row.
     """
     files = np.array([text.rpartition(":")[0] for text in where], dtype=object)
-    distinct = len(set(files))
-    data_set = facets.kinds.get("data set")
-    known = 1 if data_set is None else len(set(data_set.values))
-    if known < distinct <= min(_MOST_FILES, len(files) // 2):
+    known = len(set(facets.kinds["data set"].values)) if "data set" in facets.kinds else 1
+    if known < len(set(files)) <= min(_MOST_FILES, len(files) // 2):
         facets.kinds["file"] = Facet(files)
 
 
@@ -144,17 +138,16 @@ def _lengths(facets: Facets, rows: Bools) -> dict[str, dict[str, float]]:
 
 def _bins(bins: Ints, chosen: Bools) -> dict[str, Any]:
     binned = bins >= 0
-    sizes, pool = chosen.sum(axis=1), np.bincount(bins[binned])
-    counts = [np.bincount(bins[row & binned], minlength=len(pool)) for row in chosen]
+    pool = np.bincount(bins[binned])
+    counts = np.array([np.bincount(bins[row & binned], minlength=len(pool)) for row in chosen], dtype=np.int64)
+    counts = counts.reshape(len(chosen), len(pool))  # also of no choice
     return {
-        "total": len(np.unique(bins[binned])),
-        "reached": [int((count > 0).sum()) for count in counts],
-        "largest_share": [
-            float(count.max(initial=0) / size) if size else 0.0 for count, size in zip(counts, sizes, strict=True)
-        ],
+        "total": int(np.count_nonzero(pool)),
+        "reached": np.count_nonzero(counts, axis=1).tolist(),
+        "largest_share": (counts.max(axis=1, initial=0) / np.maximum(chosen.sum(axis=1), 1)).tolist(),
         "without_a_bin": (chosen & ~binned).sum(axis=1).tolist(),
         "pool": pool.tolist(),
-        "chosen": [count.tolist() for count in counts],
+        "chosen": counts.tolist(),
     }
 
 

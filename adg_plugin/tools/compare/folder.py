@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -18,7 +17,6 @@ _FIX = (
 )
 # What the staged pool depends on, beside its rows, `datasets`, `filters` and the recipe of the answers.
 _SETTINGS = ("template", "max_prompt_tokens", "truncate", "eos_token")
-_PACKAGE = "adg-plugin"
 
 
 class ComparisonRunFolder(RunFolder):
@@ -72,17 +70,16 @@ def _flat(stored: Mapping[str, Any]) -> dict[str, Any]:
     for number, spec in enumerate(config.get("datasets") or ()):
         found |= {f"datasets.{number}.{key}": value for key, value in spec.items()}
     found |= {f"filters.{key}": value for key, value in (config.get("filters") or {}).items()}
-    return {**found, _PACKAGE: stored.get("versions", {}).get(_PACKAGE)}
+    return {**found, "adg-plugin": stored.get("versions", {}).get("adg-plugin")}
 
 
 def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[str]:
     """Return a sentence on each way in which `rows` differ from those that are staged; none where they do not."""
     # Of both pools: a digest of each prompt by id, and the rejected rows by id and reason.
     before: dict[str, bytes] = {}
-    for table in run.staged_columns(["id", "key", "text", "reference", "data", "dataset"]):
-        for staged in table.to_pylist():
-            texts = staged["text"], staged["reference"], staged["data"], str(staged["dataset"] or 0)
-            before[staged["id"]] = _digest(staged["key"], *texts)
+    columns = ["key", "text", "reference", "data", "dataset"]
+    for table in run.staged_columns(["id", *columns]):
+        before |= {staged["id"]: _digest(*(staged[name] for name in columns)) for staged in table.to_pylist()}
     rejected_before = Counter((rejection.id, rejection.reason) for rejection in run.staged_rejections())
     now: dict[str, bytes] = {}
     rejected: Counter[tuple[str, str]] = Counter()
@@ -90,7 +87,7 @@ def _differences(run: RunReader, rows: Iterable[StagedRow | Rejection]) -> list[
         if isinstance(row, Rejection):
             rejected[row.id.encode(errors="backslashreplace").decode(), row.reason] += 1
         else:
-            now[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, str(row.dataset))
+            now[row.prompt.id] = _digest(row.prompt.key, row.text, row.reference, row.data, row.dataset)
     why = dict(rejected.keys())
     ids_of = {
         "gone": [id for id in before if id not in now],
@@ -109,9 +106,5 @@ def _counted(how: str, ids: list[str], why: Mapping[str, str]) -> str:
     return f"1 row is {how}, {first}" if len(ids) == 1 else f"{len(ids):,} rows are {how}, {first} first"
 
 
-def _digest(key: bytes, *texts: str | None) -> bytes:
-    hashed = hashlib.blake2b(key, digest_size=16)
-    for text in texts:
-        data = (text or "").encode(errors="surrogatepass")
-        hashed.update(len(data).to_bytes(8, "little") + data)
-    return hashed.digest()
+def _digest(key: bytes, text: str | None, reference: str | None, data: str | None, dataset: int | None) -> bytes:
+    return keys.digest({"row": [key.hex(), text or "", reference or "", data or "", dataset or 0]})

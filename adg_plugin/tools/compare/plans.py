@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from adg_plugin.config.groups import ScoreForm
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm
 from adg_plugin.config.values import typed_value
 from adg_plugin.errors import ConfigError
 from adg_plugin.selectors.base import Selector
 from adg_plugin.selectors.registry import built_in_selectors, selector
 
 DEFAULT_METHODS = ("adg", "random", "longest", "zip", "ifd")
-OPTION = "--methods"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +24,13 @@ class Plan:
         name: as it is written in short, `adg:rank`, `adg:weight=0`.
         changes: of the settings that all methods share.
         config: those settings with `method` and the changes.
+        selector: that `method` names.
     """
 
     name: str
     changes: dict[str, Any]
     config: ADGConfig
-
-    @property
-    def method(self) -> str:
-        """The selector's own name."""
-        return self.config.method
+    selector: Selector
 
 
 def split_methods(text: str) -> list[str]:
@@ -67,7 +63,7 @@ def planned(config: ADGConfig, methods: Sequence[str]) -> tuple[Plan, ...]:
         else:
             plans.setdefault(plan.name, plan)
     if problems:
-        raise ConfigError(problems, source=OPTION)
+        raise ConfigError(problems, source="--methods")
     return tuple(plans.values())
 
 
@@ -82,7 +78,7 @@ def _plan(config: ADGConfig, text: str) -> Plan:
     config = config.updated(**changes) if changes else config
     changes = {key: getattr(config, key) for key in changes}  # 0 and 0.0 are one weight
     written = ",".join(_written(key, value) for key, value in changes.items())
-    return Plan(f"{config.method}:{written}" if written else config.method, changes, config)
+    return Plan(f"{config.method}:{written}" if written else config.method, changes, config, chooser)
 
 
 def _changes(chooser: Selector, text: str) -> dict[str, Any]:

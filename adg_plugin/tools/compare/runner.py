@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,13 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, ConfigError, DataError, StoreError
 from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.stage import pool_counts
-from adg_plugin.report.side_files import COMPARE, read_comparison
+from adg_plugin.report.compared import COMPARE, read_comparison
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.quota import resolve_budget
 from adg_plugin.selectors.base import Ask, Task
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.stats import seconds_of
+from adg_plugin.store.reader import seconds_of
 from adg_plugin.tools.compare.plans import Plan
 
 if TYPE_CHECKING:
@@ -127,13 +127,24 @@ class Compared:
 
 
 class Runner:
-    """Lets methods choose, one by one, and remembers what was asked of models for it."""
+    """Lets methods choose, one by one, and remembers what was asked of models for it.
+
+    Args:
+        costs: of earlier runs, by what was asked.
+        silent: ids of the rows whose reference response has no word.
+    """
 
     def __init__(
-        self, run: RunFolder, config: ADGConfig, source: Source, costs: Mapping[str, Cost], show: bool
+        self,
+        run: RunFolder,
+        config: ADGConfig,
+        source: Source,
+        costs: Mapping[str, Cost],
+        silent: Set[str],
+        show: bool,
     ) -> None:
         self._run, self._config, self._source, self._show = run, config, source, show
-        self._before = costs
+        self._before, self._silent = costs, silent
         self._skipped: dict[str, Mapping[str, str]] = {}  # by cost
         self._errors: dict[str, ADGError] = {}
         self.costs: dict[str, Cost] = {}
@@ -153,16 +164,15 @@ class Runner:
 
     def chosen(self, plan: Plan) -> Compared:
         """Return what the method chose, or its error."""
-        chooser = selector(plan.method)
-        asks = chooser.asks(self._run, plan.config)
-        one = Compared(plan.name, plan.method, plan.changes, asked=tuple(ask.cost for ask in asks))
+        asks = plan.selector.asks(self._run, plan.config)
+        one = Compared(plan.name, plan.config.method, plan.changes, asked=tuple(ask.cost for ask in asks))
         try:
             skipped: dict[str, str] = {}
             for ask in asks:
                 skipped |= self._ask(ask, plan.config)
             began = time.monotonic()
             task = Task(self._run, plan.config, self._source, self.rows["pool"], skipped, self.assign, self._show)
-            decision = chooser.decide(task)
+            decision = plan.selector.decide(task)
             seconds = time.monotonic() - began
             rejected = dict(Counter(rejection.reason for rejection in decision.rejections).most_common())
             if not decision.ids:
@@ -174,9 +184,10 @@ class Runner:
             logger.warning("%s failed: %s", plan.name, err)
             return replace(one, error=str(err))
         self.eligible[plan.name] = decision.table["id"]
-        for sentence in decision.warnings:
+        warnings = (*decision.warnings, *self._without_reference(plan, decision.ids))
+        for sentence in warnings:
             logger.warning("%s: %s", plan.name, sentence)
-        if self.binned is None and chooser.by_divergence and plan.config.bins == self._config.bins:
+        if self.binned is None and plan.selector.by_divergence and plan.config.bins == self._config.bins:
             self.binned = decision.table.select(["id", "bin"])
         return replace(
             one,
@@ -184,8 +195,18 @@ class Runner:
             scored=len(decision.table),
             rejected=rejected,
             seconds=seconds,
-            warnings=decision.warnings,
+            warnings=warnings,
         )
+
+    def _without_reference(self, plan: Plan, ids: Sequence[str]) -> Iterator[str]:
+        """Yield a warning where a method that needs no answers of the rows' own chose rows without one."""
+        rows = len(self._silent & set(ids)) if plan.selector.needs_reference == "none" else 0
+        if rows:
+            yield (
+                f"{rows:,} of its {len(ids):,} rows {'has' if rows == 1 else 'have'} no answer of their own in words, "
+                "which other methods leave out: name the answers' column (field_output, field_completion), or take "
+                "these rows out of the pool"
+            )
 
     def _ask(self, ask: Ask, config: ADGConfig) -> Mapping[str, str]:
         """Ask what is not there, once, and return the reason of each row that got nothing this time, by id.
@@ -195,16 +216,15 @@ class Runner:
         """
         from adg_plugin.pipeline.sample import fill
 
-        name = ask.cost
+        name, run, source, show = ask.cost, self._run, self._source, self._show
         if name in self._errors:
             raise self._errors[name]
         if name not in self.costs:
-            run, source = self._run, self._source
             try:
                 if ask.fill is not None:
-                    stats = ask.fill(run, config, source, self._show)
+                    stats = ask.fill(run, config, source, show)
                 else:
-                    stats = fill(("sample", "embed"), run, run.path, config, source, SingleProcess(), show=self._show)
+                    stats = fill(("sample", "embed"), run, run.path, config, source, SingleProcess(), show=show)
             except ADGError as err:
                 self._errors[name] = err
                 raise

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from adg_plugin.config.run_folder import RUNS
 from adg_plugin.console import result_console
-from adg_plugin.tools.doctor.checks import Check, Look, Section, Status, guarded
+from adg_plugin.tools.doctor.checks import Check, Status, guarded
 
 _STYLES: Mapping[Status, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "bold red"}
 
@@ -41,36 +42,37 @@ def doctor(
     found = versions()
     if not as_json:
         print_versions(found, console)
-    sections: list[Section] = []
-    for title, looks in _looks(config, self_test):
+    checks: dict[str, list[Check]] = {}
+    for title, looked_at in _sections(config, self_test):
         with progress.status(f"{title} ...") if progress.is_terminal else nullcontext():
-            sections.append(Section(title, tuple(check for look in looks for check in guarded(title, look))))
+            checks[title] = list(looked_at)
         if not as_json:
-            print_section(sections[-1], console)
-    failed = any(section.failed() for section in sections)
+            print_section(title, checks[title], console)
+    every = list(chain.from_iterable(checks.values()))
+    failed = any(check.status == "failed" for check in every)
     if as_json:
-        checks = {section.title: [asdict(check) for check in section.checks] for section in sections}
-        print(json.dumps({"ok": not failed, "versions": found, "checks": checks}, indent=2, ensure_ascii=False))
+        shown = {title: [asdict(check) for check in found_there] for title, found_there in checks.items()}
+        print(json.dumps({"ok": not failed, "versions": found, "checks": shown}, indent=2, ensure_ascii=False))
     else:
-        print_verdict(sections, console)
+        print_verdict(every, console)
     if failed:
         raise typer.Exit(1)
 
 
-def _looks(config: Path | None, self_test: bool) -> Iterator[tuple[str, list[Look]]]:
-    """Yield the sections, each with what looks."""
-    from adg_plugin.tools.doctor import devices, packages
-    from adg_plugin.tools.doctor.self_test import check_by_selecting
+def _sections(config: Path | None, self_test: bool) -> Iterator[tuple[str, Iterable[Check]]]:
+    """Yield the titles, each with its checks, which are made while they are iterated over."""
+    from adg_plugin.tools.doctor import machine, packages
 
-    yield "packages", [packages.check_packages, packages.check_extras]
-    yield "conflicts", [packages.check_conflicts]
-    yield "devices", [devices.check_devices]
+    extras = guarded("packages", packages.check_extras)
+    yield "packages", chain(guarded("packages", packages.check_packages), extras)
+    yield "conflicts", guarded("conflicts", packages.check_conflicts)
+    yield "devices", guarded("devices", machine.check_devices)
     if config is None:
-        yield "disk", [lambda: devices.check_disk(Path(RUNS))]
+        yield "disk", guarded("disk", machine.check_disk, Path(RUNS))
     else:
-        yield "configuration", [lambda: _check_file(config)]
+        yield "configuration", guarded("configuration", _check_file, config)
     if self_test:
-        yield "self-test", [check_by_selecting]
+        yield "self-test", guarded("self-test", machine.check_by_selecting)
 
 
 def _check_file(config: Path) -> Iterable[Check]:
@@ -88,10 +90,10 @@ def print_versions(found: Mapping[str, str | None], console: Console) -> None:
     console.print(table)
 
 
-def print_section(section: Section, console: Console) -> None:
+def print_section(title: str, checks: Iterable[Check], console: Console) -> None:
     """Print checks, one below the other; messages are never read as markup."""
-    table = _table(section.title, console)
-    for check in section.checks:
+    table = _table(title, console)
+    for check in checks:
         message = Text(f"{check.name}: {check.message}")
         if check.fix:
             message.append(f"\n{check.fix}", "bold")
@@ -99,15 +101,13 @@ def print_section(section: Section, console: Console) -> None:
     console.print(table)
 
 
-def print_verdict(sections: Sequence[Section], console: Console) -> None:
+def print_verdict(checks: Sequence[Check], console: Console) -> None:
     """Print how many checks failed."""
-    failed = sum(section.failed() for section in sections)
-    warnings = sum(check.status == "warning" for section in sections for check in section.checks)
-    verdict = (
-        Text(f"{failed} checks failed" if failed > 1 else "1 check failed", "bold red")
-        if failed
-        else Text("all is well", "bold green")
-    )
+    failed = sum(check.status == "failed" for check in checks)
+    warnings = sum(check.status == "warning" for check in checks)
+    verdict = Text("all is well", "bold green")
+    if failed:
+        verdict = Text(f"{failed} checks failed" if failed > 1 else "1 check failed", "bold red")
     if warnings:
         verdict.append(f", {warnings} warning{'s' if warnings > 1 else ''}", "yellow")
     console.print(verdict)
@@ -119,8 +119,3 @@ def _table(title: str, console: Console) -> Table:
     table.add_column(width=len("warning"), no_wrap=True)
     table.add_column(overflow="fold")
     return table
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(doctor)

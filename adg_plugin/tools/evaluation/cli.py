@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from adg_plugin.console import result_console
-
-if TYPE_CHECKING:
-    from adg_plugin.tools.evaluation.results import Evaluation
+from adg_plugin.tools import evaluation
+from adg_plugin.tools.evaluation.kept import results_path
 
 _ALLOW_HELP = (
     "Run code that the model writes, on this machine, with your rights: what mbpp and humaneval measure. The harness "
@@ -81,11 +80,8 @@ def evaluate(
     They are written after each task. After an interruption, re-run the same command to resume: with the tasks that are
     not there yet, and within a task with the questions that have no response yet.
     """
-    from adg_plugin.tools.evaluation import evaluate as evaluated
-    from adg_plugin.tools.evaluation.places import results_path
-
     path = results_path(model, run=run, name=name, limit=limit)
-    found = evaluated(
+    found = evaluation.evaluate(
         model,
         tasks=tasks,
         base=base,
@@ -112,7 +108,7 @@ def evaluate(
     print(path)
 
 
-def print_evaluation(found: Evaluation, console: Console) -> None:
+def print_evaluation(found: evaluation.Evaluation, console: Console) -> None:
     """Print a line for each task, the averages, what was left out, and what the figures do not say."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("task", overflow="fold")
@@ -132,8 +128,3 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
         console.print(Text(f"{task_name} left out: {reason}"))
     for note in found.notes:
         console.print(Text(note))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command("eval")(evaluate)

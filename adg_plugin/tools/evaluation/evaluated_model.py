@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,9 @@ from adg_plugin.errors import ModelError, need
 from adg_plugin.store.files import digest_bytes
 
 _ADAPTER, _TOKENIZER = "adapter_config.json", "tokenizer_config.json"
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedModel:
-    """A model that is ready to be evaluated.
-
-    Attributes:
-        model: of transformers, or wrapped by PEFT.
-        tokenizer: of the model.
-        about: name, base, its revision, adapter, digest of the weights, dtype, device; for the results.
-    """
-
-    model: Any
-    tokenizer: Any
-    about: Mapping[str, Any]
+# A model of transformers, or wrapped by PEFT; its tokenizer; and for the results, its name, base, the base's revision,
+# adapter, digest of the weights, dtype, device.
+Evaluated = tuple[Any, Any, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +47,18 @@ class Place:
         Raises:
             ModelError: the adapter does not name its base, or `base` is given for what is no adapter.
         """
-        config = _adapter_config(name)
+        from transformers.utils.peft_utils import find_adapter_config_file
+
+        try:
+            config = None if name == "demo" else find_adapter_config_file(name)
+        except (OSError, ValueError):  # no such repository, or no network: the model's own loading says so
+            config = None
         if config is None:
             if base is not None:
                 raise ModelError(f"base is {base!r}, and {name!r} is no adapter (no {_ADAPTER}): leave base out")
             return cls(name, name, None, revision)
         try:
-            found = json.loads(config.read_bytes())
+            found = json.loads(Path(config).read_bytes())
         except ValueError as err:
             fix = "give an adapter's folder that save_pretrained wrote"
             raise ModelError(f"{config} is not JSON ({err}): {fix}") from None
@@ -78,9 +70,9 @@ class Place:
             )
         if base in (None, named):  # else it is the revision of another repository
             revision = revision or about.get("revision")
-        return cls(name, str(base or named), name, revision, config)
+        return cls(name, str(base or named), name, revision, Path(config))
 
-    def load(self, config: ADGConfig) -> EvaluatedModel:
+    def load(self, config: ADGConfig) -> Evaluated:
         """Return the model on its device, in evaluation mode.
 
         Args:
@@ -90,12 +82,16 @@ class Place:
             ModelError: the model, its tokenizer or the adapter cannot be loaded.
             MissingExtraError: 4-bit or an adapter is asked for and its package is not installed.
         """
+        from transformers.utils.hub import cached_file
+
         from adg_plugin.engines.models.fingerprint import fingerprint
         from adg_plugin.engines.models.loading import load_backbone, load_tokenizer
 
         config = config.model_copy(update={"model": self.base, "revision": self.revision})
         of_adapter = config.model_copy(update={"model": self.adapter, "revision": None})
-        tokenizer = load_tokenizer(of_adapter) if self._has_tokenizer() else None
+        quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        brings_one = self.adapter is not None and cached_file(self.adapter, _TOKENIZER, **quietly) is not None
+        tokenizer = load_tokenizer(of_adapter) if brings_one else None
         backbone = load_backbone(config, tokenizer)
         model: Any = backbone.model
         known = {"name": self.name, "base": self.base, "revision": self.revision, "adapter": self.adapter}
@@ -104,29 +100,21 @@ class Place:
             if tokenizer is not None and len(tokenizer) > len(model.get_input_embeddings().weight):
                 # An embedding for each of the tokens that were added for the training; the adapter fills them.
                 model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model = self._with_adapter(model)
+            peft = need("peft", extra="eval", why="a LoRA adapter")
+            try:
+                model = peft.PeftModel.from_pretrained(model, self.adapter)
+            except (OSError, ValueError, KeyError, RuntimeError, TypeError) as err:
+                fix = "name the base that it was trained on with --base"
+                if isinstance(err, OSError):
+                    fix = "give a folder that save_pretrained wrote, or a hub name"
+                raise ModelError(
+                    f"adapter {self.adapter!r} does not go with {self.base!r} ({_cause(err)}): {fix}"
+                ) from err
             if Path(str(self.adapter)).is_dir():
                 about["adapter_weights"] = digest_bytes(fingerprint(of_adapter).encode() + self.config.read_bytes())
             else:
                 about["adapter_weights"] = f"{self.adapter}@{self.config.parent.name}"  # its commit on the hub
-        return EvaluatedModel(model.eval(), backbone.tokenizer, about)
-
-    def _has_tokenizer(self) -> bool:
-        """Return whether the adapter brings a tokenizer of its own, in its folder or on the hub."""
-        from transformers.utils.hub import cached_file
-
-        quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        return self.adapter is not None and cached_file(self.adapter, _TOKENIZER, **quietly) is not None
-
-    def _with_adapter(self, model: Any) -> Any:
-        peft = need("peft", extra="eval", why="a LoRA adapter")
-        try:
-            return peft.PeftModel.from_pretrained(model, self.adapter)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as err:
-            fix = "name the base that it was trained on with --base"
-            if isinstance(err, OSError):
-                fix = "give a folder that save_pretrained wrote, or a hub name"
-            raise ModelError(f"adapter {self.adapter!r} does not go with {self.base!r} ({_cause(err)}): {fix}") from err
+        return model.eval(), backbone.tokenizer, about
 
 
 def _cause(err: Exception) -> str:
@@ -137,7 +125,7 @@ def _cause(err: Exception) -> str:
     return lines[0] if lines else type(err).__name__
 
 
-def loaded(model: Any, tokenizer: Any, name: str | None) -> EvaluatedModel:
+def loaded(model: Any, tokenizer: Any, name: str | None) -> Evaluated:
     """Return a model that is in memory already.
 
     Raises:
@@ -150,20 +138,9 @@ def loaded(model: Any, tokenizer: Any, name: str | None) -> EvaluatedModel:
     name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     known = {"name": name, "base": None, "adapter": None, "weights": weights_digest(model)}
     about = {**known, **_precision(model, bool(getattr(model, "is_loaded_in_4bit", False)))}
-    return EvaluatedModel(model, tokenizer, about)
+    return model, tokenizer, about
 
 
 def _precision(model: Any, load_in_4bit: bool) -> dict[str, Any]:
     dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
     return {"dtype": dtype, "device": device, "load_in_4bit": load_in_4bit}
-
-
-def _adapter_config(name: str) -> Path | None:
-    """Return where an adapter's config is, or None for a model."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    try:
-        path = None if name == "demo" else find_adapter_config_file(name)
-    except (OSError, ValueError):  # no such repository, or no network: the model's own loading says so
-        path = None
-    return None if path is None else Path(path)

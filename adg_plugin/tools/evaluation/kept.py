@@ -1,12 +1,13 @@
-"""The file of results of one name: written after each task, added to by later runs of the same model and settings.
+"""The results of one name: where they are, and how later runs of the same model and settings add to them.
 
-Beside `NAME.json` lies `NAME.rows.jsonl` with the value of each question, a line for each. While a task is running, the
-harness's cache of the model's responses lies there too, so that no question is asked again after an interruption.
+They are written after each task. While one is running, the harness's cache of the model's responses lies beside them,
+so that no question is asked again after an interruption.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,13 +19,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adg_plugin.errors import StoreError, need
-from adg_plugin.store.files import digest_bytes, read_json, reading, replacing, write_json, writing
+from adg_plugin.config.run_folder import SELECTION
+from adg_plugin.errors import ConfigError, StoreError, need
+from adg_plugin.report.evaluated import FOLDER
+from adg_plugin.store.files import digest_bytes, read_json, writing
+from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER, SELECTED
 from adg_plugin.tools.evaluation.quiet import Remarks
-from adg_plugin.tools.evaluation.results import Evaluation, papers_averages
+from adg_plugin.tools.evaluation.results import FIX, Evaluation, papers_averages, read_results, write_results
 from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask
 
-_FIX = "give another --name, or --overwrite to replace it"
+_ANCESTORS = 3  # RUN/model/checkpoint-100 is the deepest that training writes
+# Folder names that do not tell one model from another.
+_SHARED_NAMES = re.compile(r"adapter|checkpoint-\d+|final|merged|model")
 _CUT = "cut"  # in the cache, beside the responses: whether a prompt was cut
 # What the results of one file have in common. Batch size and device change a figure by rounding only.
 _SAME = {
@@ -32,6 +38,96 @@ _SAME = {
     "versions": ("lm_eval", "transformers", "torch"),
     "model": ("weights", "adapter_weights", "dtype", "load_in_4bit"),
 }
+
+
+def results_path(model: str, *, run: Path | None = None, name: str | None = None, limit: int | None = None) -> Path:
+    """Return where the results of a model are kept: `eval/NAME.json` in its run folder, else here.
+
+    Args:
+        model: a folder or a hub name.
+        run: the run folder; None: the one that the model was trained from, where its place tells.
+        name: NAME; None: one that is made from the model's, and from the limit: a try-out has a file of its own.
+        limit: questions per task; None: all.
+
+    Raises:
+        ConfigError: `name` is no plain file name.
+        StoreError: `run` is no run folder of a finished selection.
+    """
+    if name is not None and not re.fullmatch(r"\w[\w.+=@ -]*", name):
+        raise ConfigError([f"--name is {name!r}: use one plain file name, such as {label(name)!r}"])
+    if run is not None and not _is_finished_run(run):
+        raise StoreError(
+            f"--run is {str(run)!r}: no run folder of a finished selection; give one, or leave --run out for ./{FOLDER}"
+        )
+    folder = run or run_folder_of(model) or Path()
+    made = label(model) + ("" if limit is None else f"-limit-{limit}")
+    return folder / FOLDER / f"{name or made}.json"
+
+
+def run_folder_of(model: str) -> Path | None:
+    """Return the finished run folder that a model was trained from, or None where its place does not tell.
+
+    It is the one that the model's folder lies in, or the one that `adg run` and the trainers write into their output
+    folder: OUT/selection, of the model in OUT, in OUT/checkpoint-8 or in OUT/model. Nothing else is looked at.
+    """
+    place = Path(model)
+    if not _is_folder(place):
+        return None
+    around = [place.absolute(), *list(place.absolute().parents)[:_ANCESTORS]]
+    outputs = []
+    for folder in around:
+        outputs.append(folder / SELECTION)
+        if not _SHARED_NAMES.fullmatch(folder.name):
+            break  # a name of its own: what lies beside it is not its output
+    found = next(filter(_is_finished_run, [*around, *outputs]), None)
+    if found is None or place.is_absolute():
+        return found
+    here = Path.cwd()  # to show it as the user would write it
+    return found.relative_to(here) if found.is_relative_to(here) else found
+
+
+def selection_of(results: Path) -> dict[str, Any] | None:
+    """Return which selection a file of results lies beside, or None: run folder, `created`, digest of its rows.
+
+    Raises:
+        StoreError: the run's manifest cannot be read.
+    """
+    run = results.absolute().parent.parent
+    if not _is_finished_run(run):
+        return None
+    manifest = read_json(run / MANIFEST, fix="run adg select again") or {}
+    digest = manifest.get("files", {}).get(SELECTED, {}).get("blake2b")
+    return {"run": str(run), "created": manifest.get("created"), "selected": digest}
+
+
+def label(model: str) -> str:
+    """Return a file name, without its ending, for a model: `runs/demo/model` -> `demo-model`, `org/name` -> `org-name`.
+
+    Of a folder, the last name that tells it from others, and what follows.
+    """
+    place = Path(model)
+    if _is_folder(place):
+        names = place.absolute().parts[1:]
+        first = len(names) - 1
+        while first > 0 and _SHARED_NAMES.fullmatch(names[first]):
+            first -= 1
+        model = "-".join(names[first:])
+    return re.sub(r"[^\w.]+", "-", model).strip("-.") or "model"
+
+
+def _is_folder(place: Path) -> bool:
+    try:
+        return place.is_dir()
+    except OSError:  # a folder around it is not ours to read
+        return False
+
+
+def _is_finished_run(folder: Path) -> bool:
+    try:
+        # a model's folder has a config.json too
+        return (folder / MANIFEST).is_file() and MARKER in (read_json(folder / CONFIG, fix="give another --run") or {})
+    except (OSError, StoreError):  # not ours to read, or not JSON
+        return False
 
 
 @dataclass(slots=True)
@@ -59,23 +155,21 @@ class Kept:
             StoreError: others are there, or it is no file of results; names what differs.
         """
         before = self._there()
+        limit = now.get("settings", {}).get("limit")
         if before is None:
             return
+        if self.overwrite and limit is not None and before.settings.get("limit") is None:
+            raise StoreError(f"{self.path} has all questions, and --limit {limit} is a try-out: give another --name")
         if self.overwrite:
-            limit = now.get("settings", {}).get("limit")
-            if limit is not None and before.settings.get("limit") is None:
-                raise StoreError(
-                    f"{self.path} has all questions, and --limit {limit} is a try-out: give another --name"
-                )
             return
         differing = [
-            f"{key} {_format(getattr(before, part).get(key))} (now {_format(about.get(key))})"
+            f"{key} {'none' if was is None else was} (now {'none' if value is None else value})"
             for part, about in now.items()
             for key in _SAME[part]
-            if getattr(before, part).get(key) != about.get(key)
+            if (was := getattr(before, part).get(key)) != (value := about.get(key))
         ]
         if differing:
-            raise StoreError(f"{self.path} has results of {', '.join(differing)}: {_FIX}")
+            raise StoreError(f"{self.path} has results of {', '.join(differing)}: {FIX}")
 
     def missing(self, tasks: Sequence[LoadedTask]) -> list[LoadedTask]:
         """Return the tasks that have no result in the file.
@@ -83,13 +177,14 @@ class Kept:
         Raises:
             StoreError: a task of that name is there that was put in another way.
         """
-        there = () if self.overwrite or (before := self._there()) is None else before.tasks
+        before = None if self.overwrite else self._there()
+        there = () if before is None else before.tasks
         known = {task.name: [one for one in there if task.name in (one.task, one.asked)] for task in tasks}
         other = [task.name for task in tasks if any(one.digest != task.digest(one.task) for one in known[task.name])]
         if other:
             raise StoreError(
                 f"{self.path} has {', '.join(other)} with other questions, examples or metrics than "
-                f"{'it has' if len(other) == 1 else 'they have'} now: {_FIX}"
+                f"{'it has' if len(other) == 1 else 'they have'} now: {FIX}"
             )
         return [task for task in tasks if not known[task.name]]
 
@@ -121,7 +216,7 @@ class Kept:
         with writing(locked):
             locked.parent.mkdir(parents=True, exist_ok=True)
             locked.touch()
-        lock = FileLock(locked)
+        lock, caching = FileLock(locked), None
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -133,15 +228,13 @@ class Kept:
                     if self.overwrite or earlier != file:
                         earlier.unlink()
             caching = _with_cache(lm, file, remarks)
-            if caching is None:
-                yield lm
-                return
-            try:
-                yield caching
-            except BaseException:
+            yield lm if caching is None else caching
+            if caching is not None:
+                caching.dbdict.terminate()
+        except BaseException:
+            if caching is not None:
                 caching.dbdict.close()
-                raise
-            caching.dbdict.terminate()
+            raise
         finally:
             locked.unlink(missing_ok=True)
             lock.release()
@@ -189,47 +282,6 @@ class Kept:
             raise
 
 
-def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
-    """Write the results, the values of single questions first, over those that were there.
-
-    Raises:
-        StoreError: a path cannot be written.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(rows_path(path)) as sink:
-        for task in found.tasks:
-            for number, value in enumerate(task.row_values):
-                line = {"task": task.task, "question": number, "value": value}
-                sink.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-    write_json(path, {**found.summary(), **({"command": command} if command else {})})
-
-
-def read_results(path: Path) -> Evaluation | None:
-    """Return the results in a file with the values of single questions beside it, or None where there is no file.
-
-    Raises:
-        StoreError: it cannot be read, or is no file of results.
-    """
-    about = read_json(path, fix=_FIX)
-    if about is None:
-        return None
-    values: dict[str, list[float]] = {}
-    try:
-        if (rows := rows_path(path)).is_file():
-            with reading(rows, fix=_FIX), rows.open(encoding="utf-8") as lines:
-                for row in map(json.loads, lines):
-                    values.setdefault(row["task"], []).append(row["value"])
-        return Evaluation.parse(about, {task: tuple(found) for task, found in values.items()})
-    except (KeyError, TypeError, AttributeError, ValueError) as err:
-        raise StoreError(f"{path} holds no results of adg eval: {_FIX}") from err
-
-
-def rows_path(path: Path) -> Path:
-    """Return where the values of single questions are: NAME.json -> NAME.rows.jsonl."""
-    return path.with_name(f"{path.stem}.rows.jsonl")
-
-
 def _with_cache(lm: Any, file: Path, remarks: Remarks) -> Any:
     """Return the model with the cache in a file, which is replaced if it cannot be read; None if that fails, too."""
     caching_model = need("lm_eval.api.model", extra=EXTRA, why=WHY).CachingLM
@@ -246,7 +298,3 @@ def _with_cache(lm: Any, file: Path, remarks: Remarks) -> Any:
         with writing(file):
             file.unlink(missing_ok=True)
     return None
-
-
-def _format(value: object) -> str:
-    return "none" if value is None else str(value)

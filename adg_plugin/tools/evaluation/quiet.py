@@ -89,9 +89,7 @@ def quietened(*, show_bars: bool) -> Iterator[Remarks]:
         hub.set_verbosity(logging.ERROR)  # ten lines on each data set that it cannot reach; the error says it once
         stack.callback(harness.setLevel, harness.level)
         harness.setLevel(logging.WARNING)
-        stack.enter_context(replaced(harness, propagate=False))
-        stack.callback(harness.removeHandler, remarks)
-        harness.addHandler(remarks)
+        stack.enter_context(replaced(harness, propagate=False, handlers=[*harness.handlers, remarks]))
         if not show_bars:
             stack.enter_context(redirect_stderr(_WithoutBars(sys.stderr)))
         stack.enter_context(redirect_stdout(sys.stderr))

@@ -1,16 +1,25 @@
-"""What an evaluation found, from what the harness returns for each task."""
+"""What an evaluation found, from what the harness returns for each task, and the files that hold it.
+
+Beside `NAME.json` lies `NAME.rows.jsonl` with the value of each question, a line for each.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
-from adg_plugin.errors import DataError
-from adg_plugin.tools.evaluation.protocol import Average, averages
-from adg_plugin.tools.evaluation.tasks import LoadedTask
+from pydantic import TypeAdapter
+
+from adg_plugin.errors import DataError, StoreError
+from adg_plugin.store.files import read_json, reading, replacing, write_json, writing
+from adg_plugin.tools.evaluation.tasks import Average, LoadedTask, averages
+
+FIX = "give another --name, or --overwrite to replace it"
 
 
 def now() -> str:
@@ -49,7 +58,7 @@ class TaskResult:
     rows_in_task: int
     seconds: float
     metrics: Mapping[str, float]
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float | None] = field(default_factory=dict)
     asked: str | None = None
     source: str | None = None
     digest: str | None = None
@@ -102,23 +111,47 @@ class Evaluation:
             del task["row_values"]
         return about
 
-    @classmethod
-    def parse(cls, about: Mapping[str, Any], row_values: Mapping[str, tuple[float, ...]]) -> Self:
-        """Return the evaluation that `summary` was made of.
 
-        Args:
-            about: the summary.
-            row_values: of single questions, by task; a task may be missing.
+def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
+    """Write the results, the values of single questions first, over those that were there.
 
-        Raises:
-            KeyError, TypeError: it is no such summary.
-        """
-        found = {each.name: about[each.name] for each in fields(cls)}
-        found["tasks"] = tuple(TaskResult(**one, row_values=row_values.get(one["task"], ())) for one in found["tasks"])
-        found["averages"] = tuple(
-            Average(one["name"], one["value"], tuple(one["missing"])) for one in found["averages"]
-        )
-        return cls(**found | {"notes": tuple(found["notes"])})
+    Raises:
+        StoreError: a path cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(rows_path(path)) as sink:
+        for task in found.tasks:
+            for number, value in enumerate(task.row_values):
+                line = {"task": task.task, "question": number, "value": value}
+                sink.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    write_json(path, {**found.summary(), **({"command": command} if command else {})})
+
+
+def read_results(path: Path) -> Evaluation | None:
+    """Return the results in a file with the values of single questions beside it, or None where there is no file.
+
+    Raises:
+        StoreError: it cannot be read, or is no file of results.
+    """
+    about = read_json(path, fix=FIX)
+    if about is None:
+        return None
+    values: dict[str, list[float]] = {}
+    try:
+        if (rows := rows_path(path)).is_file():
+            with reading(rows, fix=FIX), rows.open(encoding="utf-8") as lines:
+                for row in map(json.loads, lines):
+                    values.setdefault(row["task"], []).append(row["value"])
+        tasks = [{**task, "row_values": values.get(task["task"], [])} for task in about["tasks"]]
+        return TypeAdapter(Evaluation).validate_python({**about, "tasks": tasks})
+    except (KeyError, TypeError, ValueError) as err:
+        raise StoreError(f"{path} holds no results of adg eval: {FIX}") from err
+
+
+def rows_path(path: Path) -> Path:
+    """Return where the values of single questions are: NAME.json -> NAME.rows.jsonl."""
+    return path.with_name(f"{path.stem}.rows.jsonl")
 
 
 def papers_averages(tasks: Iterable[TaskResult]) -> tuple[Average, ...]:

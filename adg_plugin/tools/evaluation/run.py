@@ -14,14 +14,13 @@ from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ADGError, ConfigError, ModelError, OutOfMemoryError, first_line, need
-from adg_plugin.store.versions import versions
+from adg_plugin.store.keys import versions
 from adg_plugin.tools.evaluation.evaluated_model import Place, loaded
-from adg_plugin.tools.evaluation.kept import Kept
-from adg_plugin.tools.evaluation.places import selection_of
-from adg_plugin.tools.evaluation.protocol import PRESET, paper_dtype, paper_task
+from adg_plugin.tools.evaluation.kept import Kept, selection_of
+from adg_plugin.tools.evaluation.loading import load
 from adg_plugin.tools.evaluation.quiet import Remarks, quietened
 from adg_plugin.tools.evaluation.results import Evaluation, TaskResult, now, papers_averages, task_results
-from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask, code_permitted, load, wanted
+from adg_plugin.tools.evaluation.tasks import DTYPE, EXTRA, PRESET, WHY, LoadedTask, code_permitted, paper_task, wanted
 
 HARNESS_SEED = 1234  # the harness's own default, so that a figure compares with others'
 BATCH_SIZE = 8
@@ -93,7 +92,8 @@ def evaluate(
 
     began = time.monotonic()
     names, left_out = wanted(tasks, allow_code=allow_code_execution)
-    loading = {"device": device, "dtype": dtype or paper_dtype(names), "load_in_4bit": load_in_4bit}
+    dtype = dtype or (DTYPE if any(map(paper_task, names)) else "auto")
+    loading = {"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
     config = _checked(model, loading, limit=limit, batch_size=batch_size, seed=seed, is_kept=results is not None)
     need("lm_eval", extra=EXTRA, why=WHY)
     folders = [Path(folder) for folder in ([include] if isinstance(include, (str, Path)) else include)]
@@ -116,10 +116,10 @@ def evaluate(
         evaluation_state(model, getattr(model, "device", None), seed=seed),
     ):
         ready = load(names, folders, seed=seed, allow_code=allow_code_execution)
-        evaluated = place.load(config) if place else loaded(model, tokenizer, name)
-        about = {**evaluated.about, **({"name": name} if name else {})}
-        if chat_template and not getattr(evaluated.tokenizer, "chat_template", None):
-            raise ModelError(f"model {evaluated.about['name']!r} has no chat template: leave --chat-template out")
+        evaluated, tokenizer, about = place.load(config) if place else loaded(model, tokenizer, name)
+        if chat_template and not getattr(tokenizer, "chat_template", None):
+            raise ModelError(f"model {about['name']!r} has no chat template: leave --chat-template out")
+        about["name"] = name or about["name"]
         kept.check(model=about)
         selection = None if kept.path is None else selection_of(kept.path)
         blank = Evaluation(about, (), (), left_out, (), settings, found_in, 0.0, selection)
@@ -128,10 +128,10 @@ def evaluate(
             print(f"{len(ready) - len(missing)} of {len(ready)} tasks are in {kept.path} already", file=sys.stderr)
         # The harness gives the tokenizer a padding token where it has none: a copy, then.
         harness_model = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM(
-            pretrained=evaluated.model, tokenizer=copy.deepcopy(evaluated.tokenizer), batch_size=batch_size
+            pretrained=evaluated, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
         )
-        same = {"model": about, "settings": settings, "versions": found_in}
-        with kept.responses(harness_model, remarks, **same) if missing else nullcontext(harness_model) as lm:
+        responses = kept.responses(harness_model, remarks, model=about, settings=settings, versions=found_in)
+        with responses if missing else nullcontext(harness_model) as lm:
             # One by one: a long protocol says how far it is, and what is found outlives the failure of the next.
             for number, task in enumerate(missing, 1):
                 found = _run(task, lm, settings, kept.path if number > 1 else None)

@@ -1,38 +1,150 @@
-"""Names of tasks -> the harness's tasks with their data, before any model is loaded."""
+"""Which tasks are run: the six benchmarks of the paper, under the names of lm-evaluation-harness, or any others."""
 
 from __future__ import annotations
 
-import difflib
 import json
-import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from adg_plugin.errors import ConfigError, DataError, first_line, need
+from adg_plugin.errors import ConfigError
 from adg_plugin.store.files import digest_bytes
-from adg_plugin.tools.evaluation.protocol import ALLOW_CODE, PAPER, PRESET, paper_task
-from adg_plugin.tools.evaluation.task_files import check_folders, data_beside, declares_code
 
 WHY = "adg eval"
 EXTRA = "eval"
+PRESET = "paper"
+DTYPE = "bfloat16"  # of the weights, in the authors' script (eval/eval.sh); for other tasks it is auto
+ALLOW_CODE = "--allow-code-execution"
 _RUNS_CODE = f"it runs code that the model wrote on this machine: {ALLOW_CODE} permits that"
-
-# What the harness and `datasets` raise for a data set that cannot be had, or a task file that is wrong.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, AssertionError)
-# They give the model's answer to sympy's `parse_expr`, which is Python's `eval`, and do not declare it.
-# Source: lm_eval 0.4.11, tasks/score/math/math_grader.py. Its other mathematics compare texts or use sympy's reader of
-# LaTeX, which runs nothing.
-_UNDECLARED = re.compile(r".*robustness_math.*|score_robustness")
-_WHERE = ("dataset_path", "dataset_kwargs", "metadata")
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function without source
 _PERMIT = "HF_ALLOW_CODE_EVAL"  # without it, the `code_eval` metric runs nothing
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class PaperTask:
+    """One benchmark as the paper runs it.
+
+    Attributes:
+        name: of the harness's task or group of tasks.
+        shots: worked examples before each question.
+        metric: the harness's key, `METRIC,FILTER`.
+        area: which average it belongs to.
+        runs_code: whether it runs what the model writes.
+    """
+
+    name: str
+    shots: int
+    metric: str
+    area: str
+    runs_code: bool = False
+
+
+# Source: arXiv 2604.10448 for benchmarks and shots, the authors' eval/eval.sh for the names of the harness's tasks and
+# the type of the weights. Which metric of each stands for it is chosen here: the first.
+# - bbh: 27 tasks with chain-of-thought prompts and three fixed examples each, weighted by their size.
+# - gsm8k draws its examples from the training split, by the seed; `gsm8k_cot` has eight fixed ones, and marks its
+#   answers in another way. The strict match wants an answer marked as in the examples; the flexible one, which takes
+#   the last number, is in `metrics`.
+# - mmlu: 57 tasks that compare the letters' likelihoods, weighted by their size; the first examples of each task.
+# - truthfulqa_mc2 has six examples in the prompt itself, and none besides.
+# - mbpp: the first of the three fixed examples that come with the task.
+PAPER = (
+    PaperTask("bbh", 3, "exact_match,get-answer", "reasoning"),
+    PaperTask("gsm8k", 8, "exact_match,strict-match", "reasoning"),
+    PaperTask("mmlu", 4, "acc,none", "knowledge"),
+    PaperTask("truthfulqa_mc2", 0, "acc,none", "knowledge"),
+    PaperTask("mbpp", 1, "pass_at_1,none", "code", runs_code=True),
+    PaperTask("humaneval", 0, "pass@1,create_test", "code", runs_code=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """The plain mean of the benchmarks of an area.
+
+    Attributes:
+        value: None where a benchmark is missing: a mean of the others is another quantity.
+        missing: the benchmarks without a value.
+    """
+
+    name: str
+    value: float | None
+    missing: tuple[str, ...] = ()
+
+
+def paper_task(name: str) -> PaperTask | None:
+    """Return how the paper runs the task of that name, or None for one that it does not use."""
+    return next((task for task in PAPER if task.name == name), None)
+
+
+def averages(values: Mapping[str, float]) -> tuple[Average, ...]:
+    """Return the averages over reasoning, knowledge, code, and all six benchmarks, each with equal weight.
+
+    Args:
+        values: of the tasks, by name; those that the paper does not use are passed over. Without any of its six, there
+            is nothing to average, and nothing is returned.
+
+    Source: arXiv 2604.10448.
+    """
+    if not any(task.name in values for task in PAPER):
+        return ()
+    groups = {area: [task.name for task in PAPER if task.area == area] for area in ("reasoning", "knowledge", "code")}
+    groups["overall"] = [task.name for task in PAPER]
+    found = []
+    for name, tasks in groups.items():
+        missing = tuple(task for task in tasks if task not in values)
+        mean = None if missing else sum(values[task] for task in tasks) / len(tasks)
+        found.append(Average(name, mean, missing))
+    return tuple(found)
+
+
+def wanted(tasks: str | Sequence[str], *, allow_code: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the tasks to run, and those of the preset that are left out, with the reason.
+
+    Args:
+        tasks: names, separated by commas or as a list; `paper` is the preset, and may be one of several.
+        allow_code: whether tasks that run the model's code may be run.
+
+    Raises:
+        ConfigError: none is named, or one that the paper uses is named and runs code, which is not allowed.
+    """
+    given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+    refused: list[str] = []
+    for name in filter(None, (name.strip() for name in given)):
+        if name == PRESET:
+            names += [task.name for task in PAPER if allow_code or not task.runs_code]
+            left_out |= {task.name: _RUNS_CODE for task in PAPER if task.runs_code and not allow_code}
+            continue
+        known = paper_task(name)
+        if known is not None and known.runs_code and not allow_code:
+            refused.append(refusal(name))
+        names.append(name)
+    if refused:
+        raise ConfigError(refused)
+    if not names:
+        raise ConfigError([f"tasks is empty: name tasks of lm-evaluation-harness, or {PRESET}"])
+    return list(dict.fromkeys(names)), left_out
+
+
+def refusal(name: str) -> str:
+    """Return what is said of a task that runs code, where that is not allowed."""
+    return f"task {name}: {_RUNS_CODE}, or leave the task out"
+
+
+@contextmanager
+def code_permitted(allowed: bool) -> Iterator[None]:
+    """Let the metric that runs code do so, or not, whatever the environment says; for this process and its children."""
+    before = os.environ.get(_PERMIT)
+    os.environ[_PERMIT] = "1" if allowed else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(_PERMIT)
+        if before is not None:
+            os.environ[_PERMIT] = before
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,196 +176,3 @@ class LoadedTask:
         """Worked examples before each question; None where the tasks of a group differ."""
         counts = {int(task.get_config("num_fewshot") or 0) for task in self.leaves.values()}
         return counts.pop() if len(counts) == 1 else None
-
-
-def wanted(tasks: str | Sequence[str], *, allow_code: bool) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the tasks to run, and those of the preset that are left out, with the reason.
-
-    Args:
-        tasks: names, separated by commas or as a list; `paper` is the preset, and may be one of several.
-        allow_code: whether tasks that run the model's code may be run.
-
-    Raises:
-        ConfigError: none is named, or one that the paper uses is named and runs code, which is not allowed.
-    """
-    given = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    names: list[str] = []
-    left_out: dict[str, str] = {}
-    refused: list[str] = []
-    for name in filter(None, (name.strip() for name in given)):
-        if name == PRESET:
-            names += [task.name for task in PAPER if allow_code or not task.runs_code]
-            left_out |= {task.name: _RUNS_CODE for task in PAPER if task.runs_code and not allow_code}
-            continue
-        known = paper_task(name)
-        if known is not None and known.runs_code and not allow_code:
-            refused.append(_refusal(name))
-        names.append(name)
-    if refused:
-        raise ConfigError(refused)
-    if not names:
-        raise ConfigError([f"tasks is empty: name tasks of lm-evaluation-harness, or {PRESET}"])
-    return list(dict.fromkeys(names)), left_out
-
-
-def load(names: Sequence[str], folders: Sequence[Path], *, seed: int, allow_code: bool) -> list[LoadedTask]:
-    """Return the tasks with their data, as the paper runs those it uses, others as their files say.
-
-    Args:
-        names: of tasks, groups or tags of the harness or of task files in `folders`; a task file goes before a task of
-            the harness with its name.
-        folders: where to look for more task files.
-        seed: of the draw of worked examples, where a task draws them.
-        allow_code: whether tasks that run the model's code may be loaded.
-
-    Raises:
-        ConfigError: there is no task of a name, or it runs code and that is not allowed, or `folders` are wrong.
-        DataError: data sets are not to be had, or task files are wrong; names every task that it is true of.
-        MissingExtraError: lm-evaluation-harness is not installed.
-    """
-    from huggingface_hub import constants
-
-    check_folders(folders)
-    manager = _manager(names, folders)
-    problems, refused = [], []
-    for name in names:
-        if name not in manager.task_index:
-            near = difflib.get_close_matches(name, list(manager.task_index), n=3)
-            known = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those of the harness"
-            problems.append(
-                f"tasks names {name!r}, which is neither a task of lm-evaluation-harness nor of a file in --include: "
-                f"{known}"
-            )
-        file = _task_file(name, manager)
-        if not allow_code and (_UNDECLARED.fullmatch(name) or (file is not None and declares_code(file))):
-            refused.append(_refusal(name))
-    problems += refused
-    if problems:
-        raise ConfigError(problems)
-    loaded: list[LoadedTask] = []
-    failed: dict[str, Exception] = {}
-    for name in names:
-        try:
-            loaded.append(_load(name, manager, folders, seed=seed))
-        except _LOADING_ERRORS as err:
-            log.debug("task %s", name, exc_info=True)
-            failed[name] = err
-            if isinstance(err, ConnectionError) and not constants.HF_HUB_OFFLINE:
-                break  # after half a minute of trying, and the next one would take as long
-    if failed:
-        raise _unloadable(failed, untried=names[len(loaded) + len(failed) :])
-    for task in loaded:  # parts of groups, which only now are known
-        unsafe = any(getattr(leaf, "UNSAFE_CODE", False) for leaf in task.leaves.values())
-        if not allow_code and (unsafe or any(map(_UNDECLARED.fullmatch, task.leaves))):
-            raise ConfigError([_refusal(task.name)])
-    return loaded
-
-
-def _refusal(name: str) -> str:
-    return f"task {name}: {_RUNS_CODE}, or leave the task out"
-
-
-@contextmanager
-def code_permitted(allowed: bool) -> Iterator[None]:
-    """Let the metric that runs code do so, or not, whatever the environment says; for this process and its children."""
-    before = os.environ.get(_PERMIT)
-    os.environ[_PERMIT] = "1" if allowed else "0"
-    try:
-        yield
-    finally:
-        os.environ.pop(_PERMIT)
-        if before is not None:
-            os.environ[_PERMIT] = before
-
-
-def _manager(names: Sequence[str], folders: Sequence[Path]) -> Any:
-    """Return the index of tasks; without the harness's own, which take seconds to read, where none is asked for."""
-    tasks = need("lm_eval.tasks", extra=EXTRA, why=WHY)
-    include = [str(folder) for folder in folders]
-    if include:
-        own = tasks.TaskManager(include_path=include, include_defaults=False)
-        if all(name in own.all_subtasks for name in names):
-            return own
-    return tasks.TaskManager(include_path=include or None)
-
-
-def _task_file(name: str, manager: Any) -> Path | None:
-    """Return the file that says what a task or group is; None for a tag, and for what a group's file has in it."""
-    entry = manager.task_index.get(name)
-    if entry is None:
-        return None
-    path = entry["yaml_path"] if isinstance(entry, dict) else entry.yaml_path  # 0.4.11, and later ones
-    return None if path in (None, -1) else Path(path)
-
-
-def _own_file(name: str, manager: Any, folders: Sequence[Path]) -> Path | None:
-    """Return the user's task file that a task or group is in, or None."""
-    file = _task_file(name, manager)
-    return file if file is not None and any(file.is_relative_to(folder) for folder in folders) else None
-
-
-def _load(name: str, manager: Any, folders: Sequence[Path], *, seed: int) -> LoadedTask:
-    paper = paper_task(name)
-    newer = getattr(manager, "load", None)  # since 0.4.12, with the tasks in one place
-    with data_beside(lambda task: _own_file(task, manager, folders), _own_file(name, manager, folders)):
-        nested = newer([name]) if newer else manager.load_task_or_group([name])
-    leaves = nested["tasks"] if newer else dict(_leaves(nested))
-    for leaf in leaves.values():
-        shots = (paper.shots if paper else leaf.get_config("num_fewshot")) or 0
-        leaf.set_config(key="num_fewshot", value=shots)
-        leaf.set_fewshot_seed(seed=seed)
-        if shots:
-            _check_examples(name, leaf, shots)
-    sources = (_own_file(part, manager, folders) for part in (name, *leaves))
-    return LoadedTask(
-        name,
-        nested,
-        leaves,
-        paper.metric if paper else None,
-        source=next((str(file) for file in sources if file is not None), None),
-        digests={key: _digest(leaf) for key, leaf in leaves.items()},
-    )
-
-
-def _digest(leaf: Any) -> str:
-    """Return a digest of what a task asks and how; not of where its files are."""
-    about = {key: value for key, value in leaf.dump_config().items() if key not in _WHERE}
-    shown = list(leaf.fewshot_docs()) if leaf.get_config("num_fewshot") else []
-    text = json.dumps([about, list(leaf.eval_docs), shown], sort_keys=True, default=str)
-    return digest_bytes(_ADDRESS.sub("", text).encode(errors="backslashreplace"))
-
-
-def _check_examples(name: str, leaf: Any, shots: int) -> None:
-    """Raise where a task has fewer worked examples than it is to show: some releases of the harness then show fewer."""
-    is_own = leaf.get_config("fewshot_split") == leaf.get_config("test_split") is not None
-    there = len(list(leaf.fewshot_docs())) - is_own  # a question is not its own example
-    if there < shots:
-        raise DataError(
-            f"task {name} shows {shots} worked examples before each question, and its data hold {there}: add some, or "
-            "set num_fewshot lower (of a benchmark of the paper, under another name)"
-        )
-
-
-def _leaves(nested: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value)
-        else:
-            yield str(key), value
-
-
-def _unloadable(failed: Mapping[str, Exception], untried: Sequence[str]) -> DataError:
-    """Return one error for all tasks that cannot be loaded, with each fix said once."""
-    by_fix: dict[str, list[str]] = {}
-    for name, err in failed.items():
-        fix = (
-            "its data set is fetched once, with a network and without HF_HUB_OFFLINE; on a machine without one, "
-            "--include DIR takes task files of your own, and one of the same name goes before the harness's"
-        )
-        if isinstance(err, (KeyError, TypeError, AttributeError, ImportError, AssertionError)):
-            fix = "look at its task file, and at what it imports"
-        by_fix.setdefault(fix, []).append(f"task {name} cannot be loaded ({first_line(err)})")
-    blocks = [f"{lines[0]}: {fix}" if len(lines) == 1 else "\n".join([*lines, fix]) for fix, lines in by_fix.items()]
-    if untried:
-        blocks.append(f"not tried after that: {', '.join(untried)}")
-    return DataError("\n".join(blocks))

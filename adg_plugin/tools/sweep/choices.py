@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from adg_plugin.config.groups import Pooling
 from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import SamplingProgress
+from adg_plugin.errors import StoreError
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.geometry import Parts, balance, combine, parts
 from adg_plugin.scoring.quota import choose, resolve_budget
-from adg_plugin.tools.sweep.vectors import Embedding, Ids, Vectors
+from adg_plugin.store import Geometry, GramGroup, RunReader, keys
+from adg_plugin.store.lookup import PartIndex
+from adg_plugin.store.records import Sampled
+from adg_plugin.store.staging import row_digest
 
+Embedding = tuple[int, Pooling]  # layers, pooling
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.integer]
@@ -66,22 +74,20 @@ class Rows:
     """Scored rows, and what has been found out about them already.
 
     Attributes:
-        ids: (N,) ascending.
+        geometry: of the same rows by embedding; None: the stored one.
         answer_tokens: (N,) tokens per answer.
         config: the run's settings.
         pool_rows: of the pool after exact duplicates, for a budget that is a fraction.
         scored: rows of the whole run; where these are fewer, budgets and bins shrink in proportion.
-        vectors: by embedding; None: the stored ones.
         bins: (N,) of the run; default: found again.
         chosen: (N,) by the run; default: chosen again.
     """
 
-    ids: Ids
+    geometry: Mapping[Embedding | None, Geometry]
     answer_tokens: Floats
     config: ADGConfig
     pool_rows: int
     scored: int
-    vectors: Mapping[Embedding | None, Vectors]
     bins: Ints | None = None
     chosen: Bools | None = None
     _parts: dict[tuple[Embedding | None, int], Parts] = field(default_factory=dict, init=False)
@@ -92,14 +98,14 @@ class Rows:
             self._bins[None, self._num_bins(self.config)] = self.bins
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.geometry[None])
 
-    def part(self, rows: npt.NDArray[np.intp], vectors: Mapping[Embedding, Vectors]) -> Rows:
-        """Return some of the rows (M,), ascending, with further vectors; all rows keep the run's bins and choice."""
-        everything: dict[Embedding | None, Vectors] = {None: self.vectors[None].of(rows)}
-        everything.update(vectors.items())
-        some = replace(self, ids=self.ids[rows], answer_tokens=self.answer_tokens[rows], vectors=everything)
-        return some if len(rows) == len(self) else replace(some, bins=None, chosen=None)
+    def part(self, kept: Bools, embedded: Mapping[Embedding, Geometry]) -> Rows:
+        """Return the rows `kept`, (N,), embedded again as well; all rows keep the run's bins and choice."""
+        geometry: dict[Embedding | None, Geometry] = {None: self.geometry[None].without(~kept, ())}
+        geometry.update(embedded.items())
+        some = replace(self, geometry=geometry, answer_tokens=self.answer_tokens[kept])
+        return some if kept.all() else replace(some, bins=None, chosen=None)
 
     def own(self) -> Scored:
         """Return what the run's settings make of the rows: of all of them, what the run did."""
@@ -111,7 +117,8 @@ class Rows:
         found = self._parts_of(embedding, config.num_samples)
         scores = combine(found.dispersion, found.anisotropy, config.score, config.weight)
         bins = self._bins_of(config, embedding)
-        chosen = choose(self.ids, scores, bins, self.budget(config)[0], config.subset).chosen
+        budget, _ = self.budget(config)
+        chosen = choose(self.geometry[None].ids, scores, bins, budget, config.subset).chosen
         return Scored(found.dispersion, found.anisotropy, scores, bins, chosen)
 
     def budget(self, config: ADGConfig) -> tuple[int, str | None]:
@@ -131,7 +138,7 @@ class Rows:
         of = None if embedding is None or embedding[0] == self.config.layers else embedding
         key = of, self._num_bins(config)
         if key not in self._bins:
-            self._bins[key] = assign_bins(self.vectors[of].prompts, key[1], self.config.seed)
+            self._bins[key] = assign_bins(self.geometry[of].prompt_vectors, key[1], self.config.seed)
         return self._bins[key]
 
     def _parts_of(self, embedding: Embedding | None, num_samples: int) -> Parts:
@@ -142,7 +149,7 @@ class Rows:
         key = embedding, num_samples
         if key not in self._parts:
             spread, directions = np.empty(len(self)), np.empty(len(self))
-            for group in self.vectors[embedding].grams:
+            for group in self.geometry[embedding].grams:
                 found = parts(group.grams[:, :num_samples, :num_samples])
                 spread[group.rows], directions[group.rows] = found.dispersion, found.anisotropy
             self._parts[key] = Parts(spread, directions)
@@ -183,3 +190,69 @@ def chosen_rates(scored: Scored) -> Floats:
     """Return the share of its bin that is chosen, for each row, (N,)."""
     rates: Floats = np.bincount(scored.bins, scored.chosen)[scored.bins] / np.bincount(scored.bins)[scored.bins]
     return rates
+
+
+def embed_again(
+    run: RunReader, config: ADGConfig, stored: Geometry, embeddings: Sequence[Embedding], *, show_progress: bool = True
+) -> tuple[dict[Embedding, Geometry], Counter[str]]:
+    """Return what the run's model makes of the stored answers, by one forward pass over each row for each embedding.
+
+    Args:
+        run: a finished run folder, which stays as it is.
+        stored: of the rows to embed.
+        embeddings: without repetitions.
+
+    Returns:
+        The rows that every embedding succeeded for, by embedding; and how many others were left out, by reason.
+
+    Raises:
+        StoreError: the run's model was in memory, or is another one by now.
+        ModelError: it cannot be loaded, or has fewer layers than are asked for.
+        OutOfMemoryError: not even a few tokens fit beside it.
+    """
+    from adg_plugin.engines.factory import make_encoder
+    from adg_plugin.engines.models.loading import Source
+
+    if config.model is None:
+        raise StoreError(f"{run.path} was made with a model in memory: layers and pooling need a run of `adg select`")
+    source = Source.configured(config)
+    before = (run.manifest() or {}).get("recipe", {}).get("model")
+    if changed := keys.changes({"model": before}, {"model": source.identity}):
+        raise StoreError(
+            f"the model of {run.path} is not what it was ({changed['model']}): vectors would be "
+            "another model's; put that model back, or select again into another folder"
+        )
+    backbone = source.load()
+    settings = [config.updated(layers=layers, pooling=pooling, keep_vectors=False) for layers, pooling in embeddings]
+    encoders = [make_encoder(backbone, one) for one in settings]  # all, so that a wrong one is refused before any works
+    grams: dict[tuple[Embedding, str], npt.NDArray[np.float32]] = {}
+    prompts: dict[tuple[Embedding, str], npt.NDArray[np.float16]] = {}
+    lost: dict[str, str] = {}
+    with SamplingProgress(len(stored) * len(encoders), verb="embedding", show=show_progress) as progress:
+        for embedding, encoder in zip(embeddings, encoders, strict=True):
+            for result in encoder.run(stored_answers(run, stored.ids)):
+                progress.add(result.num_tokens, rejected=result.reason is not None)
+                if result.reason is not None:
+                    lost.setdefault(result.id, result.reason)
+                elif result.gram is not None and result.prompt_vector is not None:
+                    grams[embedding, result.id], prompts[embedding, result.id] = result.gram, result.prompt_vector
+    kept = stored.without(np.array([id in lost for id in stored.ids], dtype=bool), ())
+    embedded = {}
+    for embedding in embeddings:
+        groups = ((group.rows, [grams[embedding, id] for id in kept.ids[group.rows]]) for group in kept.grams)
+        embedded[embedding] = replace(
+            kept,
+            grams=tuple(GramGroup(rows, np.stack(of_rows)) for rows, of_rows in groups),
+            prompt_vectors=np.array([prompts[embedding, id] for id in kept.ids]),
+        )
+    return embedded, Counter(lost.values())
+
+
+def stored_answers(run: RunReader, ids: npt.NDArray[np.object_]) -> Iterator[Sampled]:
+    """Yield some rows with their stored answers, in the pool's order but for that within a window of some 2,000."""
+    wanted, parts = {str(id) for id in ids}, PartIndex(run.stock)
+    for window in run.iter_windows(pending_only=False):
+        prompts = {prompt.id: prompt for prompt in window if prompt.id in wanted}
+        for result in parts.results({row_digest(prompt.id, prompt.key) for prompt in prompts.values()}):
+            # The reference response plays no part here: what the filter on agreement has rejected stays rejected.
+            yield Sampled(replace(prompts[result.id], reference_ids=None), result.answers)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from adg_plugin.config.values import typed_value
-from adg_plugin.console import RunDir, result_console
+from adg_plugin.console import AsJson, RunDir, figure_table, result_console
 from adg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def sweep(
         int | None,
         typer.Option(metavar="N", min=10, help="For layers and pooling: embed N random rows and compare those."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what other settings would have chosen, from the stored answers; nothing is sampled, RUN_DIR stays as it is.
 
@@ -83,15 +82,12 @@ def print_sweep(about: Sweep, console: Console) -> None:
     if about.part is not None:
         title = f"embedded again: {about.part.rows:,} rows, {about.part.chosen:,} chosen"
         _print_lines(title, about.part, about.part_lines, console)
-    for sentence in (*_MEASURES, *about.notes):
-        console.print(Text(sentence))
+    console.print(Text("\n".join([*_MEASURES, *about.notes])))
 
 
 def _print_lines(title: str, run: Similarity, lines: Sequence[Line], console: Console) -> None:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("setting", overflow="fold")
-    for name in ("r", "shared", "Jaccard", "chance", "r(s,D)", "r(s,I)", "D", "I", "tokens"):
-        table.add_column(name, justify="right", overflow="fold")
+    figures = ("r", "shared", "Jaccard", "chance", "r(s,D)", "r(s,I)", "D", "I", "tokens")
+    table = figure_table("setting", figures=figures, title=title)
     table.add_row("the run", *_numbers(run))
     for line in lines:
         name = f"{line.name} = run" if line.own else line.name
@@ -113,8 +109,3 @@ def _numbers(of: Similarity) -> tuple[str, ...]:
         f"{of.mean_anisotropy:.3f}",
         f"{of.mean_answer_tokens:.0f}",
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(sweep)

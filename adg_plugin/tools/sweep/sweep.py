@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product as all_of
@@ -10,14 +11,13 @@ from typing import Any, get_args
 
 import numpy as np
 
+from adg_plugin.config.groups import ScoreForm, Subset
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.config.scores import ScoreForm, Subset
 from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline.stage import pool_counts
 from adg_plugin.store import RunFolder, RunReader
-from adg_plugin.store.finished import check_answers, finished
-from adg_plugin.tools.sweep.choices import Rows, Similarity, compared
-from adg_plugin.tools.sweep.vectors import Embedding, Ids, Vectors, embed_again
+from adg_plugin.store.reader import check_answers, finished
+from adg_plugin.tools.sweep.choices import Embedding, Rows, Similarity, compared, embed_again
 
 Vary = Mapping[str, Sequence[Any]]
 STORED = ("weight", "score", "num_samples", "bins", "budget", "subset")  # Gram matrices are enough for these
@@ -147,7 +147,7 @@ def sweep(
     part_lines: tuple[Line, ...] = ()
     notes = list(_notes(config, found, whole))
     if embedded:
-        smaller, lost = _embedded(run, config, whole, embedded, rows, show_progress=show_progress)
+        smaller, lost = _embedded(run, whole, embedded, rows, show_progress=show_progress)
         part, part_lines = _lines(smaller, embedded)
         notes.append(
             "layers, pooling: the stored answers, embedded again by a forward pass in batches of its own; "
@@ -158,7 +158,10 @@ def sweep(
                 f"layers, pooling: {len(smaller):,} of {len(whole):,} rows, compared among themselves: "
                 f"{part.chosen:,} chosen, with bins in proportion"
             )
-        notes += lost
+        if lost:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
+            of = len(smaller) + lost.total()
+            notes.append(f"{lost.total()} of {of} rows could not be embedded again ({reasons}) and are left out")
     settings = config.model_dump(mode="json", include=set(KEYS))
     return Sweep(settings, len(whole), itself, lines, part, part_lines, tuple(dict.fromkeys(notes)))
 
@@ -226,40 +229,30 @@ def _whole(run: RunReader, config: ADGConfig, *, vectors: bool) -> Rows:
     scored = np.isin(geometry.ids.astype(str), table["id"].to_numpy().astype(str))
     geometry = geometry.without(~scored, ())
     return Rows(
-        ids=geometry.ids,
+        geometry={None: geometry},
         answer_tokens=geometry.answer_tokens / table["num_answers"].to_numpy(),
         config=config,
         pool_rows=pool_counts(run).unique,
         scored=len(geometry),
-        vectors={None: Vectors(geometry.grams, geometry.prompt_vectors)},
         bins=table["bin"].to_numpy(),
         chosen=table["chosen"].to_numpy(zero_copy_only=False),
     )
 
 
 def _embedded(
-    run: RunReader,
-    config: ADGConfig,
-    whole: Rows,
-    found: Sequence[Variant],
-    rows: int | None,
-    *,
-    show_progress: bool,
-) -> tuple[Rows, list[str]]:
-    """Return the rows that were embedded again, all or a random part, and a sentence where some could not be."""
-    rng = np.random.default_rng(config.seed)
-    sample = np.arange(len(whole))
-    if rows is not None and rows < len(whole):
-        sample = np.sort(rng.choice(len(whole), rows, replace=False))
-    embeddings = dict.fromkeys(variant.embedding for variant in found if variant.embedding is not None)
-    ids: Ids = whole.ids[sample]
-    kept, vectors, lost = embed_again(run, config, ids, list(embeddings), show_progress=show_progress)
-    notes = []
-    if lost:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(lost.items()))
-        notes.append(f"{lost.total()} of {len(sample)} rows could not be embedded again ({reasons}) and are left out")
-    sample = sample[np.isin(ids.astype(str), kept.astype(str))]
-    return whole.part(sample, vectors), notes
+    run: RunReader, whole: Rows, found: Sequence[Variant], rows: int | None, *, show_progress: bool
+) -> tuple[Rows, Counter[str]]:
+    """Return the rows that were embedded again, all or a random part, and how many could not be, by reason."""
+    sampled = np.zeros(len(whole), dtype=bool)
+    count = len(whole) if rows is None else min(rows, len(whole))
+    sampled[np.random.default_rng(whole.config.seed).choice(len(whole), count, replace=False)] = True
+    stored = whole.geometry[None]
+    embeddings = list(dict.fromkeys(variant.embedding for variant in found if variant.embedding is not None))
+    embedded, lost = embed_again(
+        run, whole.config, stored.without(~sampled, ()), embeddings, show_progress=show_progress
+    )
+    kept = np.isin(stored.ids.astype(str), embedded[embeddings[0]].ids.astype(str))
+    return whole.part(kept, embedded), lost
 
 
 def _lines(rows: Rows, variants: Sequence[Variant]) -> tuple[Similarity, tuple[Line, ...]]:

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from tiny_models import tiny_tokenizer
 
 from adg_plugin.adapters.axolotl.rows import Training, answer_start, frame, row_digests, stage
-from adg_plugin.config.filters import Filters
+from adg_plugin.config.groups import Filters
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.filters import RowFilters
-from adg_plugin.data.filters.agreement import ReferenceResponses
+from adg_plugin.data.filters import ReferenceResponses, RowFilters
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import parse_row
 from adg_plugin.data.sources import Record

@@ -42,11 +42,11 @@ CHATS = [
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch):
     """Select in this process: a child costs as long as everything else here. test_axolotl_commands.py has real ones."""
-    from adg_plugin.adapters.axolotl import child as axolotl_child
+    from adg_plugin.adapters import selection_process
     from adg_plugin.adapters.axolotl import select as axolotl_select
 
     def stage(name, arguments):
-        axolotl_child.select_staged(Path(arguments[2]), arguments[3])
+        selection_process.select_staged(Path(arguments[3]), arguments[4])
 
     monkeypatch.setattr(axolotl_select, "run_stage", stage)
 

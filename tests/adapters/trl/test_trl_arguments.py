@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 
 from adg_plugin import ADGSFTTrainer
 from adg_plugin.adapters import recipes
-from adg_plugin.adapters.trl import contract as trl_contract
 from adg_plugin.adapters.trl import run as recipe_run
-from adg_plugin.adapters.trl.arguments import check, launcher_arguments, read_command, read_recipe
+from adg_plugin.adapters.trl.arguments import launcher_arguments, read_command, read_recipe
+from adg_plugin.adapters.trl.checks import trl
 from adg_plugin.adapters.trl.plan import selection_config
-from adg_plugin.adapters.trl.script import _of_run_folder, resume_value
-from adg_plugin.adapters.trl.summary import trained_tokens
+from adg_plugin.adapters.trl.script import of_run_folder, resume_value, trained_tokens
 from adg_plugin.cli import app
 from adg_plugin.config.files import load_yaml
 from adg_plugin.config.schema import ADGConfig
@@ -36,7 +35,7 @@ def write(folder, **keys):
 
 def request(folder, *flags, **keys):
     path = write(folder, **keys)
-    return check(read_command(["--config", str(path), *flags]))
+    return read_command(["--config", str(path), *flags])
 
 
 def test_all_mistakes_of_both_parts_come_at_once(tmp_path):
@@ -192,7 +191,7 @@ def test_every_recipe_is_valid_and_says_how_it_is_launched_and_what_it_costs(nam
     head = [line for line in path.read_text().splitlines()[:4] if line.startswith("#")]
     assert "election cost: " in head[0]
     assert any(f"recipes/{name}.yaml" in line for line in head)
-    asked = check(read_recipe(path, NO_GPU))
+    asked = read_recipe(path, NO_GPU)
     assert asked.training.output_dir == f"runs/{path.stem}"
     if "adg" in load_yaml(path):
         (tmp_path / "pool.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
@@ -278,17 +277,17 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, monkeypatch):
 def test_the_private_hook_of_trl_is_under_contract(monkeypatch):
     from trl import SFTTrainer
 
-    trl_contract.trl()  # today's is right
+    trl()  # today's is right
 
     def changed(self, dataset, processing_class, args, packing):
         return dataset
 
     monkeypatch.setattr(SFTTrainer, "_prepare_dataset", changed)
     with pytest.raises(ADGError, match=r"_prepare_dataset of TRL .* takes \(self, dataset, processing_class, "):
-        trl_contract.trl()
+        trl()
     monkeypatch.delattr(SFTTrainer, "_prepare_dataset")
     with pytest.raises(ADGError, match=r"_prepare_dataset of TRL .* is gone"):
-        trl_contract.trl()
+        trl()
 
 
 def test_a_trainer_that_no_longer_asks_the_hook_stops(tiny, tmp_path, monkeypatch):
@@ -385,7 +384,7 @@ def test_evaluation_rows_get_the_template_of_the_selection(tiny, tmp_path):
     held_out = write_jsonl(tmp_path / "test.jsonl", pool_rows(2, start=6))
     keys = {"model_name_or_path": str(tiny), "output_dir": str(tmp_path / "out"), "bf16": False, "use_cpu": True}
     keys |= {"dataset_name": str(held_out), "dataset_test_split": "train", "eval_strategy": "epoch"}
-    trainer = _of_run_folder(request(tmp_path, report_to="none", adg_run_folder=str(tmp_path / "run"), **keys)).trainer
+    trainer, _ = of_run_folder(request(tmp_path, report_to="none", adg_run_folder=str(tmp_path / "run"), **keys))
     for rows in (trainer.train_dataset, trainer.eval_dataset):
         text = tiny_tokenizer().decode(rows[0]["input_ids"])
         assert text.startswith("Below is an instruction")

@@ -13,7 +13,7 @@ from trl import SFTTrainer
 from trl_runs import SELECTION, lora, losses, pool, sft_config, tiny, weights
 
 from adg_plugin import ADGSelectionCallback, ADGSFTTrainer, select_dataset
-from adg_plugin.adapters.trl.arguments import check, read_recipe
+from adg_plugin.adapters.trl.arguments import read_recipe
 from adg_plugin.adapters.trl.choice import ChosenIds
 from adg_plugin.adapters.trl.plan import selection_config
 from adg_plugin.errors import ConfigError, ModelError, StoreError
@@ -132,7 +132,7 @@ def test_answers_of_two_precisions_are_not_mixed(tiny, tmp_path):
 
 def test_answers_that_are_there_need_no_copies(tiny, tmp_path, monkeypatch):
     selecting(tiny, tmp_path, bf16=True, max_steps=1).train()
-    monkeypatch.setattr("adg_plugin.engines.models.precision.cast_weights", lambda *_: pytest.fail("cast again"))
+    monkeypatch.setattr("adg_plugin.engines.models.inference_state.cast_weights", lambda *_: pytest.fail("cast again"))
     trainer = selecting(tiny, tmp_path, SELECTION.updated(budget=3), bf16=True, max_steps=1)
     trainer.train()
     assert trainer.selection_counts["chosen"] == 3
@@ -184,4 +184,4 @@ def test_a_selection_by_itself_asks_in_the_precision_of_the_training(keys, expec
     recipe = {"model_name_or_path": "demo", "use_cpu": True, **keys, "adg": block}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe))
-    assert selection_config(check(read_recipe(path)), Path("run")).dtype == expected
+    assert selection_config(read_recipe(path), Path("run")).dtype == expected

@@ -322,7 +322,7 @@ def test_four_bit_weights_train_a_lora(tmp_path):
 
 
 def test_a_mixture_of_layouts_becomes_prompts_and_completions():
-    from adg_plugin.adapters.trl.rows import as_trl
+    from adg_plugin.adapters.trl.choice import as_trl
 
     first, second = pool("messages")[0], pool("alpaca")[1]
     mixed = Dataset.from_list([{**dict.fromkeys(second), **first}, {**dict.fromkeys(first), **second}])

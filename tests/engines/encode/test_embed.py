@@ -11,7 +11,6 @@ from adg_plugin.engines.encode.embed import (
     Weighted,
     answer_sequence,
     embed,
-    embed_answers,
     embed_reference,
     reference_sequence,
 )
@@ -59,7 +58,7 @@ def test_answers_are_embedded_after_their_prompt_and_without_it():
     model = tiny_model()
     (prompt,) = tiny_prompts([25])
     answers = [np.arange(10, 10 + n, dtype=np.int32) for n in (1, 7, 30)]
-    found = embed_answers(model, [prompt.token_ids] * 3, answers, 4)
+    found = embed(model, [answer_sequence(prompt.token_ids, tokens) for tokens in answers], (-4, -3, -2, -1))
     for vector, answer in zip(found, answers, strict=True):
         states = hidden_states(model, [*prompt.token_ids, *answer])
         mean = torch.stack(states[-4:]).mean(0)[25:].mean(0)

@@ -6,7 +6,8 @@ import torch
 from tiny_models import ONE_PASS, WINDOW, tiny_model, tiny_prompts, tiny_tokenizer
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
+from adg_plugin.engines.encode.embed import RepeatingEncoder
+from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
 from adg_plugin.engines.factory import make_encoder, make_engine
 from adg_plugin.engines.models.loading import Backbone
 from adg_plugin.engines.one_pass.engine import OnePassEngine

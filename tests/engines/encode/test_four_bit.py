@@ -7,7 +7,7 @@ from tiny_models import save_tiny_model, tiny_prompts
 from tiny_runs import choose, pool_rows
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.encode.embed import embed_answers
+from adg_plugin.engines.encode.embed import answer_sequence, embed
 from adg_plugin.engines.factory import make_engine
 from adg_plugin.engines.models.loading import load_backbone
 from adg_plugin.engines.one_pass.engine import OnePassEngine
@@ -43,8 +43,8 @@ def test_the_one_pass_runs_in_4_bit_and_its_vectors_are_those_of_a_plain_forward
     for result in engine.run(prompts):
         assert result.reason is None
         prompt = next(p for p in prompts if p.id == result.id)
-        answers = [a.token_ids for a in result.answers]
-        vectors = embed_answers(backbone.model, [prompt.token_ids] * len(answers), answers, 4)
+        sequences = [answer_sequence(prompt.token_ids, a.token_ids) for a in result.answers]
+        vectors = embed(backbone.model, sequences, (-4, -3, -2, -1))
         found = torch.from_numpy(result.vectors.astype(np.float32))
         gap = float((1 - torch.cosine_similarity(found, vectors, dim=-1)).max())
         assert gap < (1e-5 if config.bnb_4bit_compute_dtype == "float32" else 1e-3)

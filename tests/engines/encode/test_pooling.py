@@ -11,8 +11,9 @@ from tiny_models import ONE_PASS, tiny_model, tiny_prompts, tiny_tokenizer
 from tiny_runs import choose, parts, pool_rows, read_jsonl
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.encode.shared_prompt import RepeatingEncoder, SharedPromptEncoder
-from adg_plugin.engines.forward.token_weights import fixed_weights
+from adg_plugin.engines.encode.embed import RepeatingEncoder
+from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
+from adg_plugin.engines.forward.hidden_states import fixed_weights
 from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 from judging import findings, questions
 from tiny_models import tiny_model, tiny_tokenizer
 
-from adg_plugin.engines.judges.grades import Grades
+from adg_plugin.engines.judges.causal_lm import Grades
 
 GRADE_IDS = [tiny_tokenizer().convert_tokens_to_ids(str(grade)) for grade in range(1, 7)]
 

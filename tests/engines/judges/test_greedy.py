@@ -7,7 +7,7 @@ import torch
 from judging import findings, questions
 from tiny_models import tiny_model, tiny_tokenizer
 
-from adg_plugin.engines.judges.greedy import GreedyAnswers
+from adg_plugin.engines.judges.causal_lm import GreedyAnswers
 
 pytestmark = pytest.mark.tiny
 EOS = 2

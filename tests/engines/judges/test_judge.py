@@ -9,8 +9,7 @@ import pytest
 import torch
 from judging import findings, judge
 
-from adg_plugin.engines.judges.batches import Batches
-from adg_plugin.engines.judges.judge import judged
+from adg_plugin.engines.judges.judge import Batches, judged
 
 CPU = torch.device("cpu")
 
@@ -32,7 +31,7 @@ def model(most=24, too_much=10, **options):
         ]
 
     return SimpleNamespace(
-        batches=Batches(most, CPU, **options), width=lambda number: 1 if number != number else number, answers=answers
+        batches=Batches(most, lambda number: 1 if number != number else number, CPU, **options), answers=answers
     )
 
 
@@ -49,11 +48,11 @@ def test_batches_halve_where_memory_is_short_and_name_the_item_that_does_not_fit
             raise MemoryError
         return [item * item for item in batch]
 
-    found = list(Batches(24, CPU).run([2, 11, 3, 5, 4, 1], lambda item: item, work))
-    assert [(list(batch), results) for batch, results in found] == [
-        ([11], None),
-        ([5, 4], [25, 16]),
-        ([3, 2, 1], [9, 4, 1]),
+    items = [(f"of {item}", item) for item in (2, 11, 3, 5, 4, 1)]
+    assert list(Batches(24, lambda item: item, CPU).run(items, work)) == [
+        (("of 11",), None),
+        (("of 5", "of 4"), [25, 16]),
+        (("of 3", "of 2", "of 1"), [9, 4, 1]),
     ]
     assert tried[:3] == [[11, 5], [11], [5, 4]]
 
@@ -61,12 +60,13 @@ def test_batches_halve_where_memory_is_short_and_name_the_item_that_does_not_fit
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        list(Batches(4, CPU).run([1], lambda item: item, broken))
+        list(Batches(4, lambda item: item, CPU).run([("one", 1)], broken))
 
 
 def test_batches_by_number_hold_so_many_items_whatever_their_width():
-    found = Batches(2, CPU, by_number=True).run([5, 90, 40, 1, 3], lambda item: item, lambda batch: batch)
-    assert [list(batch) for batch, _ in found] == [[90, 40], [5, 3], [1]]
+    items = [(None, item) for item in (5, 90, 40, 1, 3)]
+    found = Batches(2, lambda item: item, CPU, by_number=True).run(items, list)
+    assert [batch for _, batch in found] == [[90, 40], [5, 3], [1]]
 
 
 def test_a_row_has_the_answers_to_all_of_its_inputs_or_a_reason():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from judging import findings
 from tiny_models import VOCABULARY, tiny_model
 
-from adg_plugin.engines.judges.likelihood import LikelihoodRow, Likelihoods, continuations
+from adg_plugin.engines.judges.causal_lm import LikelihoodRow, Likelihoods, continuations
 
 pytestmark = pytest.mark.tiny
 

@@ -11,10 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.factory import make_engine
-from adg_plugin.engines.models import precision
-from adg_plugin.engines.models.inference_state import inference_state
+from adg_plugin.engines.models import inference_state as module
+from adg_plugin.engines.models.inference_state import cast_weights, inference_state
 from adg_plugin.engines.models.loading import Backbone, Source
-from adg_plugin.engines.models.precision import cast_weights
 from adg_plugin.errors import ModelError
 
 pytestmark = pytest.mark.tiny
@@ -98,7 +97,7 @@ def test_too_little_memory_for_the_copies_is_told_before_anything_is_asked(monke
     model = tiny_model()
     weights = list(model.parameters())
     needed = 2 * sum(weight.numel() for weight in weights)
-    monkeypatch.setattr(precision, "free_bytes", lambda _: int(1.1 * needed))
+    monkeypatch.setattr(module, "free_bytes", lambda _: int(1.1 * needed))
     told = (
         r"weights are in float32, and cpu has no room for them in bfloat16 beside that \(.* GiB are free\): load the "
         r"model in bfloat16 \(a trainer's dtype, or model_init_kwargs=\{'dtype': 'bfloat16'\}\), select first with "
@@ -107,7 +106,7 @@ def test_too_little_memory_for_the_copies_is_told_before_anything_is_asked(monke
     with pytest.raises(ModelError, match=told), cast_weights(model, torch.bfloat16):
         pytest.fail("asked")
     assert all(one is other for one, other in zip(model.parameters(), weights, strict=True))
-    monkeypatch.setattr(precision, "free_bytes", lambda _: int(1.3 * needed))
+    monkeypatch.setattr(module, "free_bytes", lambda _: int(1.3 * needed))
     with cast_weights(model, torch.bfloat16):
         assert model.dtype == torch.bfloat16
 

@@ -21,7 +21,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines.split import SplitEngine
 from adg_plugin.engines.vllm import server as vllm_server
-from adg_plugin.engines.vllm.verify import Probe
+from adg_plugin.engines.vllm.client import Probe
 from adg_plugin.errors import ConfigError, ServerError
 from adg_plugin.pipeline.sample import sample
 from adg_plugin.store.records import RowResult

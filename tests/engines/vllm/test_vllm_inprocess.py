@@ -147,7 +147,7 @@ def test_end_tokens_and_special_tokens_are_not_in_answers(by_vllm, source):
 
 def test_vectors_of_its_answers_are_those_of_a_plain_forward(by_vllm, prompts):
     """In float32, against one forward pass per answer; and D and I of these."""
-    from adg_plugin.engines.encode.embed import embed_answers
+    from adg_plugin.engines.encode.embed import answer_sequence, embed
     from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
     from adg_plugin.engines.models.loading import load_backbone
 
@@ -156,7 +156,8 @@ def test_vectors_of_its_answers_are_those_of_a_plain_forward(by_vllm, prompts):
     rows = [Sampled(p, by_vllm[0][p.id].answers[:5]) for p in prompts]
     for result in SharedPromptEncoder(model, config).run(rows):
         row = next(r for r in rows if r.id == result.id)
-        vectors = embed_answers(model, [row.prompt.token_ids] * 5, [a.token_ids for a in row.answers], 4).numpy()
+        sequences = [answer_sequence(row.prompt.token_ids, a.token_ids) for a in row.answers]
+        vectors = embed(model, sequences, (-4, -3, -2, -1)).numpy()
         np.testing.assert_allclose(result.gram, vectors @ vectors.T, atol=1e-5)
         for part in (dispersion, anisotropy):
             np.testing.assert_allclose(part(result.gram[None]), part((vectors @ vectors.T)[None]), atol=1e-4)

@@ -19,7 +19,7 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import ModelError
 from adg_plugin.pipeline.stage import Pool
-from adg_plugin.selectors.likelihood.measure import plain_prompt
+from adg_plugin.selectors.likelihood.judge import plain_prompt
 from adg_plugin.store import RunFolder
 
 tiny = pytest.mark.tiny

@@ -10,9 +10,9 @@ import torch
 from likelihood_runs import Asking
 from tiny_runs import BAD, break_altogether, pool_rows, save, spoil
 
-from adg_plugin.engines.judges import likelihood
+from adg_plugin.engines.judges import causal_lm
 from adg_plugin.errors import NumericalError, OutOfMemoryError
-from adg_plugin.store import RunFolder, measures
+from adg_plugin.store import RunFolder, ledger
 from adg_plugin.store.ledger import Ledger
 
 pytestmark = pytest.mark.tiny
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.tiny
 def seen(monkeypatch):
     """Ids of the rows that reach a model, in order."""
     ids: list[str] = []
-    continuations = likelihood.continuations
+    continuations = causal_lm.continuations
 
     def noted(row, max_tokens):
         ids.append(row.id)
         return continuations(row, max_tokens)
 
-    monkeypatch.setattr(likelihood, "continuations", noted)
+    monkeypatch.setattr(causal_lm, "continuations", noted)
     return ids
 
 
@@ -50,8 +50,8 @@ def test_a_killed_run_goes_on_with_the_rows_that_no_part_holds(tmp_path, backbon
         asking.stage(run)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "__exit__", lambda *_: None)  # no farewell: what is buffered is lost
-        patched.setattr(measures, "ROWS_PER_PART", 7)
-        patched.setattr(measures, "FLUSH_S", 1e9)
+        patched.setattr(ledger, "ROWS_PER_PART", 7)
+        patched.setattr(ledger, "FLUSH_S", 1e9)
         append = Ledger.append
 
         def dying(self, result):
@@ -158,14 +158,14 @@ def test_a_broken_model_is_an_error(tmp_path):
 
 
 def without_memory_for(monkeypatch, is_too_much):
-    answers = likelihood.Likelihoods.answers
+    answers = causal_lm.Likelihoods.answers
 
     def limited(self, batch):
         if any(is_too_much(continuation) for continuation in batch):
             raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
         return answers(self, batch)
 
-    monkeypatch.setattr(likelihood.Likelihoods, "answers", limited)
+    monkeypatch.setattr(causal_lm.Likelihoods, "answers", limited)
 
 
 def test_a_row_without_memory_is_left_for_the_next_run(tmp_path, backbone, monkeypatch):
@@ -194,7 +194,7 @@ def test_without_memory_for_any_row_it_is_an_error(tmp_path, backbone, monkeypat
 def test_many_small_parts_become_one(tmp_path, backbone, monkeypatch):
     rows = pool_rows(70)
     asking = Asking(tmp_path / "run", backbone, rows)
-    monkeypatch.setattr(measures, "FLUSH_S", 0)
+    monkeypatch.setattr(ledger, "FLUSH_S", 0)
     with monkeypatch.context() as patched:
         patched.setattr(Ledger, "compact", lambda *_, **__: 0)
         asking.measure()
@@ -203,10 +203,10 @@ def test_many_small_parts_become_one(tmp_path, backbone, monkeypatch):
     asking.measure()
     assert len(asking.parts()) == 1
     assert asking.found() == before
-    schema = measures.measure_schema()
-    with RunFolder.open(asking.folder) as run, measures.open_measures(run, "ifd", schema) as kept:
+    schema = ledger.measure_schema()
+    with RunFolder.open(asking.folder) as run, ledger.open_measures(run, "ifd", schema) as kept:
         assert len(kept.stock.completed) == 70
         assert kept.stock.damage == []
         one = next(iter(kept.stock.completed))
-        table = measures.read_measures(run, "ifd", schema, [one, b"\1" * 16, one])
+        table = ledger.read_measures(run, "ifd", schema, [one, b"\1" * 16, one])
     assert table["id"].is_null().to_pylist() == [False, True, False]

@@ -17,14 +17,14 @@ from adg_plugin import select
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import Rejection
-from adg_plugin.engines.judges import grades as engine
-from adg_plugin.engines.judges.grades import Grades
+from adg_plugin.engines.judges import causal_lm
+from adg_plugin.engines.judges.causal_lm import Grades
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, NumericalError, OutOfMemoryError
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
-from adg_plugin.selectors.mig.grade_prompt import QualityTemplate
-from adg_plugin.selectors.mig.grader import Answered, Rater, _row, rate, ratings_of
+from adg_plugin.selectors.mig.grader import Rater, quality_template, ratings_of
+from adg_plugin.selectors.mig.prompted import question_row
 from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
@@ -52,7 +52,7 @@ def asked(monkeypatch):
 
 
 class Rating:
-    """A run folder of a pool, and everything that `rate` wants."""
+    """A run folder of a pool, and everything that `Rater.ask` wants."""
 
     def __init__(self, folder: Path, model: Path, rows, scorer: Path | None = None):
         self.folder, self.rows = folder, rows
@@ -63,10 +63,10 @@ class Rating:
         recipe = keys.sampling_fingerprint(self.config, model=source.identity, eos_ids=source.eos_ids)
         with RunFolder.open(self.folder) as run:
             prepare(run, Pool.of(self.config, self.rows), self.config, source, recipe, own=False)
-            return rate(run, self.config, show=False)
+            return Rater.ask(run, self.config, show=False)
 
     def found(self):
-        rows = [Answered(row["id"], row["instruction"], row["output"]) for row in self.rows]
+        rows = [question_row(row["id"], row["instruction"], row["output"]) for row in self.rows]
         return {row.id: found for row, found in zip(rows, self.ratings(rows), strict=True)}
 
     def ratings(self, rows):
@@ -81,7 +81,7 @@ def without_a_template():
 
 def test_a_model_without_a_chat_template_gets_the_prompt_of_deitas_scorers():
     tokenizer = without_a_template()
-    shown = PromptRenderer(tokenizer, QualityTemplate(tokenizer), None).render(_row(Answered("a", "Why {x}?", "So.")))
+    shown = PromptRenderer(tokenizer, quality_template(tokenizer), None).render(question_row("a", "Why {x}?", "So."))
     assert shown.text == (
         "You are a helpful assistant. Please identify the quality score of the Response corresponding to the Question. "
         "\n #Question#:\nWhy {x}?\n#Response#:\nSo. \n##Quality: "
@@ -91,18 +91,18 @@ def test_a_model_without_a_chat_template_gets_the_prompt_of_deitas_scorers():
 @pytest.mark.parametrize("chat", [True, False])
 def test_of_what_is_too_long_the_answers_end_goes_and_never_all_of_it(chat):
     tokenizer = tiny_tokenizer() if chat else without_a_template()
-    whole = PromptRenderer(tokenizer, QualityTemplate(tokenizer), None)
-    length = len(whole.render(_row(Answered("a", "Why?", "?"))).token_ids) - 1
+    whole = PromptRenderer(tokenizer, quality_template(tokenizer), None)
+    length = len(whole.render(question_row("a", "Why?", "?")).token_ids) - 1
     limit = PromptLimit(length + 20, "the limit", "shorten it")
-    renderer = PromptRenderer(tokenizer, QualityTemplate(tokenizer), limit, truncate=True)
-    shown = renderer.render(_row(Answered("a", "Why?", "begin " + "word " * 30 + "end")))
+    renderer = PromptRenderer(tokenizer, quality_template(tokenizer), limit, truncate=True)
+    shown = renderer.render(question_row("a", "Why?", "begin " + "word " * 30 + "end"))
     assert len(shown.token_ids) <= length + 20
     assert "Why?" in shown.text
     assert "begin word" in shown.text
     assert "end" not in shown.text.replace("_end", "").rpartition("Response")[2]
     after = "<|im_end|>\n<|im_start|>assistant\n" if chat else " \n##Quality: "
     assert shown.text.endswith(after)
-    refused = renderer.render(_row(Answered("a", "Why" + "?" * 40, "so")))
+    refused = renderer.render(question_row("a", "Why" + "?" * 40, "so"))
     assert isinstance(refused, Rejection)
     assert refused.reason == "prompt_too_long"
 
@@ -143,7 +143,7 @@ def test_another_model_another_template_and_another_limit_grade_anew(model, tmp_
     assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
     (other / "chat_template.jinja").unlink()
     assert Rating(tmp_path / "run", model, pool_rows(3), other).rate()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.selectors.mig.grader.MAX_PROMPT_TOKENS", 1000)
+    monkeypatch.setattr("adg_plugin.selectors.mig.grader.Rater.max_prompt_tokens", 1000)
     assert rating.rate()["rows"] == 3
     monkeypatch.undo()
     assert rating.rate()["rows"] == 0
@@ -151,7 +151,7 @@ def test_another_model_another_template_and_another_limit_grade_anew(model, tmp_
 
 @tiny
 def test_a_kill_keeps_what_was_written_and_the_rest_is_graded_the_same(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_CPU_TOKENS", 1)  # batches of one row
+    monkeypatch.setattr(causal_lm, "_GRADE_TOKENS", (1, 1))  # batches of one row
     whole = Rating(tmp_path / "whole", model, pool_rows(5))
     whole.rate()
     rating = Rating(tmp_path / "run", model, pool_rows(5))
@@ -212,7 +212,7 @@ def test_a_scorer_that_fails_on_most_rows_is_an_error(model, tmp_path, monkeypat
 def test_a_scorer_that_cannot_be_asked_is_named(model, tmp_path):
     short = save(tmp_path / "short", max_position_embeddings=128)
     with pytest.raises(ModelError, match=r"quality_scorer is '.*short': a question may take 128 tokens, and has"):
-        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(short)))
+        Rater(ADGConfig(model=str(model), quality_scorer=str(short)))
     merging = save(tmp_path / "merging", **ROOM)
     backend = json.loads((merging / "tokenizer.json").read_text())
     backend["model"]["vocab"]["Ġ1"] = 300  # as in the vocabulary of gpt2
@@ -220,7 +220,7 @@ def test_a_scorer_that_cannot_be_asked_is_named(model, tmp_path):
     (merging / "tokenizer.json").write_text(json.dumps(backend))
     (merging / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="after its prompt, '1' is no token of its own; name another model"):
-        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(merging)))
+        Rater(ADGConfig(model=str(model), quality_scorer=str(merging)))
 
 
 @tiny
@@ -246,7 +246,7 @@ def test_a_vocabulary_without_grades_is_refused(model, tmp_path):
     backend["model"]["unk_token"] = "<?>"
     (without / "tokenizer.json").write_text(json.dumps(backend))
     with pytest.raises(ModelError, match="its vocabulary does not tell the grades 1, 2, 3, 4, 5, 6 apart"):
-        Rater.configured(ADGConfig(model=str(model), quality_scorer=str(without)))
+        Rater(ADGConfig(model=str(model), quality_scorer=str(without)))
 
 
 @tiny
@@ -254,7 +254,9 @@ def test_what_cannot_go_well_is_told_before_any_model_is_asked(model, tmp_path, 
     settings = {"method": "mig", "budget": 2}
     with pytest.raises(DataError, match="no row has labels in column 'labels': name the column"):
         choose(pool_rows(6), model, tmp_path / "run", quality_scorer=str(model), **settings)
-    monkeypatch.setattr("adg_plugin.selectors.mig.selector.tag", lambda *_, **__: pytest.fail("the tagger was asked"))
+    monkeypatch.setattr(
+        "adg_plugin.selectors.mig.tagger.Tagger.ask", lambda *_, **__: pytest.fail("the tagger was asked")
+    )
     with pytest.raises(ModelError, match="nowhere"):
         choose(pool_rows(6), model, tmp_path / "run", tagger=str(model), quality_scorer="nowhere", **settings)
     assert asked == []
@@ -310,11 +312,12 @@ def test_compare_asks_scorer_and_backbone_once_and_tells_both_costs(model, tmp_p
 def test_compare_asks_tagger_and_scorer_where_no_row_has_labels(model, tmp_path, asked, monkeypatch):
     from tiny_runs import SETTINGS, write_jsonl
 
-    from adg_plugin.engines.judges import greedy
     from adg_plugin.tools.compare.compare import compare
 
-    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", ROOM["max_position_embeddings"])
-    monkeypatch.setattr(greedy.GreedyAnswers, "answers", lambda _, batch: [({"answer": '["a", "b"]'}, 3)] * len(batch))
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.Tagger.max_prompt_tokens", ROOM["max_position_embeddings"])
+    monkeypatch.setattr(
+        causal_lm.GreedyAnswers, "answers", lambda _, batch: [({"answer": '["a", "b"]'}, 3)] * len(batch)
+    )
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(12))
     own = {"quality_scorer": str(model), "tagger": str(model), "budget": 4}
     config = ADGConfig.parse({**SETTINGS, "model": str(model), "datasets": [str(pool)], **own})

@@ -11,13 +11,15 @@ from tiny_models import tiny_tokenizer
 from tiny_runs import choose, pool_rows, save
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.engines.judges import greedy
-from adg_plugin.engines.judges.greedy import GreedyAnswers
+from adg_plugin.engines.judges import causal_lm
+from adg_plugin.engines.judges.causal_lm import GreedyAnswers
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import DataError, ModelError, OutOfMemoryError
 from adg_plugin.pipeline.run import prepare
 from adg_plugin.pipeline.stage import Pool
-from adg_plugin.selectors.mig.tagger import Tagger, Words, tag, tags_of
+from adg_plugin.selectors.measure import stored_measure
+from adg_plugin.selectors.mig.prompted import question_row
+from adg_plugin.selectors.mig.tagger import Tagger, read_tags
 from adg_plugin.store import RunFolder, keys
 
 tiny = pytest.mark.tiny
@@ -32,7 +34,7 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _questions_in_bytes(monkeypatch):
     """The tiny models' tokens are bytes: the question alone takes about a thousand."""
-    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", 1400)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.Tagger.max_prompt_tokens", 1400)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def by_instruction(monkeypatch):
 
 
 class Tagging:
-    """A run folder of a pool, and everything that `tag` wants."""
+    """A run folder of a pool, and everything that `Tagger.ask` wants."""
 
     def __init__(self, folder: Path, model: Path, rows, tagger: Path | None = None, **settings):
         self.folder, self.rows = folder, rows
@@ -78,7 +80,7 @@ class Tagging:
         recipe = keys.sampling_fingerprint(self.config, model=source.identity, eos_ids=source.eos_ids)
         with RunFolder.open(self.folder) as run:
             prepare(run, Pool.of(self.config, self.rows), self.config, source, recipe, own=False)
-            return tag(run, self.config, show=False)
+            return Tagger.ask(run, self.config, show=False)
 
     def answers(self):
         import pyarrow.parquet as pq
@@ -118,15 +120,15 @@ def test_another_model_another_template_and_another_limit_are_asked_anew(model, 
     template = other / "chat_template.jinja"
     template.write_text(template.read_text().replace("\n", " "))
     assert Tagging(tmp_path / "run", model, pool_rows(3), other).tag()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_NEW_TOKENS", 5)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.Tagger.new_tokens", 5)
     assert tagging.tag()["rows"] == 3
-    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_NEW_TOKENS", 64)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.Tagger.new_tokens", 64)
     assert tagging.tag()["rows"] == 0
 
 
 @tiny
 def test_a_kill_loses_at_most_a_batch(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(greedy, "_CPU_TOKENS", 1)  # batches of one row
+    monkeypatch.setattr(causal_lm, "_GREEDY_TOKENS", (1, 1))  # batches of one row
     rows, whole = pool_rows(5), Tagging(tmp_path / "whole", model, pool_rows(5))
     whole.tag()
     tagging = Tagging(tmp_path / "run", model, rows)
@@ -177,10 +179,9 @@ def test_rows_without_memory_are_not_stored_and_where_none_fits_it_ends(model, t
         tagging.tag()
     lacking = {"row-2"}
     assert tagging.tag()["skipped"] == {"row-2": "out_of_memory"}
-    found = tags_of(
-        RunFolder.read(tagging.folder), tagging.config, [Words(r["id"], r["instruction"]) for r in pool_rows(4)]
-    )
-    assert found.unasked == 1
+    rows = [question_row(r["id"], r["instruction"]) for r in pool_rows(4)]
+    found = stored_measure(RunFolder.read(tagging.folder), Tagger.measure, Tagger(tagging.config), rows)["answer"]
+    assert found.is_null().to_pylist() == [False, False, True, False]
     lacking = set()
     assert tagging.tag()["rows"] == 1
 
@@ -188,8 +189,8 @@ def test_rows_without_memory_are_not_stored_and_where_none_fits_it_ends(model, t
 @tiny
 def test_a_request_that_is_too_long_loses_its_end(model, tmp_path):
     tagging = Tagging(tmp_path / "run", model, pool_rows(1))
-    asked = Tagger.configured(tagging.config)
-    words = [Words("b", "short"), Words("a", "begin " + "word " * 400 + "end")]
+    asked = Tagger(tagging.config)
+    words = [question_row("b", "short"), question_row("a", "begin " + "word " * 400 + "end")]
     _, [question] = asked.inputs(words)
     assert (question.id, asked.cut) == ("a", 1)
     text = tiny_tokenizer().decode(question.token_ids.tolist())
@@ -272,12 +273,10 @@ def test_the_demo_model_tags_rows(demo_model, tmp_path):
     )
     rows = [{"id": f"row-{n}", "instruction": text, "output": "x", "quality": 1} for n, text in enumerate(texts)]
     chosen = choose(rows, demo_model, tmp_path / "run", method="mig", tagger=str(demo_model), budget=3)
-    found = tags_of(
-        RunFolder.read(chosen.run_dir),
-        ADGConfig(tagger=str(demo_model), device="auto"),
-        [Words(row["id"], row["instruction"]) for row in rows],
-    )
-    assert found.unasked == 0
-    assert sum(map(bool, found.of)) >= 4, found
-    assert any("math" in tag for tag in found.of[0]), found.of[0]
+    tagger = Tagger(ADGConfig(tagger=str(demo_model), device="auto"))
+    asked = [question_row(row["id"], row["instruction"]) for row in rows]
+    answers = stored_measure(RunFolder.read(chosen.run_dir), Tagger.measure, tagger, asked)["answer"].to_pylist()
+    found = [read_tags(answer) for answer in answers]
+    assert sum(map(bool, found)) >= 4, found
+    assert any("math" in tag for tag in found[0]), found[0]
     assert len(chosen.ids) == 3

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from adg_plugin.selectors.mig.tag_prompt import conversation, read_tags
+from adg_plugin.selectors.mig.tagger import conversation, read_tags
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_zip import ratio, slow_zip
 
-from adg_plugin.selectors.zip import checkpoint as zip_steps
 from adg_plugin.selectors.zip import greedy as zip_ratio
-from adg_plugin.selectors.zip.greedy import Stages, _Joined, order_by, zip_order
+from adg_plugin.selectors.zip import selector as zip_steps
+from adg_plugin.selectors.zip.greedy import Stages, _Joined, zip_order
 
 TEXT = "the a sum of river proof apple integer blue seven compress list Paris energy cell write code why short"
 WORDS = TEXT.split()
@@ -32,6 +32,10 @@ def sentences(rows, *, seed=0, words=(3, 60)):
 def noise(rows, *, seed=0, size=400):
     rng = random.Random(seed)
     return [rng.randbytes(size + 7 * row) for row in range(rows)]
+
+
+def order_by(stages, texts, budget, **options):
+    return zip_order(texts, budget, stages=stages, **options)
 
 
 def check(texts, budget, **stages):
@@ -77,7 +81,7 @@ def test_a_copied_compressor_gives_as_many_bytes_as_zlib_at_once(seed, pieces, s
         lambda n: " ".join(rng.choices(WORDS, k=n // 5 + 1)).encode(),
     ]
     texts = [rng.choice(kinds)(rng.randint(1, size + 1)) for _ in range(pieces)]
-    joined = _Joined.nothing()
+    joined = _Joined()
     for count, text in enumerate(texts, start=1):
         assert joined.ratio_with(text) == ratio(texts[:count])
         joined.add(text)
@@ -174,7 +178,7 @@ def test_steps_are_kept_for_the_same_texts_alone_and_a_damaged_file_begins_anew(
     texts, steps = sentences(60), []
 
     def cut_off():
-        with zip_steps.kept_steps(tmp_path / "zip", texts) as kept:
+        with zip_steps.KeptSteps(tmp_path / "zip", texts) as kept:
             assert kept.begun is None
 
             def stopped(one):
@@ -187,7 +191,7 @@ def test_steps_are_kept_for_the_same_texts_alone_and_a_damaged_file_begins_anew(
 
     with pytest.raises(KeyboardInterrupt):
         cut_off()
-    with zip_steps.kept_steps(tmp_path / "zip", texts) as kept:
+    with zip_steps.KeptSteps(tmp_path / "zip", texts) as kept:
         assert kept.begun is not None
         assert kept.begun.order.tolist() == steps[-1].order.tolist()
         assert kept.begun.scores.tolist() == steps[-1].scores.tolist()
@@ -233,12 +237,12 @@ def test_steps_that_cannot_be_written_hide_no_error_and_undo_no_choice(tmp_path,
     texts, steps = sentences(60), []
     order_by(Stages(40, 10, 5), texts, 60, advance=steps.append)
     (tmp_path / "file").write_bytes(b"")
-    with zip_steps.kept_steps(tmp_path / "file" / "zip", texts) as kept:
+    with zip_steps.KeptSteps(tmp_path / "file" / "zip", texts) as kept:
         kept.add(steps[0])
     assert "the last steps of zip are not kept: cannot write" in caplog.text
 
     def interrupted():
-        with zip_steps.kept_steps(tmp_path / "file" / "zip", texts) as kept:
+        with zip_steps.KeptSteps(tmp_path / "file" / "zip", texts) as kept:
             kept.add(steps[0])
             raise KeyboardInterrupt
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from adg_plugin.errors import ConfigError
 from adg_plugin.report.facets import Facet, Facets
-from adg_plugin.tools.compare import cli as cli_compare
+from adg_plugin.tools.compare.cli import compare, print_comparison
 from adg_plugin.tools.compare.compare import Comparison
 from adg_plugin.tools.compare.facts import facts_of
 from adg_plugin.tools.compare.runner import Compared
@@ -26,7 +26,7 @@ METHODS = "adg,adg:residual,random,longest,zip,ifd"
 
 def invoke(*arguments):
     app = typer.Typer()
-    cli_compare.register(app)
+    app.command()(compare)
     try:
         app([str(argument) for argument in arguments], prog_name="adg", standalone_mode=True)
     except SystemExit as ended:
@@ -89,7 +89,7 @@ def test_shares_are_of_the_choice_and_rows_without_value_or_bin_are_told():
     rows = {"pool": 20, "candidates": 20}
     console = Console(width=80, file=StringIO())
     found = Comparison(Path("compare.json"), 4, rows, (methods[0], failed, methods[1]), {}, facts, {})
-    cli_compare.print_comparison(found, console)
+    print_comparison(found, console)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert "random could choose from 10 rows; rejected: no_answer 9, prompt_too_long 1" in lines
     start = lines.index("Rows by category, as shares of the pool and of each choice")

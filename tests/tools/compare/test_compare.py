@@ -86,7 +86,7 @@ def reader(path):
 
 @pytest.mark.tiny
 def test_facts_are_those_of_the_chosen_rows(settings, tmp_path):
-    from adg_plugin.report.side_files import read_comparison
+    from adg_plugin.report.compared import read_comparison
     from adg_plugin.scoring.bins import assign_bins
 
     texts = ["adg", "adg:raw", "random", "longest"]

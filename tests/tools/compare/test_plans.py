@@ -39,7 +39,7 @@ def test_a_method_has_the_shared_settings_and_its_own():
         "zip",
         "mig:field_quality=q",
     ]
-    assert [plan.method for plan in plans] == ["adg"] * 4 + ["random", "zip", "mig"]
+    assert [plan.config.method for plan in plans] == ["adg"] * 4 + ["random", "zip", "mig"]
     rank, drawn = plans[1].config, plans[4].config
     assert (rank.score, rank.weight, rank.bins, rank.budget) == ("rank", 0.3, 4, 10)
     assert plans[3].changes == {"bins": None, "weight": 1.0}

@@ -20,10 +20,9 @@ from tiny_runs import command
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.pipeline import run as pipeline
-from adg_plugin.tools.doctor import devices, inputs, packages
-from adg_plugin.tools.doctor.checks import Check, Section, guarded
+from adg_plugin.tools.doctor import inputs, machine, packages
+from adg_plugin.tools.doctor.checks import Check, guarded
 from adg_plugin.tools.doctor.cli import print_section, print_verdict, print_versions
-from adg_plugin.tools.doctor.self_test import check_by_selecting
 
 
 @pytest.mark.tiny
@@ -87,27 +86,27 @@ def test_a_cuda_torch_without_a_gpu_is_told(monkeypatch):
         pytest.skip("there is one")
     monkeypatch.setattr(torch.version, "cuda", "12.9")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (check,) = found(devices.check_devices(), "accelerator")
+    (check,) = found(machine.check_devices(), "accelerator")
     assert (check.status, check.fix) == ("warning", "unset CUDA_VISIBLE_DEVICES")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    (check,) = found(devices.check_devices(), "accelerator")
+    (check,) = found(machine.check_devices(), "accelerator")
     assert check.message.startswith("torch is built for CUDA 12.9 and sees no GPU")
     monkeypatch.setattr(torch.version, "cuda", None)
-    (check,) = found(devices.check_devices(), "accelerator")
+    (check,) = found(machine.check_devices(), "accelerator")
     assert check.status == "note"
 
 
 def test_memory_disk_and_network_are_told(tmp_path, monkeypatch):
-    checks = list(devices.check_devices())
+    checks = list(machine.check_devices())
     assert " cores, " in found(checks, "CPU")[0].message
     assert "HF_HUB_OFFLINE=1" in found(checks, "network")[0].message
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "0")
-    assert not found(devices.check_devices(), "network")
-    (check,) = devices.check_disk(tmp_path / "not" / "there" / "yet")
+    assert not found(machine.check_devices(), "network")
+    (check,) = machine.check_disk(tmp_path / "not" / "there" / "yet")
     assert check.status in ("ok", "warning")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    (check,) = devices.check_disk(tmp_path)
+    (check,) = machine.check_disk(tmp_path)
     assert (check.status, check.message) == ("warning", f"0.0 GiB free for {tmp_path}")
 
 
@@ -117,7 +116,7 @@ def test_the_self_test_runs_twice_and_leaves_nothing(monkeypatch, tmp_path):
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     state = torch.random.get_rng_state()
-    (check,) = check_by_selecting()
+    (check,) = machine.check_by_selecting()
     assert check.status == "ok", check
     assert list(tmp_path.iterdir()) == []
     assert torch.equal(state, torch.random.get_rng_state())
@@ -183,20 +182,20 @@ def test_it_fits_its_width_and_says_every_word(width):
     long = Check(
         "model", "failed", "[bold]/models/" + "long" * 60 + " is cut :smile:", "pip install '" + "x" * 90 + "'"
     )
-    sections = [Section("packages", tuple(packages.check_extras())), Section("configuration", (long,))]
+    sections = {"packages": list(packages.check_extras()), "configuration": [long]}
+    every = [check for checks in sections.values() for check in checks]
     out = io.StringIO()
     console = Console(file=out, width=width)
     print_versions(packages.versions(), console)
-    for section in sections:
-        print_section(section, console)
-    print_verdict(sections, console)
+    for title, checks in sections.items():
+        print_section(title, checks, console)
+    print_verdict(every, console)
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     squeezed = "".join(text.split())
-    for section in sections:
-        for check in section.checks:
-            for part in (check.message, check.fix):
-                assert "".join(part.split()) in squeezed
+    for check in every:
+        for part in (check.message, check.fix):
+            assert "".join(part.split()) in squeezed
     assert text.splitlines()[-1].startswith("1 check failed")
 
 

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model may be loaded for a check; the tiny models' tokens are bytes, of which a tagger's question has many."""
-    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.MAX_PROMPT_TOKENS", 1400)
+    monkeypatch.setattr("adg_plugin.selectors.mig.tagger.Tagger.max_prompt_tokens", 1400)
     monkeypatch.setattr(loading, "load_backbone", lambda *_, **__: pytest.fail("a model was loaded"))
 
 

@@ -14,10 +14,10 @@ from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import DataError, StoreError
 from adg_plugin.store import RunFolder
-from adg_plugin.tools.estimate.estimate import estimate
-from adg_plugin.tools.estimate.extrapolate import Chunk, Costs, extrapolate
+from adg_plugin.tools.estimate.estimate import Chunk, extrapolate
+from adg_plugin.tools.estimate.measure import measure
 
-COSTS = Costs(loading_s=10, staging_s=5, choosing_s=2, sampling_bytes=3e9, choosing_bytes=1e9, disk_bytes=1e6)
+COSTS = {"loading_s": 10, "staging_s": 5, "choosing_s": 2, "memory_bytes": 3e9, "disk_bytes": 1e6}
 
 
 def chunk(rows, seconds, length=8):
@@ -26,7 +26,7 @@ def chunk(rows, seconds, length=8):
 
 def extrapolated(chunks, **changes):
     values = {"rows": 1000, "pending": 1000, "prompt_tokens": 1.0, "num_samples": 5, "max_new_tokens": 16, **changes}
-    return extrapolate(chunks, COSTS, **values)
+    return extrapolate(chunks, **COSTS, **values)
 
 
 def test_a_row_costs_the_difference_of_two_chunks_and_the_ends_come_once():
@@ -39,11 +39,10 @@ def test_a_row_costs_the_difference_of_two_chunks_and_the_ends_come_once():
     assert about.low_s < about.total_s < about.high_s
     assert about.dominant == "sampling"
     assert about.answer_tokens == 1000 * 5 * 8
-    assert about.memory_bytes == 3e9
 
 
 def test_nothing_left_costs_the_choice_alone():
-    assert extrapolated([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)], pending=64).left_s == COSTS.choosing_s
+    assert extrapolated([chunk(4, 1.0), chunk(20, 7.0), chunk(40, 12.0)], pending=64).left_s == COSTS["choosing_s"]
 
 
 def test_a_chunk_that_was_held_up_does_not_turn_the_line_upside_down():
@@ -73,7 +72,7 @@ def test_rows_of_very_unequal_answers_widen_the_interval_to_nothing_at_least():
 
 @given(pending=st.integers(4, 40), rows=st.none() | st.integers(2, 50), samples=st.integers(3, 80))
 def test_chunks_are_of_their_size_and_share_no_row(pending, rows, samples):
-    from adg_plugin.tools.estimate.estimate import _blocks, _sizes
+    from adg_plugin.tools.estimate.measure import _blocks, _sizes
 
     sizes = _sizes(pending, ADGConfig(num_samples=min(64, samples), device="cpu"), rows)
     assert min(sizes) >= 0
@@ -104,7 +103,7 @@ def settings(pool, model, **changes):
 @pytest.mark.tiny
 def test_what_is_measured_is_kept_and_changes_nothing(model, tmp_path):
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(80))
-    about = estimate(settings(pool, model), tmp_path / "run", show_progress=False)
+    about = measure(settings(pool, model), tmp_path / "run", show_progress=False)
     assert (about.rows, about.measured) == (80, 40)
     before = parts(tmp_path / "run")
     assert RunFolder.read(tmp_path / "run").counts().completed == 40
@@ -118,7 +117,7 @@ def test_what_is_measured_is_kept_and_changes_nothing(model, tmp_path):
 @pytest.mark.tiny
 def test_tokens_and_disk_are_about_those_of_the_run(model, tmp_path):
     pool = write_jsonl(tmp_path / "pool.jsonl", pool_rows(200))
-    about = estimate(settings(pool, model), tmp_path / "run", rows=90, show_progress=False)
+    about = measure(settings(pool, model), tmp_path / "run", rows=90, show_progress=False)
     assert about.measured == 90
     run = choose(pool, model, tmp_path / "whole")
     assert about.answer_tokens == pytest.approx(run.manifest["answer_tokens"], rel=0.15)
@@ -153,14 +152,14 @@ def test_a_finished_pool_and_rows_without_answers_are_said(model, tmp_path):
     run = choose(pool, model, tmp_path / "run")
     for changes in ({}, {"max_new_tokens": 9}):
         with pytest.raises(StoreError, match=r"run holds a finished selection: .* give another --out"):
-            estimate(settings(pool, model, **changes), tmp_path / "run", show_progress=False)
+            measure(settings(pool, model, **changes), tmp_path / "run", show_progress=False)
     assert RunFolder.read(tmp_path / "run").manifest()["rows"] == run.manifest["rows"]
-    estimate(settings(pool, model), tmp_path / "other", rows=20, show_progress=False)
+    measure(settings(pool, model), tmp_path / "other", rows=20, show_progress=False)
     with pytest.raises(DataError, match="0 rows are left to sample: there is nothing to measure, run adg select"):
-        estimate(settings(pool, model), tmp_path / "other", show_progress=False)
+        measure(settings(pool, model), tmp_path / "other", show_progress=False)
     few = write_jsonl(tmp_path / "few.jsonl", pool_rows(3))
     with pytest.raises(DataError, match="3 rows are left to sample"):
-        estimate(settings(few, model), tmp_path / "few", show_progress=False)
+        measure(settings(few, model), tmp_path / "few", show_progress=False)
 
 
 @pytest.mark.slow
@@ -173,6 +172,6 @@ def test_the_time_is_about_that_of_the_run(demo_model, tmp_path):
     rows = [row for path in pool_paths() for row in read_jsonl(path)]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows[::3])
     config = ADGConfig.parse({"model": str(demo_model), "datasets": [str(pool)], "budget": 10, "max_new_tokens": 8})
-    about = estimate(config, tmp_path / "run", show_progress=False)
+    about = measure(config, tmp_path / "run", show_progress=False)
     real = select(config=config, output_dir=tmp_path / "real", show_progress=False).manifest["seconds"]
     assert real / 4 < about.total_s < real * 4

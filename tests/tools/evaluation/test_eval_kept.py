@@ -20,10 +20,10 @@ from tiny_models import save_tiny_model, tiny_tokenizer
 from adg_plugin.cli import _after_interruption
 from adg_plugin.errors import ConfigError, StoreError
 from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate
-from adg_plugin.tools.evaluation.kept import Kept, read_results, rows_path, write_results
-from adg_plugin.tools.evaluation.protocol import averages
+from adg_plugin.tools.evaluation.kept import Kept
 from adg_plugin.tools.evaluation.quiet import Remarks
-from adg_plugin.tools.evaluation.tasks import LoadedTask
+from adg_plugin.tools.evaluation.results import read_results, rows_path, write_results
+from adg_plugin.tools.evaluation.tasks import LoadedTask, averages
 
 FIX = "give another --name, or --overwrite to replace it"
 VERSIONS = {"lm_eval": "0.4.11", "torch": "2", "transformers": "5"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adg_plugin.errors import ConfigError, StoreError
-from adg_plugin.tools.evaluation.places import label, results_path, run_folder_of, selection_of
+from adg_plugin.tools.evaluation.kept import label, results_path, run_folder_of, selection_of
 
 
 def write(folder: Path, name: str, text: str = "{}") -> Path:

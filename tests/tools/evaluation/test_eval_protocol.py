@@ -23,9 +23,8 @@ from adg_plugin.errors import ConfigError, DataError, MissingExtraError, ModelEr
 from adg_plugin.tools.evaluation import Evaluation, TaskResult, evaluate, run
 from adg_plugin.tools.evaluation.cli import print_evaluation
 from adg_plugin.tools.evaluation.evaluated_model import Place
-from adg_plugin.tools.evaluation.protocol import PAPER, averages, paper_task
 from adg_plugin.tools.evaluation.results import papers_averages
-from adg_plugin.tools.evaluation.tasks import wanted
+from adg_plugin.tools.evaluation.tasks import PAPER, averages, paper_task, wanted
 
 SIX = ["bbh", "gsm8k", "mmlu", "truthfulqa_mc2", "mbpp", "humaneval"]
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from adg_plugin.errors import ConfigError, DataError
-from adg_plugin.tools.evaluation.task_files import check_folders, data_beside, declares_code
-from adg_plugin.tools.evaluation.tasks import load
+from adg_plugin.tools.evaluation.loading import check_folders, data_beside, declares_code, load
 
 
 def write(folder: Path, name: str, text: str) -> Path:

@@ -14,12 +14,10 @@ from adg_plugin.cli import main
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.scoring.stability import stability
-from adg_plugin.tools.stability.cli import print_stability
+from adg_plugin.tools.stability import FEWEST_ROWS, print_stability, resample_rows
 
 
 def test_what_would_tell_nothing_is_refused_before_anything_is_read(capsys):
-    from adg_plugin.tools.stability.resample import FEWEST_ROWS
-
     with pytest.raises(SystemExit) as ended:
         main(["stability", "no-such-folder", "--resample", str(FEWEST_ROWS - 1)])
     assert ended.value.code == 2
@@ -92,8 +90,6 @@ def test_fresh_answers_are_those_of_a_run_with_the_next_seed(run, tmp_path):
     from tiny_runs import choose as select
     from tiny_runs import pool_rows, scores
 
-    from adg_plugin.tools.stability.resample import resample_rows
-
     before = {path: path.read_bytes() for path in run.run_dir.rglob("*") if path.is_file()}
     fresh = resample_rows(str(run.run_dir), 1000, stability(str(run.run_dir)), show_progress=False)
     config = run.manifest["config"]
@@ -124,8 +120,6 @@ def test_the_command_with_fresh_answers(run, capsys):
 @pytest.mark.tiny
 def test_fresh_answers_that_cannot_be_had(run, tmp_path, capsys):
     from safetensors.torch import load_file, save_file
-
-    from adg_plugin.tools.stability.resample import resample_rows
 
     with pytest.raises(ConfigError, match="--resample is 5: use 10 or more, fewer show nothing"):
         resample_rows(str(run.run_dir), 5, stability(str(run.run_dir)))

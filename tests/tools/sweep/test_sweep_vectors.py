@@ -51,29 +51,29 @@ def by_hand(reader, layers, pooling):
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("pooling", ["answer", "last_token", "skip_first", "surprisal"])
 def test_embedding_again_gives_the_vectors_of_the_definition(run, layers, pooling):
-    from adg_plugin.store.finished import finished
-    from adg_plugin.tools.sweep.vectors import embed_again
+    from adg_plugin.store.reader import finished
+    from adg_plugin.tools.sweep.choices import embed_again
 
     reader = RunFolder.read(run.run_dir)
     ids, grams, prompts = by_hand(reader, layers, pooling)
-    names = np.array(ids, dtype=object)
-    kept, found, lost = embed_again(reader, finished(reader), names, [(layers, pooling)], show_progress=False)
+    stored = reader.geometry()
+    found, lost = embed_again(reader, finished(reader), stored, [(layers, pooling)], show_progress=False)
     vectors = found[layers, pooling]
-    assert kept.tolist() == ids
+    assert vectors.ids.tolist() == ids
     assert not lost
     (group,) = vectors.grams
     np.testing.assert_allclose(group.grams, grams, atol=2e-5)
-    np.testing.assert_allclose(vectors.prompts, prompts, atol=1e-3)  # float16
+    np.testing.assert_allclose(vectors.prompt_vectors, prompts, atol=1e-3)  # float16
     if (layers, pooling) == (4, "answer"):  # the run's own
-        (stored,) = reader.geometry().grams
-        np.testing.assert_allclose(group.grams, stored.grams, atol=2e-5)
+        (own,) = stored.grams
+        np.testing.assert_allclose(group.grams, own.grams, atol=2e-5)
 
 
 @pytest.mark.tiny
 @pytest.mark.parametrize("changes", [{"layers": 1}, {"pooling": "last_token"}])
 def test_the_choice_under_other_vectors_is_that_of_a_selection_with_them(run, changes):
     from adg_plugin.store import GramGroup
-    from adg_plugin.store.finished import finished
+    from adg_plugin.store.reader import finished
 
     reader = RunFolder.read(run.run_dir)
     stored, config = reader.geometry(), finished(reader).updated(**changes)
@@ -149,12 +149,12 @@ def test_rows_that_cannot_be_embedded_again_are_counted_and_left_out(run, monkey
     from adg_plugin.engines.encode import shared_prompt as encoding
 
     (lost, *_) = sorted(RunFolder.read(run.run_dir).scores()["id"].to_pylist())
-    made = encoding._row_result
+    made = encoding.row_result
 
-    def failing(config, row, units, prompt_state):
-        return made(config, row, units * (np.nan if row.id == lost else 1), prompt_state)
+    def failing(prompt, answers, units, prompt_state, **settings):
+        return made(prompt, answers, units * (np.nan if prompt.id == lost else 1), prompt_state, **settings)
 
-    monkeypatch.setattr(encoding, "_row_result", failing)
+    monkeypatch.setattr(encoding, "row_result", failing)
     about = sweep(str(run.run_dir), {"layers": [1]}, show_progress=False)
     assert about.part.rows == about.part_lines[0].found.rows == 39
     assert "1 of 40 rows could not be embedded again (non_finite_states 1) and are left out" in about.notes

@@ -1,1 +1,0 @@
-"""`adg export`: the chosen rows in the format of another tool."""

@@ -1,1 +1,0 @@
-"""`adg stability`: how much of a choice is sampling noise."""
