@@ -14,7 +14,7 @@ from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.groups import Filters, ModelSettings, Pooling, SamplingSettings, ScoreSettings, VectorSettings
 from adg_plugin.config.messages import sentence
 from adg_plugin.config.methods import MethodSettings, samples
-from adg_plugin.config.values import Budget, FileNames, Int, PathText, RowType, Settings
+from adg_plugin.config.values import Budget, FileNames, Int, PathText, Roles, RowType, Settings
 from adg_plugin.errors import ConfigError
 
 
@@ -36,11 +36,20 @@ class DatasetSpec(Settings):
     field_instruction: str = Field("instruction", description="Column of the instruction (alpaca).")
     field_input: str = Field("input", description="Column of the input (alpaca).")
     field_output: str = Field("output", description="Column of the reference answer (alpaca).")
-    field_system: str = Field("system", description="Column of the system prompt (alpaca, sharegpt).")
+    field_system: str = Field(
+        "system", description="Column of the system prompt of rows whose turns do not begin with one."
+    )
     field_prompt: str = Field("prompt", description="Column of the prompt.")
     field_completion: str = Field("completion", description="Column of the completion.")
+    field_history: str = Field(
+        "history", description="Column of earlier turns, pairs of instruction and response (alpaca)."
+    )
     field_messages: str | None = Field(None, description="Column of the turns; default `messages` or `conversations`.")
     field_tools: str = Field("tools", description="Column of the tools that the chat template gets.")
+    roles: Roles = Field(
+        default_factory=dict,
+        description="Names of roles that this package does not know, such as `{user: [customer], assistant: [agent]}`.",
+    )
     message_property_mappings: dict[str, str] = Field(
         default_factory=dict, description="Names of `role` and `content` within a turn, where they differ."
     )

@@ -47,6 +47,13 @@ def typed_value(text: str) -> Any:
         return text
 
 
+def _names(value: Any) -> Any:
+    """Return a mapping with a tuple of names at each key, where one name may stand by itself."""
+    if not isinstance(value, dict):
+        return value
+    return {key: (names,) if isinstance(names, str) else names for key, names in value.items()}
+
+
 def _budget(value: Any) -> Any:
     if isinstance(value, str):
         value = typed_value(value)
@@ -74,6 +81,7 @@ Float = Annotated[float, BeforeValidator(_no_bool)]
 OptionalFloat = Annotated[float | None, BeforeValidator(_no_bool)]
 PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 FileNames = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
+Roles = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_names)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
 Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], _renamed(_DTYPE_NAMES)]
 RowType = Annotated[Literal["auto", "alpaca", "messages", "prompt_completion", "sharegpt"], _renamed(_TYPE_NAMES)]

@@ -9,7 +9,8 @@ from contextlib import closing
 from typing import Any
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
-from adg_plugin.data.layouts import Reason, UnusableRowError, decoded, find_layout, is_missing
+from adg_plugin.data.cells import Reason, UnusableRowError, decoded, is_missing
+from adg_plugin.data.layouts import find_layout
 from adg_plugin.data.rows import Rejection, Row, canonical_json, own_id, parse_row
 from adg_plugin.data.sources import Record, iter_records, pool_fingerprint
 from adg_plugin.errors import DataError

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from adg_plugin.config.groups import Filters
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.near_duplicates import NearDuplicates
 from adg_plugin.data.rows import Rejection, Row
 from adg_plugin.data.text import FEWEST_LETTERS, count_words, known_languages, language_of

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.rows import Row
 from adg_plugin.data.text import tokens
 from adg_plugin.errors import need

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason, UnusableRowError
+from adg_plugin.data.cells import Reason, UnusableRowError
 from adg_plugin.data.rows import Rejection, Row
 from adg_plugin.data.templates import PromptText, Template, make_template
 from adg_plugin.errors import ConfigError
@@ -35,29 +35,36 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class PromptLimit:
-    """The longest prompt that is sampled, in tokens, template included; `reason` says why, `fix` what to do."""
+    """What a model can be asked.
+
+    Attributes:
+        tokens: of the longest prompt, template included; `reason` says why no more, `fix` what to do.
+        vocabulary: how many tokens the model has embeddings for; None where that is not known.
+    """
 
     tokens: int
     reason: str
     fix: str
+    vocabulary: int | None = None
 
     @classmethod
-    def of(cls, config: ADGConfig, positions: int | None = None) -> PromptLimit:
+    def of(cls, config: ADGConfig, positions: int | None = None, vocabulary: int | None = None) -> PromptLimit:
         """Return the lower of what the configuration allows and what the model can take with the longest answer.
 
         Args:
             positions: tokens that the model can tell apart by position, or None where it sets no limit.
+            vocabulary: how many tokens the model has embeddings for.
 
         Raises:
             ConfigError: answers alone may exceed the model's positions.
         """
         asked, answer = config.max_prompt_tokens, config.max_new_tokens
         if positions is None or asked + answer <= positions:
-            return cls(asked, f"max_prompt_tokens is {asked}", "raise it")
+            return cls(asked, f"max_prompt_tokens is {asked}", "raise it", vocabulary)
         if answer >= positions:
             raise ConfigError([f"max_new_tokens is {answer}: the model has {positions} positions, use fewer than that"])
         reason = f"the model has {positions} positions, of which an answer may take {answer}"
-        return cls(positions - answer, reason, "lower max_new_tokens")
+        return cls(positions - answer, reason, "lower max_new_tokens", vocabulary)
 
     def refusal(self, length: int) -> str:
         """Return the sentence for a prompt of `length` tokens."""
@@ -87,6 +94,8 @@ class PromptRenderer:
         self._limit = limit or PromptLimit(sys.maxsize, "", "")
         self._truncate = truncate
         self._leading = _leading_tokens(tokenizer)
+        self._vocabulary = None if limit is None else limit.vocabulary
+        self._has_unknown = self._vocabulary is not None and len(tokenizer) > self._vocabulary
 
     def render(self, row: Row) -> Rendered | Rejection:
         """Return the prompt of one row, or why it has none."""
@@ -123,6 +132,9 @@ class PromptRenderer:
         try:
             prompt = self._template(row)
             prompt.text.encode()
+            if self._has_unknown and row.reference:
+                ids = self._tokenizer(row.reference, add_special_tokens=False, verbose=False)["input_ids"]
+                refuse_unknown(self._tokenizer, ids, self._vocabulary, "the reference response")
         except UnusableRowError as err:
             return Rejection.of(row, err.reason, err.detail)
         except UnicodeEncodeError as err:
@@ -140,6 +152,8 @@ class PromptRenderer:
         if start >= end:
             raise UnusableRowError(Reason.NO_SPAN, "no token of the instruction's own after the first position")
         ids = np.array([*leading, *tokens.ids], dtype=np.int32)
+        if self._has_unknown:
+            refuse_unknown(self._tokenizer, ids, self._vocabulary, "the prompt")
         return Rendered(row_id, ids, (start, end), prompt.text, truncated)
 
     def _cut(self, prompt: PromptText, tokens: _Tokens, leading: int) -> tuple[PromptText, _Tokens]:
@@ -210,6 +224,25 @@ class _Tokens:
 
     def _ids_of(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def refuse_unknown(tokenizer: Any, ids: Sequence[int] | npt.NDArray[np.int32], known: int | None, what: str) -> None:
+    """Validate that a model has embeddings for all tokens of a text.
+
+    Args:
+        known: how many tokens it has embeddings for, or None.
+        what: the text, for the error.
+
+    Raises:
+        UnusableRowError: it has not; names the token.
+    """
+    highest = int(np.max(ids)) if len(ids) else 0
+    if known is not None and highest >= known:
+        detail = (
+            f"{what} has {tokenizer.convert_ids_to_tokens(highest)!r}, token {highest}, and the model has embeddings "
+            f"for {known} tokens: use its own tokenizer, or resize its embedding"
+        )
+        raise UnusableRowError(Reason.UNKNOWN_TOKEN, detail)
 
 
 def _leading_tokens(tokenizer: Any) -> list[int]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -57,8 +57,13 @@ def known_format(path: str | Path, ds_type: str | None) -> tuple[Format, str | N
     return known
 
 
-def read_file(path: Path, ds_type: str | None = None) -> Iterator[NumberedRow]:
+def read_file(path: Path, ds_type: str | None = None, columns: Collection[str] = ()) -> Iterator[NumberedRow]:
     """Yield each row of a file with its number: the line in text formats of lines, else the row, from 1.
+
+    Args:
+        path: the file.
+        ds_type: json, csv, parquet or arrow, where the name does not tell.
+        columns: a JSON document that is an object with one of them is a row itself, whatever lists it holds.
 
     Raises:
         DataError: unknown format, unreadable, or not what its name says; names the file, the line and what was seen.
@@ -69,7 +74,9 @@ def read_file(path: Path, ds_type: str | None = None) -> Iterator[NumberedRow]:
             yield from _table_rows(path, form)
         else:
             with _open(path, compression) as file:
-                if form == "lines" or (form == "json" and _holds_json_lines(path, compression)):
+                if form == "json" and (row := _only_row(path, compression, columns)) is not None:
+                    yield 1, row
+                elif form == "lines" or (form == "json" and _holds_json_lines(path, compression)):
                     yield from _lines(path, file)
                 elif form == "json":
                     yield from read_document(path, file)
@@ -115,6 +122,17 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
         yield number, row
 
 
+def _only_row(path: Path, compression: str | None, columns: Collection[str]) -> dict[str, Any] | None:
+    """Return the row that a JSON document is, or None where it holds rows, or is too large for one."""
+    with _open(path, compression) as file:
+        text = file.read(_LONGEST_FIRST_LINE)
+    try:
+        row = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and not row.keys().isdisjoint(columns) else None
+
+
 def _holds_json_lines(path: Path, compression: str | None) -> bool:
     """Return whether a .json file is JSON lines, as many on the hub are: its first line is an object, more follow."""
     with _open(path, compression) as file:
@@ -134,16 +152,20 @@ def _holds_json_lines(path: Path, compression: str | None) -> bool:
 
 def _csv(path: Path, file: BinaryIO, delimiter: str) -> Iterator[NumberedRow]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
     try:
-        for row in reader:
-            line = reader.line_num - sum(str(value).count("\n") for value in row.values())
-            if None in row:
+        names = [name.strip() for name in next(reader, [])]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{path}:1: two columns are named {twice!r}: rename one")
+        for values in reader:
+            line = reader.line_num - sum(value.count("\n") for value in values)
+            if values and len(values) != len(names):
                 raise DataError(
-                    f"{path}:{line}: {len(row[None])} more values than the {len(row) - 1} columns: "
-                    "put quotes around values that hold the delimiter"
+                    f"{path}:{line}: {len(values)} values for {len(names)} columns: fill up short rows with empty "
+                    "values, and put quotes around values that hold the delimiter"
                 )
-            yield line, row
+            if values:
+                yield line, dict(zip(names, values, strict=True))
     except csv.Error as err:
         raise DataError(f"{path}:{reader.line_num}: not CSV ({err})") from None
 
@@ -155,7 +177,7 @@ def _table_rows(path: Path, form: Format) -> Iterator[NumberedRow]:
     try:
         for batch in _parquet_batches(path) if form == "parquet" else _arrow_batches(path):
             for start in range(0, batch.num_rows, _BATCH_ROWS):
-                for row in batch.slice(start, _BATCH_ROWS).to_pylist():
+                for row in arrow_rows(batch.slice(start, _BATCH_ROWS)):
                     number += 1
                     yield number, row
     except pa.ArrowInvalid as err:
@@ -180,3 +202,49 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             yield from map(reader.get_batch, range(reader.num_record_batches))
         else:
             yield from pa.ipc.open_stream(file)
+
+
+def arrow_rows(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a record batch as they were before it gave every object the keys of all others, as nulls."""
+    nested = nested_columns(batch.schema)
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError):  # a date that Python has no object for
+        rows = _with_texts(batch)
+    return [{name: without_nulls(v) if name in nested else v for name, v in row.items()} for row in rows]
+
+
+def _with_texts(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a record batch, columns as texts whose values Python cannot hold, such as the year 10000."""
+    import pyarrow as pa
+
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[name] = column.to_pylist()
+        except (ValueError, OverflowError) as err:
+            try:
+                columns[name] = column.cast(pa.string()).to_pylist()
+            except pa.ArrowException:
+                raise DataError(f"column {name!r} holds a value that cannot be read ({err}): drop it") from None
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def nested_columns(schema: Any) -> set[str]:
+    """Return the columns of an Arrow schema that hold objects."""
+
+    def holds_objects(kind: Any) -> bool:
+        return kind.num_fields > 0 and (
+            pa.types.is_struct(kind) or any(holds_objects(kind.field(n).type) for n in range(kind.num_fields))
+        )
+
+    import pyarrow as pa
+
+    return {field.name for field in schema if holds_objects(field.type)}
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys of its objects that hold nothing."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value

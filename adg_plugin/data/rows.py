@@ -12,19 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.cells import Reason, UnusableRowError, is_missing
 from adg_plugin.data.layouts import (
     Layout,
-    Message,
-    Reason,
-    UnusableRowError,
     find_layout,
-    is_missing,
     read_content,
     read_template_kwargs,
     read_tools,
     unknown_layout,
 )
 from adg_plugin.data.sources import Record
+from adg_plugin.data.turns import Message
 from adg_plugin.errors import DataError
 
 _ROWS_BEFORE_A_LAYOUT = 100
@@ -34,8 +33,10 @@ _ROWS_BEFORE_A_LAYOUT = 100
 class Row:
     """A row of the pool. It asks with `messages`, or with raw `text`; exactly one of them is set.
 
-    `instruction` is the last user turn (alpaca: the instruction alone, `input` apart), `reference` the response
-    that the pool holds ("" where it has none), `data` the mapping as it was found.
+    `instruction` is the last user turn (alpaca: the instruction alone, `input` apart), `answer` the assistant turn that
+    the pool holds (None where it has none), `data` the mapping as it was found. Of `messages`, those from
+    `completion_start` on belong to the row's completion, as the answer does. Prompts and what is trained are made of
+    these fields alone.
     """
 
     id: str
@@ -43,7 +44,8 @@ class Row:
     text: str | None
     instruction: str
     input: str
-    reference: str
+    answer: Message | None
+    completion_start: int
     tools: tuple[dict[str, Any], ...] | None
     chat_template_kwargs: dict[str, Any]
     data: dict[str, Any]
@@ -55,20 +57,10 @@ class Row:
         """The row's own words: the instruction, and its input where it has one."""
         return f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
 
-    def answer(self) -> dict[str, Any] | None:
-        """Return the last assistant turn, as `answer_turn` does."""
-        return answer_turn(self.data, self.reference)
-
-
-def answer_turn(data: Mapping[str, Any], reference: str) -> dict[str, Any] | None:
-    """Return the last assistant turn, whole if the row has one, else of `reference`; None with nothing to train on."""
-    for column in ("completion", "messages"):
-        turns = data.get(column)
-        if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
-            turn = {key: value for key, value in turns[-1].items() if value is not None}
-            if turn.get("role") == "assistant" and (turn.get("content") or len(turn) > 2):
-                return turn
-    return {"role": "assistant", "content": reference} if reference.strip() else None
+    @property
+    def reference(self) -> str:
+        """The answer's text, "" where it has none: no answer, or one that only calls tools."""
+        return "" if self.answer is None else str(self.answer.get("content", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +92,13 @@ def row_json(data: Mapping[str, Any]) -> str:
 def parse_row(record: Record, layout: Layout | None = None) -> Row | Rejection:
     """Return a record's row, or why it cannot be used; a DataError where neither `layout` nor the columns tell how."""
     return _parsed(record, _identity(record)[0], layout)
+
+
+def has_answer(data: Mapping[str, Any], spec: DatasetSpec) -> bool:
+    """Return whether a row of the pool has an answer to train on; one that only calls tools is one."""
+    layout = find_layout(data, spec)
+    row = None if layout is None else parse_row(Record(dict(data), "", spec), layout)
+    return isinstance(row, Row) and row.answer is not None
 
 
 def unique_rows(records: Iterable[Record]) -> Iterator[Row | Rejection]:
@@ -177,8 +176,18 @@ def _identity(record: Record) -> tuple[str, int]:
     try:
         content = _hash64(canonical_json(data))
     except TypeError as err:
-        raise DataError(f"{record.where}: {err}: drop that column") from None
+        raise DataError(f"{record.where}: column {_unwritable(data)!r}: {err}: drop that column") from None
     return own if own is not None else f"h{content:016x}", content
+
+
+def _unwritable(data: Mapping[str, Any]) -> str:
+    """Return the first column that JSON cannot hold."""
+    for name, value in data.items():
+        try:
+            canonical_json({name: value})
+        except TypeError:
+            return name
+    raise AssertionError("JSON can hold each column, and not all of them")
 
 
 def own_id(value: Any) -> str | None:

@@ -7,15 +7,24 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from glob import glob
+from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adg_plugin.config.schema import IN_MEMORY, DatasetSpec
-from adg_plugin.data.readers import ACCEPTED_FILES, file_format, known_format, read_file
+from adg_plugin.data.layouts import layout_columns
+from adg_plugin.data.readers import (
+    ACCEPTED_FILES,
+    file_format,
+    known_format,
+    nested_columns,
+    read_file,
+    without_nulls,
+)
+from adg_plugin.digests import files_digest
 from adg_plugin.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -71,17 +80,31 @@ def iter_memory(dataset: Iterable[Mapping[str, Any]], spec: DatasetSpec = IN_MEM
             f"dataset is a {type(dataset).__name__} with {', '.join(map(str, dataset))}: pass one split of it"
         )
     rows = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-    number = 0
+    nested, number = _nested(dataset), 0
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise DataError(f"dataset:{number}: a {type(row).__name__}, expected a mapping of columns to values")
-        yield Record(dict(row), f"dataset:{number}", spec)
+        yield Record(_as_written(row, nested), f"dataset:{number}", spec)
     if not number:
         raise DataError("dataset: no rows: give a data set with rows")
 
 
+def _nested(dataset: Any) -> Container[str] | None:
+    """Return the columns of a data set of `datasets` whose objects have the keys of all rows; none of other iterables.
+
+    None stands for any column, where it does not say what they are.
+    """
+    if not hasattr(dataset, "features"):
+        return ()
+    return None if dataset.features is None else nested_columns(dataset.features.arrow_schema)
+
+
+def _as_written(row: Mapping[str, Any], nested: Container[str] | None) -> dict[str, Any]:
+    return {n: without_nulls(value) if nested is None or n in nested else value for n, value in row.items()}
+
+
 def pool_fingerprint(specs: Sequence[DatasetSpec]) -> str | None:
-    """Return a digest that changes with any file of the pool (path, size, time) or any setting that reads it.
+    """Return a digest that changes with any byte of the pool's files, their places, or any setting that reads them.
 
     None where that cannot be known without reading: a data set on the hub.
 
@@ -93,8 +116,9 @@ def pool_fingerprint(specs: Sequence[DatasetSpec]) -> str | None:
         files = _saved_files(spec) or _local_files(spec)
         if files is None:
             return None
-        stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        digest.update(json.dumps([spec.model_dump(mode="json"), stats], sort_keys=True).encode())
+        places = [os.path.abspath(path) for path in files]
+        about = [spec.model_dump(mode="json"), places, files_digest(files)]
+        digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -124,7 +148,7 @@ def _file_records(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[Record]:
     ds_type = spec.path if spec.path in _BUILDERS else spec.ds_type
     for path in files:
         shown = Path("demo", path.name) if spec.path == "demo" else path
-        for number, data in read_file(path, ds_type):
+        for number, data in read_file(path, ds_type, layout_columns(spec)):
             yield Record(data, f"{shown}:{number}", spec)
 
 
@@ -152,19 +176,24 @@ def _local_files(spec: DatasetSpec) -> list[Path] | None:
 def _matching(root: Path, patterns: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for pattern in patterns:
-        found = sorted(p for p in map(Path, glob(str(root / pattern), recursive=True)) if p.is_file())
+        found = sorted(p for name in glob(pattern, root_dir=root, recursive=True) if (p := root / name).is_file())
         if not found:
             raise DataError(
                 f"{root / pattern}: no such file (in {Path.cwd()}): correct data_files; formats: {ACCEPTED_FILES}"
             )
+        if has_magic(pattern):  # who names a part means that part
+            _refuse_gaps(found)
         files += found
     return files
 
 
 def _folder_files(root: Path, spec: DatasetSpec) -> list[Path]:
     """Return the data files of a folder, sorted; where names tell splits, only those of the split asked for."""
-    names = [p.relative_to(root) for p in root.rglob("*") if p.is_file() and p.name not in _NOT_ROWS]
+    names = [p.relative_to(root) for p in root.rglob("*") if p.name not in _NOT_ROWS and not p.is_dir()]
     visible = sorted(n for n in names if not any(part.startswith((".", "_")) for part in n.parts))
+    if broken := next((root / n for n in visible if file_format(n) and not (root / n).exists()), None):
+        problem = f"{broken}: a link to {broken.readlink()}, which is not there"
+        raise DataError(f"{problem}: copy the file, or delete the link")
     data = [name for name in visible if file_format(name) is not None]
     if not data:
         raise DataError(
@@ -182,7 +211,23 @@ def _folder_files(root: Path, spec: DatasetSpec) -> list[Path]:
     if left:
         more = ", ..." if left[5:] else ""
         _log.warning("%s: split %s leaves out %s%s", spec.path, spec.split, ", ".join(left[:5]), more)
-    return [root / name for name in chosen]
+    files = [root / name for name in chosen]
+    _refuse_gaps(files)
+    return files
+
+
+def _refuse_gaps(files: Iterable[Path]) -> None:
+    """Raise a DataError where some of the files that a name counts (`-00000-of-00003`) are not among them."""
+    numbers: dict[tuple[str, int, str], set[int]] = {}
+    for path in files:
+        if match := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(.*)", str(path)):
+            numbers.setdefault((match[1], int(match[3]), match[4]), set()).add(int(match[2]))
+    for (head, total, tail), present in numbers.items():
+        if missing := sorted(set(range(total)) - present):
+            raise DataError(
+                f"{head}-{missing[0]:05d}-of-{total:05d}{tail}: no such file, and {len(present)} of its {total} parts "
+                "are there: fetch the others, or name those to read in data_files"
+            )
 
 
 def _split_of(name: Path) -> str | None:
@@ -211,8 +256,9 @@ def _saved_records(spec: DatasetSpec) -> Iterator[Record]:
         if spec.split not in saved:
             raise DataError(f"{spec.path}: no split {spec.split!r}, it has {', '.join(saved)}: set split")
         saved, source = saved[spec.split], f"{spec.path}[{spec.split}]"
+    nested = _nested(saved)
     for number, row in enumerate(saved.with_format(None), 1):
-        yield Record(dict(row), f"{source}:{number}", spec)
+        yield Record(_as_written(row, nested), f"{source}:{number}", spec)
 
 
 def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
@@ -231,8 +277,9 @@ def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
     number = 0
     try:
         rows = datasets.load_dataset(path, data_files=data_files, **options)
+        nested = _nested(rows)
         for number, row in enumerate(rows, 1):
-            yield Record(dict(row), f"{source}:{number}", spec)
+            yield Record(_as_written(row, nested), f"{source}:{number}", spec)
     except (OSError, HfHubHTTPError) as err:
         raise DataError(
             f"{spec.path}: neither a file nor a folder here, nor a data set that the hub or its local cache could give"

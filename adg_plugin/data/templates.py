@@ -11,8 +11,10 @@ from typing import Any, TypeAlias
 
 import jinja2
 
-from adg_plugin.data.layouts import Message, Reason, UnusableRowError
+from adg_plugin.data.cells import Reason, UnusableRowError
 from adg_plugin.data.rows import Row
+from adg_plugin.data.time_limit import TimeLimit
+from adg_plugin.data.turns import Message
 from adg_plugin.errors import ConfigError, ModelError
 
 CHATML = (
@@ -36,8 +38,8 @@ _DATE_PARTS = {
 _FIXED_DATE = "{%- macro strftime_now(format) -%}{{ format"
 _FIXED_DATE += "".join(f" | replace('{sign}', '{text}')" for sign, text in _DATE_PARTS.items())
 _FIXED_DATE += " }}{%- endmacro -%}"
-# What template code raises on a row it cannot show.
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError)
+_TIME_LIMIT = TimeLimit(10.0)  # seconds that a template may take for a row; most take less than a thousandth
+_LONGEST_PROMPT = 1 << 26  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,35 @@ def make_template(name: str, tokenizer: Any) -> Template:
         ConfigError: no such template or file, or it is not Jinja.
         ModelError: `chat`, and the tokenizer has no chat template.
     """
-    has_own = bool(getattr(tokenizer, "chat_template", None))
     if name == "raw":
         return raw_prompt
     if name in ALPACA:
         return partial(alpaca_prompt, response=ALPACA[name])
+    chat = _chat_template(name, tokenizer)
+    usual = alpaca_prompt if chat is None else chat.render
     if name == "auto":
-        usual = ChatTemplate(tokenizer).render if has_own else alpaca_prompt
         return lambda row: usual(row) if row.text is None else framed("", row.text, "", special_tokens=True)
+    return usual
+
+
+def make_trained(name: str, tokenizer: Any) -> Callable[[Row], str]:
+    """Return what gives a row's prompt with its answer, as a trainer renders them; see `make_template`."""
+    prompt = make_template(name, tokenizer)
+    chat = None if name == "raw" or name in ALPACA else _chat_template(name, tokenizer)
+
+    def trained(row: Row) -> str:
+        if chat is None or (name == "auto" and row.text is not None):
+            return prompt(row).text + row.reference
+        return chat.trained(row)
+
+    return trained
+
+
+def _chat_template(name: str, tokenizer: Any) -> ChatTemplate | None:
+    """Return the chat template of that name; None for `auto` where the tokenizer has none."""
+    has_own = bool(getattr(tokenizer, "chat_template", None))
+    if name == "auto":
+        return ChatTemplate(tokenizer) if has_own else None
     if name == "chat" and not has_own:
         whose = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise ModelError(
@@ -81,8 +104,8 @@ def make_template(name: str, tokenizer: Any) -> Template:
             "set template to alpaca, chatml, raw, or the path of a .jinja file"
         )
     if name == "chat":
-        return ChatTemplate(tokenizer).render
-    return ChatTemplate(tokenizer, CHATML if name == "chatml" else _read_jinja(name, tokenizer)).render
+        return ChatTemplate(tokenizer)
+    return ChatTemplate(tokenizer, CHATML if name == "chatml" else _read_jinja(name, tokenizer))
 
 
 def _read_jinja(name: str, tokenizer: Any) -> str:
@@ -96,7 +119,7 @@ def _read_jinja(name: str, tokenizer: Any) -> str:
         raise ConfigError([f"template is {name!r}: cannot be read ({err}): use {ACCEPTED_TEMPLATES}"]) from None
     except jinja2.TemplateSyntaxError as err:
         raise ConfigError([f"template is {name!r}: not Jinja, line {err.lineno}: {err.message}"]) from None
-    except _REFUSALS:
+    except Exception:
         pass  # it wants another kind of row than this one
     return source
 
@@ -143,18 +166,14 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
         self._tokenizer = tokenizer
-        own = getattr(tokenizer, "chat_template", None)
-        if source is None and isinstance(own, str) and "strftime_now" in own:
-            source = own
-        if source is not None and "strftime_now" in source:
-            source = _FIXED_DATE + source
-        self._source = {"chat_template": source} if source is not None else {}
+        self._source = source
         self._surroundings: dict[str, list[str]] = {}
 
     def render(self, row: Row) -> PromptText:
         """Return the prompt of a row."""
         messages = _messages(row)
         text = self._apply(messages, row)
+        self._check_calls(messages, text, row)
         place = self._place(text, messages, row)
         if place is None:
             detail = "the last user turn cannot be found in what the chat template renders"
@@ -162,16 +181,47 @@ class ChatTemplate:
         start, end = place
         return framed(text[:start], text[start:end], text[end:], special_tokens=False)
 
-    def _apply(self, messages: Sequence[Message], row: Row) -> str:
+    def trained(self, row: Row) -> str:
+        """Return a row's prompt with its answer, as a trainer renders them; `render` has accepted the row."""
+        return self._apply([*_messages(row), *([row.answer] if row.answer else [])], row, prompt_only=False)
+
+    def _check_calls(self, messages: Sequence[Message], text: str, row: Row) -> None:
+        """Refuse a row whose tool calls the template leaves out, as templates without tools do in silence."""
+        turns = [*messages, *([row.answer] if row.answer else [])]
+        for number, turn in enumerate(turns):
+            if not turn.get("tool_calls"):
+                continue
+            of_prompt = number < len(messages)
+            shown = turns[: len(messages)] if of_prompt else turns
+            without = {"content": "", **{key: value for key, value in turn.items() if key != "tool_calls"}}
+            whole = text if of_prompt else self._apply(shown, row, prompt_only=False)
+            try:
+                other = self._apply([*shown[:number], without, *shown[number + 1 :]], row, prompt_only=of_prompt)
+            except UnusableRowError:
+                continue  # so the template looks at the call
+            if other == whole:
+                detail = f"the chat template does not show the tool call of turn {number + 1}: use a template that does"
+                raise UnusableRowError(Reason.TEMPLATE, detail)
+
+    def _apply(self, messages: Sequence[Message], row: Row, *, prompt_only: bool = True) -> str:
         tools = list(row.tools) if row.tools else None
-        options = {**self._source, **row.chat_template_kwargs}
+        options = {"tokenize": False, "chat_template": self._template(tools), **row.chat_template_kwargs}
+        apply = partial(self._tokenizer.apply_chat_template, tools=tools, add_generation_prompt=prompt_only, **options)
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **options
-            )
-        except _REFUSALS as err:
+            text = str(_TIME_LIMIT(lambda: apply(list(messages))))
+        except TimeoutError:
+            detail = f"the chat template takes longer than {_TIME_LIMIT.seconds:.0f} s for the row"
+            raise UnusableRowError(Reason.TEMPLATE, detail) from None
+        except Exception as err:  # template code may raise anything
             raise UnusableRowError(Reason.TEMPLATE, f"the chat template refuses the row: {err}") from None
-        return str(text)
+        if len(text) > _LONGEST_PROMPT:
+            detail = f"the chat template gives {len(text):,} characters for the row, {_LONGEST_PROMPT:,} is the most"
+            raise UnusableRowError(Reason.TEMPLATE, detail)
+        return text
+
+    def _template(self, tools: list[dict[str, Any]] | None) -> str:
+        source = str(self._source or self._tokenizer.get_chat_template(tools=tools))  # of several, that for tools
+        return _FIXED_DATE + source if "strftime_now" in source else source
 
     def _place(self, text: str, messages: Sequence[Message], row: Row) -> tuple[int, int] | None:
         last = max(number for number, turn in enumerate(messages) if turn["role"] == "user")
@@ -227,8 +277,9 @@ def _messages(row: Row) -> tuple[Message, ...]:
 
 
 def _system_and_turns(row: Row, name: str) -> tuple[str, tuple[Message, ...]]:
-    """Return a row's system prompt and its other turns; an UnusableRowError where it has tools."""
-    if row.tools:
+    """Return a row's system prompt and its other turns; an UnusableRowError where it has tools, or calls one."""
+    turns = [*(row.messages or ()), *([row.answer] if row.answer else [])]
+    if row.tools or any(turn.get("tool_calls") for turn in turns):
         raise UnusableRowError(Reason.TEMPLATE, f"the {name} template cannot show tools: use a chat template")
     messages = _messages(row)
     if messages[0]["role"] in ("system", "developer"):

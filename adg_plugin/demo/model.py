@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from adg_plugin.digests import cache_folder
 from adg_plugin.errors import MissingExtraError, ModelError, need
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ def model_folder() -> Path:
     with gguf_path().open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(bytes([_LAYOUT]))
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "adg_plugin"
-    cache = Path(os.environ.get("ADG_DEMO_CACHE") or home).expanduser()
+    cache = Path(os.environ.get("ADG_DEMO_CACHE") or cache_folder()).expanduser()
     return cache / f"demo-model-{digest.hexdigest()[:12]}"
 
 

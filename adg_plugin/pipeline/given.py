@@ -9,8 +9,8 @@ import numpy as np
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.answer_file import MIN_ANSWERS, AnswerFile, counted
-from adg_plugin.data.layouts import Reason, UnusableRowError, is_blank
-from adg_plugin.data.prompts import Rendered
+from adg_plugin.data.cells import Reason, UnusableRowError, is_blank
+from adg_plugin.data.prompts import Rendered, refuse_unknown
 from adg_plugin.data.rows import Rejection, Row
 from adg_plugin.store.records import Answer
 
@@ -22,10 +22,10 @@ class AnswerRules:
     authors' released code does; the other poolings drop them.
     """
 
-    def __init__(self, config: ADGConfig, tokenizer: Any, positions: int | None) -> None:
-        """Take the settings; `positions` are those that the model can tell apart, None where it sets no limit."""
+    def __init__(self, config: ADGConfig, tokenizer: Any, positions: int | None, vocabulary: int | None = None) -> None:
+        """Take the settings, and how many positions and tokens the model can tell apart (None: no limit is known)."""
         self._num_samples, self._is_reference = config.num_samples, config.pooling == "reference"
-        self._tokenizer, self._positions = tokenizer, positions
+        self._tokenizer, self._positions, self._vocabulary = tokenizer, positions, vocabulary
         self._cut_rows = self._filled_rows = self._dropped_rows = self._dropped = 0
 
     def answers(self, texts: Sequence[str], row: Row, prompt: Rendered) -> tuple[Answer, ...]:
@@ -36,6 +36,8 @@ class AnswerRules:
         if not self._is_reference and self._positions is not None and longest > self._positions:
             detail = f"prompt and longest answer have {longest} tokens, the model has {self._positions} positions"
             raise UnusableRowError(Reason.LONG_ANSWERS, detail)
+        for number, answer in enumerate(answers, 1):
+            refuse_unknown(self._tokenizer, answer.token_ids, self._vocabulary, f"given answer {number}")
         self._cut_rows += len(texts) > len(first)
         if self._is_reference:
             self._filled_rows += len(first) < self._num_samples

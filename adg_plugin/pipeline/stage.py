@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from adg_plugin import __version__
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.answer_file import AnswerFile, answers_fingerprint
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.filters import ReferenceResponses, RowFilters, row_settings
-from adg_plugin.data.layouts import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Rejection, Row, row_json, unique_rows
 from adg_plugin.data.sources import Record, iter_memory, iter_records, pool_fingerprint
@@ -95,11 +95,13 @@ def stage_pool(
     recipe: Mapping[str, Any],
     *,
     positions: int | None = None,
+    vocabulary: int | None = None,
 ) -> None:
     """Render the pool into the run folder, unless what is there came of the same pool and settings.
 
     Args:
         positions: tokens that the model can tell apart by position, or None where it sets no limit.
+        vocabulary: how many tokens the model has embeddings for.
 
     Raises:
         DataError: the pool cannot be read.
@@ -112,7 +114,8 @@ def stage_pool(
     if is_known and run.staged_digest() == digest:
         logger.info("the pool is staged already")
         return
-    renderer = PromptRenderer(tokenizer, config.template, _limit(config, positions), config.truncate)
+    limit = replace(_limit(config, positions), vocabulary=vocabulary)
+    renderer = PromptRenderer(tokenizer, config.template, limit, config.truncate)
     filters, own = RowFilters(config.filters), ReferenceResponses.of(config, tokenizer)
     rows = unique_rows(pool.records)
     prompts = renderer.render_many(map(_with_an_answer, rows) if pool.for_training else rows)
@@ -121,7 +124,7 @@ def stage_pool(
         run.stage_prompts(staged(), digest=digest)
         return
     with closing(AnswerFile(config)) as file:
-        rules = AnswerRules(config, tokenizer, positions)
+        rules = AnswerRules(config, tokenizer, positions, vocabulary)
         notes: list[str] = []
 
         def noted() -> Iterator[StagedRow | StoredRejection]:
@@ -198,7 +201,7 @@ def _staged(
 
 def _with_an_answer(row: Row | Rejection) -> Row | Rejection:
     """Return the row, rejected where there is nothing to train on."""
-    if isinstance(row, Rejection) or row.answer() is not None:
+    if isinstance(row, Rejection) or row.answer is not None:
         return row
     return Rejection.of(row, Reason.NO_ANSWER, _NO_ANSWER)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.near_duplicates import NearDuplicates, text_shingles
 from adg_plugin.errors import MissingExtraError, StoreError
 from adg_plugin.report import rows

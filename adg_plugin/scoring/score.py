@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from adg_plugin.config.groups import Filters, ScoreSettings
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.filters import DISAGREES, details, least_agreeing, underspecified
-from adg_plugin.data.layouts import Reason
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.scoring.geometry import Balance, balance, combine, parts, percentiles
 from adg_plugin.scoring.quota import Choice, choose, resolve_budget

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adg_plugin.config.schema import ADGConfig
+from adg_plugin.config.schema import IN_MEMORY, ADGConfig
 from adg_plugin.errors import ConfigError
 from adg_plugin.scoring.quota import resolve_budget
 from adg_plugin.selectors.candidates import (
@@ -141,7 +141,9 @@ class Selector:
         """Return the choice, empty if none can be made; a ConfigError without a model or a valid `pick`."""
         if task.source is None:
             raise ConfigError([f"method is {self.name!r}, and there is no model to ask: use method: adg"])
-        candidates, unanswered = read_candidates(task.run, self.reads, needs_reference=self.needs_reference)
+        candidates, unanswered = read_candidates(
+            task.run, self.reads, needs_reference=self.needs_reference, specs=task.config.datasets or (IN_MEMORY,)
+        )
         rows, rejections, pick = self.usable(candidates, task)
         rejections = [*unanswered, *rejections]
         if not len(rows):

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.data.layouts import Reason
-from adg_plugin.data.rows import answer_turn
+from adg_plugin.config.schema import IN_MEMORY, DatasetSpec
+from adg_plugin.data.cells import Reason
+from adg_plugin.data.rows import has_answer
 from adg_plugin.scoring.geometry import percentiles
 from adg_plugin.selectors.columns import OF_ALL
 from adg_plugin.store import Rejection, RunReader
@@ -62,7 +63,11 @@ class Candidates:
 
 
 def read_candidates(
-    run: RunReader, columns: Sequence[str] = (), *, needs_reference: NeedsReference = "text"
+    run: RunReader,
+    columns: Sequence[str] = (),
+    *,
+    needs_reference: NeedsReference = "text",
+    specs: Sequence[DatasetSpec] = (IN_MEMORY,),
 ) -> tuple[Candidates, list[Rejection]]:
     """Return the staged prompts of a run folder that have an answer of their own, and the others as rejections.
 
@@ -73,6 +78,7 @@ def read_candidates(
         columns: of the texts that memory is to hold: `instruction`, `reference`, `data`.
         needs_reference: what it must have: text; a turn, which may only call tools and can be trained on; or
             nothing, and no row is left out.
+        specs: how the rows of each data set of the pool are read.
     """
     held: dict[str, list[str]] = {name: [] for name in ("id", "where", *columns)}
     answered: list[bool] = []
@@ -84,7 +90,7 @@ def read_candidates(
     if needs_reference == "none":
         answered = [True] * len(ids)
     elif needs_reference == "turn" and not all(answered):
-        turns = _with_an_answer_turn(run)
+        turns = _with_an_answer_turn(run, specs)
         answered = [known or id in turns for known, id in zip(answered, ids, strict=True)]
     order = sorted(range(len(ids)), key=ids.__getitem__)  # by code point, as everywhere
     kept = [row for row in order if answered[row]]
@@ -94,12 +100,12 @@ def read_candidates(
     return candidates, left
 
 
-def _with_an_answer_turn(run: RunReader) -> set[str]:
+def _with_an_answer_turn(run: RunReader, specs: Sequence[DatasetSpec]) -> set[str]:
     """Return the ids of the rows whose answer is a turn without text."""
     found = set()
-    for table in run.staged_columns(["id", "reference", "data"]):
-        for id, reference, data in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            if not (reference and reference.strip()) and answer_turn(json.loads(data), "") is not None:
+    for table in run.staged_columns(["id", "reference", "data", "dataset"]):
+        for id, reference, data, entry in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if not (reference and reference.strip()) and has_answer(json.loads(data), specs[entry]):
                 found.add(id)
     return found
 

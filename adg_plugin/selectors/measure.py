@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.selectors.base import Selector, Task
 from adg_plugin.selectors.candidates import Candidates, Floats, Pick, Picked, Why, without
 from adg_plugin.store import Rejection, RunFolder, RunReader
@@ -125,6 +125,7 @@ def not_measured(reason: str, who: str, measure: Measure) -> str:
         NON_FINITE: f"{who} gave NaN or infinity: {measure.numbers}",
         OUT_OF_MEMORY: f"{who} has no memory for it, even alone: {measure.memory}; the next run tries it again",
         NOT_MEASURED: f"{who} was not asked about it: run the same command again",
+        Reason.UNKNOWN_TOKEN: f"{who} has no embedding for one of its tokens: use the model's own tokenizer",
         Reason.NO_INSTRUCTION: f"its instruction is only white space, and {who} judges both: repair the row",
     }[reason]
 

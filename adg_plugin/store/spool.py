@@ -1,19 +1,19 @@
-"""Rows that wait on the disk until they can be written: in the order asked for, or with the types of all of them."""
+"""Rows that wait on the disk until they can be written: in the order asked for, or when all have been seen."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from adg_plugin.store.files import TEMPORARY, Sink, replacing, writing
+from adg_plugin.store.files import TEMPORARY, Sink, replacing
 from adg_plugin.store.staging import groups
 
 
@@ -74,13 +74,11 @@ def _line(id: str, data: str) -> bytes:
     return (data + "\n").encode()
 
 
-class TableSpool:
-    """Groups of rows on the disk, next to a path, each a table of its own types, until the types of all are known."""
+class RowSpool:
+    """Rows on the disk, next to a path, as JSON lines, until all of them have been seen."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._stack = path, ExitStack()
-        self._groups: list[tuple[pa.Schema, int]] = []  # types and size in bytes
-        self._error: Exception | None = None  # that of the first group that is no table; it counts if this one is used
 
     def __enter__(self) -> Self:
         self._spool, self._file = self._stack.enter_context(_spool(self._path))
@@ -91,32 +89,9 @@ class TableSpool:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Take a group of rows."""
-        if self._error is not None:
-            return
-        try:
-            table = pa.Table.from_pylist(rows)
-        except (pa.ArrowException, OverflowError) as err:
-            self._error = err
-            return
-        buffer = pa.BufferOutputStream()
-        with pa.ipc.new_stream(buffer, table.schema) as stream:
-            stream.write_table(table)
-        self._groups.append((table.schema, self._spool.write(buffer.getvalue())))
+        self._spool.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
-    def write(self, path: Path, names: list[str]) -> None:
-        """Write some of the columns as one Parquet file, a row group for each group.
-
-        Raises:
-            pa.ArrowException, OverflowError: the rows are no table.
-            StoreError: it cannot be written.
-        """
-        if self._error is not None:
-            raise self._error
-        picked = [pa.schema([schema.field(name) for name in names]) for schema, _ in self._groups]
-        schema = pa.unify_schemas(picked, promote_options="permissive")
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-        with replacing(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as file:
-            for _, size_bytes in self._groups:
-                table = pa.ipc.open_stream(self._file.read(size_bytes)).read_all().select(names)
-                file.write_table(pa.Table.from_pylist(table.to_pylist(), schema))
+    def groups(self, size: int) -> Iterator[list[dict[str, Any]]]:
+        """Yield all rows, `size` at a time, once."""
+        while group := [json.loads(line) for line in islice(self._file, size)]:
+            yield group

@@ -16,7 +16,7 @@ import numpy as np
 from adg_plugin.config.schema import ADGConfig, DatasetSpec
 from adg_plugin.console import ticking
 from adg_plugin.data.answer_file import texts_of
-from adg_plugin.data.layouts import UnusableRowError, is_missing
+from adg_plugin.data.cells import UnusableRowError, is_missing
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.data.rows import Rejection, Row, parse_row
 from adg_plugin.data.sources import Record, iter_records
@@ -96,12 +96,14 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def _scored(records: Iterable[Record], config: ADGConfig, backbone: Backbone, rows: _Rows) -> list[dict[str, Any]]:
     from adg_plugin.engines.base import GivenAnswers
     from adg_plugin.engines.factory import make_encoder
-    from adg_plugin.engines.models.loading import max_positions
+    from adg_plugin.engines.models.loading import embedding_rows, max_positions
     from adg_plugin.engines.split import SplitEngine
 
     positions = max_positions(backbone.model.config)
-    rules = AnswerRules(config, backbone.tokenizer, positions)
-    renderer = PromptRenderer(backbone.tokenizer, config.template, PromptLimit.of(config), config.truncate)
+    vocabulary = embedding_rows(backbone.model)
+    rules = AnswerRules(config, backbone.tokenizer, positions, vocabulary)
+    limit = PromptLimit.of(config, vocabulary=vocabulary)
+    renderer = PromptRenderer(backbone.tokenizer, config.template, limit, config.truncate)
     engine = SplitEngine(GivenAnswers(), make_encoder(backbone, config, longest=positions))
     measured: dict[int, tuple[float, float]] = {}  # dispersion and anisotropy, by place
     for result in ticking(engine.run(_prompts(records, renderer, rules, rows)), "scoring"):

@@ -7,7 +7,7 @@ from prompt_rows import CHATML, LLAMA3, ask, built, byte_level, instruction_text
 from tiny_models import tiny_tokenizer
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
 from adg_plugin.data.rows import Rejection
 from adg_plugin.errors import ConfigError

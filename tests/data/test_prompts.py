@@ -5,6 +5,7 @@ import json
 
 import pytest
 from hypothesis import given
+from parsed_rows import rejected
 from prompt_rows import (
     ASSISTANT,
     CHATML,
@@ -46,10 +47,14 @@ def test_system_tools_and_template_arguments_are_honoured():
     assert "Tools:" not in plain.text
 
 
-def test_template_arguments_that_clash_reject_the_row():
-    tokenizer = with_template(built("byte_level"), LLAMA3)
-    rejection = renderer(tokenizer).render(ask("Hi", chat_template_kwargs={"continue_final_message": True}))
-    assert rejection.reason == "template_error"
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tokenize", "documents", "continue_final_message", "add_generation_prompt", "messages"]
+)
+def test_a_row_cannot_steer_how_the_template_is_applied(name):
+    turns = {"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {name: "x"}}
+    reason, detail = rejected(turns)
+    assert reason == "template_error"
+    assert detail == f"chat_template_kwargs has {name}: not for a row to set, leave it out"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +255,11 @@ def test_a_template_that_is_not_there_or_broken(tmp_path, template, message):
     assert message in str(caught.value)
 
 
-def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow():
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow(named):
     dated = "{{ strftime_now('%d %b %Y') }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer = with_template(built("byte_level"), dated)
+    own = {"default": dated, "tool_use": f"Tools: {dated}"} if named else dated
+    tokenizer = with_template(built("byte_level"), own)
     assert renderer(tokenizer).render(ask("a")).text == "26 Jul 2024 a"
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    assert renderer(tokenizer).render(ask("a", tools=tools)).text == f"{'Tools: ' if named else ''}26 Jul 2024 a"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from parsed_rows import parse, unique
 
 from adg_plugin.config.schema import DatasetSpec
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.rows import Rejection, Row, canonical_json, unique_rows
 from adg_plugin.data.sources import Record, iter_records
 from adg_plugin.errors import DataError
@@ -96,7 +96,7 @@ def test_lone_surrogates_and_dates_have_ids_too():
     (row,) = unique({"instruction": "a", "when": datetime.date(2024, 1, 1), "n": decimal.Decimal("1.5"), "b": b"x"})
     assert isinstance(row, Row)
     with pytest.raises(
-        DataError, match=r"p\.jsonl:1: a value of type object cannot be written as JSON: drop that column"
+        DataError, match=r"p\.jsonl:1: column 'image': a value of type object cannot be written as JSON: drop that column"
     ):
         unique({"instruction": "a", "image": object()})
 

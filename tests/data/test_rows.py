@@ -12,7 +12,7 @@ from parsed_rows import ASSISTANT, SYSTEM, TOOL, USER, parse, rejected, unique
 from paths import SHARED_POOL
 
 from adg_plugin.config.schema import DatasetSpec
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.rows import Rejection, Row, unique_rows
 from adg_plugin.data.sources import Record, iter_memory, iter_records
 from adg_plugin.errors import DataError
@@ -304,4 +304,4 @@ def test_half_a_character_in_any_column_rejects_the_row(column):
 )
 def test_the_answer_of_a_row(data, answer):
     (row,) = unique(data)
-    assert row.answer() == answer
+    assert row.answer == answer

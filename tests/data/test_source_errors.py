@@ -1,10 +1,18 @@
 """Sources that cannot be read: the error says where and why."""
 
 import gzip
+import json
 import os
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from source_files import ROWS, data, message_of, spec, write, write_jsonl
+from source_files import ROWS, data, message_of, read, spec, write, write_jsonl
+
+from adg_plugin.data.rows import unique_rows
+from adg_plugin.data.sources import iter_memory
+from adg_plugin.errors import DataError
 
 
 def test_a_missing_file_is_named_with_the_accepted_formats(tmp_path):
@@ -91,7 +99,7 @@ def test_a_file_cut_short_is_an_error_after_the_rows_before(tmp_path):
 def test_csv_with_a_value_too_many_names_the_line(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("instruction,output\na,b\nhello, world,c\n")
-    assert f"{path}:3: 1 more values than the 2 columns: put quotes" in message_of(spec(path))
+    assert f"{path}:3: 3 values for 2 columns: fill up short rows" in message_of(spec(path))
 
 
 def test_csv_fields_may_be_long(tmp_path):
@@ -117,3 +125,70 @@ def test_permission_denied_is_named(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl")
     path.chmod(0)
     assert "p.jsonl: cannot be read" in message_of(spec(path))
+
+
+def test_a_link_to_nothing_among_the_files_of_a_folder_is_named(tmp_path):
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    assert "b.jsonl: a link to" in message_of(spec(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", [None, "data/train-*.jsonl"])
+def test_a_part_that_is_missing_is_named(tmp_path, pattern):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in (0, 2):
+        write(folder / f"train-{number:05d}-of-00003.jsonl")
+    expected = "train-00001-of-00003.jsonl: no such file, and 2 of its 3 parts are there"
+    assert expected in message_of(spec(tmp_path, data_files=pattern))
+    assert len(read(spec(tmp_path, data_files="data/train-00000-of-00003.jsonl"))) == len(ROWS)
+
+
+def test_a_folder_may_have_brackets_in_its_name(tmp_path):
+    folder = tmp_path / "pool[v2]"
+    folder.mkdir()
+    write(folder / "rows.jsonl")
+    assert data(spec(folder, data_files="*.jsonl")) == ROWS
+
+
+def test_blanks_around_the_names_of_columns_are_no_part_of_them(tmp_path):
+    (tmp_path / "pool.csv").write_text("instruction, input , output\nSum up,The text,The answer\n")
+    assert data(spec(tmp_path / "pool.csv")) == [{"instruction": "Sum up", "input": "The text", "output": "The answer"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("instruction,input,output\na,b,c\nsecond\n", "pool.csv:3: 1 values for 3 columns"),
+        ("instruction,input,output\na,b,c,d\n", "pool.csv:2: 4 values for 3 columns"),
+        ("instruction,output,output\nq,one,two\n", "pool.csv:1: two columns are named 'output': rename one"),
+    ],
+)
+def test_a_table_whose_rows_do_not_fit_its_header_is_named_with_the_line(tmp_path, text, message):
+    (tmp_path / "pool.csv").write_text(text)
+    assert message in message_of(spec(tmp_path / "pool.csv"))
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("inner", ["examples", "tools"])
+def test_a_document_that_is_a_row_is_one_whatever_lists_it_holds(tmp_path, indent, inner):
+    row = {"id": "a", inner: [{"instruction": "INNER", "output": "x"}], "instruction": "MAIN", "output": "y"}
+    (tmp_path / "pool.json").write_text(json.dumps(row, indent=indent))
+    assert data(spec(tmp_path / "pool.json")) == [row]
+    turns = {"messages": [{"role": "user", "content": "Why?"}]}
+    (tmp_path / "pool.json").write_text(json.dumps(turns, indent=indent))
+    assert data(spec(tmp_path / "pool.json")) == [turns]
+
+
+def test_a_date_beyond_the_year_9999_is_a_text(tmp_path):
+    far = pa.array([2**60, 0], pa.timestamp("us"))
+    pq.write_table(pa.table({"instruction": ["a", "b"], "when": far}), tmp_path / "pool.parquet")
+    rows = data(spec(tmp_path / "pool.parquet"))
+    assert [row["instruction"] for row in rows] == ["a", "b"]
+    assert all(isinstance(row["when"], str) for row in rows)
+
+
+def test_a_value_that_json_cannot_hold_is_named_with_its_column():
+    rows = [{"instruction": "a", "output": "b", "count": np.int64(3)}]
+    with pytest.raises(DataError, match=r"dataset:1: column 'count': a value of type int64 cannot be written as JSON"):
+        list(unique_rows(iter_memory(rows)))

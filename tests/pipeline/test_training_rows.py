@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 from tiny_runs import choose, pool_rows, write_jsonl
@@ -44,12 +45,20 @@ def test_rows_are_written_in_the_order_of_the_choice_a_group_at_a_time(model, tm
     assert {row["id"]: row.get("tools") for row in found if row.get("tools")} == {"row-3": json.dumps(rows[3]["tools"])}
 
 
-def test_a_chosen_row_without_an_answer_leaves_the_table_out(model, tmp_path, caplog):
-    caplog.set_level("INFO", logger="adg_plugin")
+def test_a_chosen_row_without_an_answer_leaves_the_table_to_the_others(model, tmp_path, caplog):
     rows = [*pool_rows(3), {"id": "x", "instruction": "Say no."}]
     choose(rows, model, tmp_path / "run", budget=4)
+    assert {row["id"] for row in table(tmp_path / "run")} == {"row-0", "row-1", "row-2"}
+    (warning,) = [r.message for r in caplog.records if "no answer to train on" in r.message]
+    assert warning.startswith("1 of the chosen rows have no answer to train on")
+    assert warning.endswith("(first: dataset:4)")
+
+
+def test_without_any_answer_there_is_no_table_and_a_warning(model, tmp_path, caplog):
+    choose([{"id": f"x{n}", "instruction": f"Say {n}."} for n in range(3)], model, tmp_path / "run", budget=3)
     assert not (tmp_path / "run" / TRAINING_FILE).exists()
-    assert any("is not written: dataset:4: the row has no answer to train on" in r.message for r in caplog.records)
+    (warning,) = [r for r in caplog.records if "is not written: " in r.message]
+    assert (warning.levelname, "the row has no answer to train on" in warning.message) == ("WARNING", True)
 
 
 TURNS = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
@@ -79,11 +88,32 @@ def test_each_chosen_row_is_parsed_once_and_nothing_temporary_is_left(model, tmp
     assert not list((tmp_path / "run").rglob("*.adg-tmp"))
 
 
-def test_a_column_that_no_table_can_hold_is_in_the_way_only_where_it_is_used(model, tmp_path):
-    """Turns whose contents are texts in some rows and lists of parts in others make no column `messages`."""
+def test_contents_of_texts_and_of_parts_make_one_column(model, tmp_path):
     parts = {"role": "user", "content": [{"type": "text", "text": "Why?"}]}
     rows = [{"id": "text", **TURNS}, {"id": "parts", "messages": [parts, TURNS["messages"][1]]}]
-    choose(rows, model, tmp_path / "whole", budget=2, template="chat")
-    assert not (tmp_path / "whole" / TRAINING_FILE).exists()
-    choose([*rows, *pool_rows(1)], model, tmp_path / "mixed", budget=3, template="chat")
-    assert {row["prompt"][0]["content"] for row in table(tmp_path / "mixed")} >= {"Why?"}
+    choose(rows, model, tmp_path / "run", budget=2, template="chat")
+    assert [row["messages"] for row in table(tmp_path / "run")] == [TURNS["messages"]] * 2
+
+
+def test_no_row_gets_the_keys_of_another_one_as_nulls(model, tmp_path):
+    """In tool calls, tools and template arguments; a null that was written stays."""
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+
+    def call(**arguments):
+        made = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        return [turns[0], made, {"role": "tool", "content": "42"}, turns[1]]
+
+    rows = [
+        {"id": "one", "messages": call(city="Lima"), "chat_template_kwargs": {"date": "1 May"}},
+        {"id": "two", "messages": call(a=1, b=None), "chat_template_kwargs": {"other": True}},
+        {"id": "three", "messages": turns},
+    ]
+    template = tmp_path / "calls.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls or '' }}\n{% endfor %}")
+    pool = [str(write_jsonl(tmp_path / "pool.jsonl", rows))]
+    choose(None, model, tmp_path / "run", budget=3, template=str(template), datasets=pool)
+    stored = datasets.load_dataset(str(tmp_path / "run"), cache_dir=str(tmp_path / "cache"))["train"]
+    found = {row["id"]: row for row in stored}
+    for row in rows:
+        assert found[row["id"]]["messages"] == row["messages"]
+        assert found[row["id"]]["chat_template_kwargs"] == row.get("chat_template_kwargs", {})

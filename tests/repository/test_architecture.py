@@ -26,6 +26,7 @@ FLOORS = {
     "demo": 2,
     "store": 2,
     "config": 1,
+    "digests": 0,
     "errors": 0,
     "version": 0,
     "console": 0,

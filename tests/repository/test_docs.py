@@ -131,7 +131,7 @@ def test_every_example_of_a_row_is_in_the_layout_of_its_heading():
             assert find_layout(data, spec) == layout
             row = parse_row(Record(data, "formats.md", spec))
             assert isinstance(row, Row)
-            assert row.answer() is not None
+            assert row.answer is not None
             seen.add(layout)
     assert seen == {"alpaca", "messages", "prompt_completion", "sharegpt"}
 
@@ -144,8 +144,8 @@ def test_the_accepted_files_are_those_of_the_readers():
 
 
 def test_every_reason_of_a_rejection_is_in_the_table():
+    from adg_plugin.data.cells import Reason
     from adg_plugin.data.filters import DISAGREES
-    from adg_plugin.data.layouts import Reason
     from adg_plugin.engines.forward import results
     from adg_plugin.engines.judges.causal_lm import ANSWER_TOO_SHORT
     from adg_plugin.selectors.likelihood.selectors import ABOVE_1, NOT_BELOW_1

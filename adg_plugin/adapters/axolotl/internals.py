@@ -113,7 +113,7 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
                 formats = partial(by_formats, columns)
             elif _is_chat(kind):
                 template = get_chat_template_from_config(cfg=plain, ds_cfg=part, tokenizer=tokenizer)
-            columns = {key: value for key, value in columns.items() if key.startswith(("field_", "message_"))}
+            columns = {key: value for key, value in columns.items() if key.startswith(("field_", "message_", "roles"))}
             yield Source(number, str(part["path"]), kind, columns, template, formats, raw, tokenised)
 
 

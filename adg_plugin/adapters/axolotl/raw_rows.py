@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from adg_plugin.config.schema import DatasetSpec
+from adg_plugin.data.readers import without_nulls
 from adg_plugin.data.rows import Rejection, Row, parse_row
 from adg_plugin.data.sources import Record
 from adg_plugin.data.templates import PromptText, framed
@@ -26,7 +27,7 @@ def read_raw(
 ) -> Row | Rejection | None:
     """Return a raw row in a known layout, else None; a ConfigError if parts of a turn say whether they are trained."""
     # A table gives every row the columns of all others; without the empty ones it is the row that was written.
-    present = {key: _present(value) for key, value in data.items() if value is not None}
+    present = without_nulls(data)
     _refuse_flags(present, where)
     try:
         row = parse_row(Record(present, where, spec))
@@ -35,12 +36,6 @@ def read_raw(
     if isinstance(row, Row) and template_kwargs:
         return replace(row, chat_template_kwargs={**template_kwargs, **row.chat_template_kwargs})
     return row
-
-
-def _present(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _present(item) for key, item in value.items() if item is not None}
-    return [_present(item) for item in value] if isinstance(value, list) else value
 
 
 def _refuse_flags(data: Mapping[str, Any], where: str) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.adapters.axolotl.raw_rows import columns_of, read_raw
+from adg_plugin.data.cells import Reason, UnusableRowError
 from adg_plugin.data.filters import ReferenceResponses, RowFilters
-from adg_plugin.data.layouts import Reason
-from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered
+from adg_plugin.data.prompts import PromptLimit, PromptRenderer, Rendered, refuse_unknown
 from adg_plugin.data.rows import Rejection, Row, row_json
 from adg_plugin.errors import ConfigError
 from adg_plugin.store import Rejection as StoredRejection
@@ -31,7 +31,6 @@ _MASKED = -100
 _END_WITHIN = 3  # Axolotl unmasks an end token that stands up to so many tokens behind its turn
 _BATCH_ROWS = 256
 _NO_ANSWER = "no_trained_answer"
-_UNKNOWN_TOKEN = "unknown_token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,6 @@ class Training:
     tokenizer: Any  # the one that training uses
     end_tokens: frozenset[int]  # ids that end a turn
     sequence_len: int  # rows are known by so many tokens, as Axolotl may cut the rest
-    vocabulary: int  # number of tokens that the backbone knows
     template_kwargs: Mapping[str, Any]
     other_tokens: PromptRenderer | None = None  # for a backbone that reads other tokens than those of training
 
@@ -174,13 +172,16 @@ class _Reader:
         return self._prompt(row, rendered.token_ids, rendered.span, rendered.text)
 
     def _as_trained(self, row: _TokenRow, rendered: Shown) -> Staged:
-        prompt, limit, vocabulary = row.prompt, self._training.limit, self._training.vocabulary
+        prompt, limit = row.prompt, self._training.limit
         if prompt is None or not len(prompt):
             return row.rejected(_NO_ANSWER, f"{'nothing' if prompt is None else 'all'} of the row is trained on")
         if len(prompt) > limit.tokens:
             return row.rejected(Reason.TOO_LONG, limit.refusal(len(prompt)))
-        if (last := prompt.max()) >= vocabulary:
-            return row.rejected(_UNKNOWN_TOKEN, f"token {last} is not in the backbone's vocabulary of {vocabulary}")
+        try:
+            for tokens, what in ((prompt, "the prompt"), (row.answer, "the answer")):
+                refuse_unknown(self._training.tokenizer, tokens, limit.vocabulary, what)
+        except UnusableRowError as err:
+            return row.rejected(err.reason, err.detail)
         if isinstance(rendered, Rendered) and _agreeing(rendered.token_ids, prompt) >= rendered.span[1]:
             span = rendered.span
         else:

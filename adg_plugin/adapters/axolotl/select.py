@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoConfig
 
 from adg_plugin.adapters.axolotl import internals as axolotl
 from adg_plugin.adapters.axolotl.args import selection_config
@@ -21,7 +20,6 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.data.filters import ReferenceResponses, RowFilters
 from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.engines.models.loading import Source
-from adg_plugin.engines.models.location import model_location
 from adg_plugin.errors import ADGError, ConfigError, DataError
 from adg_plugin.pipeline.stage import Pool, staging_digest
 from adg_plugin.store import RunFolder, keys
@@ -139,10 +137,7 @@ def _stage_all(cfg: Any, parts: list[_Part], source: Source, tokenizer: Any, wan
 
 
 def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any, wanted: Container[bytes]) -> None:
-    config, limit = part.config, PromptLimit.of(part.config, source.positions)
-    model = AutoConfig.from_pretrained(
-        model_location(config), revision=config.revision or "main", trust_remote_code=config.trust_remote_code
-    )
+    config, limit = part.config, PromptLimit.of(part.config, source.positions, source.vocabulary)
     other_tokens = None
     if not _reads_the_same(source.tokenizer, tokenizer):
         other_tokens = PromptRenderer(source.tokenizer, config.template, limit, config.truncate)
@@ -153,7 +148,6 @@ def _stage(cfg: Any, part: _Part, run: RunFolder, source: Source, tokenizer: Any
         tokenizer=tokenizer,
         end_tokens=axolotl.end_tokens(cfg, tokenizer),
         sequence_len=cfg["sequence_len"],
-        vocabulary=int(model.get_text_config().vocab_size),
         template_kwargs=cfg.get("chat_template_kwargs") or {},
         other_tokens=other_tokens,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -16,19 +18,17 @@ from adg_plugin.adapters.torch_team import this_team
 from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig
 from adg_plugin.data.layouts import find_layout
-from adg_plugin.data.templates import ALPACA
-from adg_plugin.errors import ConfigError, DataError
+from adg_plugin.data.sources import iter_memory
+from adg_plugin.errors import ConfigError, DataError, first_line
 from adg_plugin.pipeline.in_memory import choose_in_memory, positions, rows_digest
 from adg_plugin.pipeline.stage import memory_spec
-from adg_plugin.pipeline.training_rows import parse_chosen, training_rows
+from adg_plugin.pipeline.training_rows import parse_chosen, training_table
 from adg_plugin.store.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 CHOSEN = "adg_selection.json"  # in each checkpoint, written last, and in the trainer's output folder
 _VERSION = 1
-# SFTTrainer looks at these before `messages`, so a data set that has both would be read otherwise than it was scored.
-_BEFORE_MESSAGES = ("prompt", "completion", "conversations", "text")
 _LOOKED_AT_ROWS = 100
 _TRAINED = "%d rows chosen, %d trained: %d had no trained token left after truncation to max_length (%s)"
 
@@ -39,43 +39,60 @@ class PoolForm:
     def __init__(self, pool: Dataset, template: str) -> None:
         self.layouts, self.template = {find_layout(row, IN_MEMORY) for row in pool}, template
 
-    def rows(self, dataset: Dataset, tokenizer: Any) -> Dataset:
-        """Return rows as `messages` or as `prompt` and `completion`; rows that are so already stay as they are.
+    def rows(self, dataset: Dataset, tokenizer: Any, *, compare: bool = True) -> Dataset:
+        """Return rows as `messages` or as `prompt` and `completion`, made of what was parsed; no other column is left.
 
         Args:
             tokenizer: of the model, or None where it is not known yet and has a chat template.
+            compare: warn of rows whose prompt is not the beginning of what is trained.
 
         Raises:
             ConfigError: conversations, and a tokenizer without a chat template.
-            DataError: text prompts and turns are mixed, or a row has no answer.
+            DataError: text prompts and turns are mixed, a row cannot be read, or none has an answer.
         """
         has_chat = tokenizer is None or bool(getattr(tokenizer, "chat_template", None))
         conversations = self.layouts <= {"messages", "sharegpt"}
         if conversations and not has_chat:
             problem = "the tokenizer has no chat template, and the rows are conversations: set chat_template_path"
             raise ConfigError([f"{problem} for the trainer"])
-        if self.template not in ALPACA:
-            if self.layouts == {"messages"} and all(isinstance(row, list) for row in dataset["messages"]):
-                return dataset.remove_columns([name for name in _BEFORE_MESSAGES if name in dataset.column_names])
-            if self.layouts == {"prompt_completion"}:
-                return dataset
-        parsed = [parse_chosen(row, f"train_dataset:{number}", IN_MEMORY) for number, row in enumerate(dataset, 1)]
+        parsed = [parse_chosen(record.data, f"train_{record.where}", IN_MEMORY) for record in iter_memory(dataset)]
         kind = "chat" if self.template == "auto" and tokenizer is None else self.template
-        return Dataset.from_list(training_rows(parsed, tokenizer, kind, whole=conversations))
+        return Dataset(InMemoryTable(training_table(parsed, tokenizer, kind, whole=conversations, compare=compare)))
 
     def sample(self, pool: Dataset, tokenizer: Any) -> Dataset:
         """Return a usable row, to show SFTTrainer the kind of data; a DataError if the first hundred have none."""
         for number in range(min(_LOOKED_AT_ROWS, len(pool))):
             try:
-                return self.rows(pool.select([number]), tokenizer)
+                return self.rows(pool.select([number]), tokenizer, compare=False)
             except DataError as err:
                 problem = err
         raise problem
 
 
-def as_trl(dataset: Dataset, tokenizer: Any, template: str) -> Dataset:
-    """Return all rows of a data set as SFTTrainer takes them; see `PoolForm.rows`."""
-    return PoolForm(dataset, template).rows(dataset, tokenizer)
+def prepare_sample(prepare: Callable[[], Any]) -> None:
+    """Let a trainer prepare a row for real, so that what it cannot take is known before anything is sampled.
+
+    Raises:
+        DataError: it cannot, with its own words.
+    """
+    try:
+        prepare()
+    except Exception as err:
+        problem = f"SFTTrainer cannot prepare a row of train_dataset: {type(err).__name__}: {first_line(err)}"
+        raise DataError(f"{problem}; nothing was sampled") from err
+
+
+def evaluation_rows(dataset: Any, tokenizer: Any, template: str) -> Any:
+    """Return rows to evaluate on: in a layout that is read here, rendered as those of training; others as they are.
+
+    Text, tokens and streams are the trainer's own business. Arguments and errors are those of `PoolForm.rows`.
+    """
+    if isinstance(dataset, dict):
+        return {name: evaluation_rows(part, tokenizer, template) for name, part in dataset.items()}
+    if not isinstance(dataset, Dataset) or not len(dataset) or "input_ids" in dataset.column_names:
+        return dataset
+    form = PoolForm(dataset, template)
+    return dataset if None in form.layouts else form.rows(dataset, tokenizer, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

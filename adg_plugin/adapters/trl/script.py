@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, set_seed
 from adg_plugin.adapters.processes import follow, guarded
 from adg_plugin.adapters.trl.arguments import NO_MODEL, Request, read_command
 from adg_plugin.adapters.trl.checks import check_pool, check_settings, trl
-from adg_plugin.adapters.trl.choice import ChosenIds, KeepChosenIds, as_trl, checkpoint_of, prepared_counts
+from adg_plugin.adapters.trl.choice import ChosenIds, KeepChosenIds, checkpoint_of, evaluation_rows, prepared_counts
 from adg_plugin.adapters.trl.plan import evaluation_set, training_set
 from adg_plugin.adapters.trl.run import SUMMARY
 from adg_plugin.config.run_folder import run_folder
@@ -159,7 +159,7 @@ def of_run_folder(request: Request, checkpoint: Path | None = None) -> tuple[Any
             tokenizer = AutoTokenizer.from_pretrained(
                 arguments["model"], revision=model.model_revision, trust_remote_code=training.trust_remote_code
             )
-        held_out = as_trl(held_out, tokenizer, manifest["config"]["template"])
+        held_out = evaluation_rows(held_out, tokenizer, manifest["config"]["template"])
     trainer = trl().SFTTrainer(train_dataset=rows, eval_dataset=held_out, **arguments)
     output_dir = Path(trainer.args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, TrainerCallback
 
 from adg_plugin.adapters.trl.checks import OTHER_TRL, check_pool, check_processing_class, check_settings, trl
-from adg_plugin.adapters.trl.choice import Choice, PoolForm, as_trl
+from adg_plugin.adapters.trl.choice import Choice, PoolForm, evaluation_rows, prepare_sample
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig
 from adg_plugin.data.layouts import find_layout
 from adg_plugin.errors import ADGError, ConfigError
@@ -51,7 +52,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
         form = PoolForm(pool, selection_config.template)
         self._held = given["train_dataset"] = form.sample(pool, shown)
         if given.get("eval_dataset") is not None:
-            given["eval_dataset"] = _eval(given["eval_dataset"], shown, selection_config.template)
+            given["eval_dataset"] = evaluation_rows(given["eval_dataset"], shown, selection_config.template)
         self._is_held = False
         super().__init__(*bound.args[1:], **bound.kwargs)
         if not self._is_held:
@@ -71,6 +72,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         if dataset is self._held:
             self._is_held = True
+            prepare_sample(partial(super()._prepare_dataset, dataset, *arguments, **keywords))
             return dataset
         return super()._prepare_dataset(dataset, *arguments, **keywords)
 
@@ -93,13 +95,6 @@ def _tokenizer_of(model: Any) -> Any:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _eval(dataset: Any, tokenizer: Any, template: str) -> Any:
-    if isinstance(dataset, dict):
-        return {name: _eval(part, tokenizer, template) for name, part in dataset.items()}
-    check_pool(dataset, "eval_dataset")
-    return as_trl(dataset, tokenizer, template)
 
 
 class ADGSelectionCallback(TrainerCallback):
@@ -132,14 +127,17 @@ class ADGSelectionCallback(TrainerCallback):
         check_pool(train_dataset)
         check_processing_class(trainer.processing_class)
         assert train_dataset is not None
-        layout = find_layout(train_dataset[0], IN_MEMORY)
-        if layout not in ("messages", "prompt_completion"):
+        if find_layout(train_dataset[0], IN_MEMORY) == "alpaca":
             # The trainer has decided already what kind of loss it takes, by the columns.
-            problem = f"train_dataset is in the layout {layout}, which SFTTrainer does not read by itself: use"
-            fix = "ADGSFTTrainer, or give both the trainer and the callback messages, or prompt and completion"
-            raise ConfigError([f"{problem} {fix}"])
-        form = PoolForm(train_dataset, config.template)
-        self._choice = Choice(train_dataset, form, config, trainer.args.output_dir)
+            problem = "train_dataset is in the layout alpaca, which SFTTrainer does not read: use ADGSFTTrainer"
+            raise ConfigError(
+                [f"{problem}, or give both the trainer and the callback messages, or prompt and completion"]
+            )
+        form, args = PoolForm(train_dataset, config.template), trainer.args
+        tokenizer = trainer.processing_class
+        sample = form.sample(train_dataset, tokenizer)
+        prepare_sample(partial(trainer._prepare_dataset, sample, tokenizer, args, args.packing, None, "train"))
+        self._choice = Choice(train_dataset, form, config, args.output_dir)
         self._bind(trainer, self._choice)
         trainer.add_callback(self)
 

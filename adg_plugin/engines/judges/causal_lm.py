@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.prompts import Rendered
 from adg_plugin.engines.judges.judge import Answer, Batches, Input
 from adg_plugin.engines.models.inference_state import replaced

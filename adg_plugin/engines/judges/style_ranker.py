@@ -5,7 +5,6 @@ The definition (arXiv 2406.10882) is that package's; nothing of it is written he
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
+from adg_plugin.digests import files_digest
 from adg_plugin.engines.judges.judge import Answer, Batches
-from adg_plugin.engines.models.fingerprint import sample_file
 from adg_plugin.engines.models.loading import LOADING_ERRORS, pick_device
 from adg_plugin.errors import ModelError, first_line, need
 
@@ -71,11 +70,8 @@ class StyleRanker:
                     f"{self._named}: its encoder {encoder!r} brings its own code (trust_remote_code is about the "
                     f"backbone): use a ranker without, such as {EXAMPLE}"
                 )
-            digest = hashlib.blake2b(digest_size=16)  # of the ranker's files: its weights hold those of the encoder
             files = {path for pattern in _NEEDED_FILES for path in self._folder.glob(pattern) if path.is_file()}
-            for path in sorted(files):
-                sample_file(digest, path)
-            self.identity = digest.hexdigest()
+            self.identity = files_digest(sorted(files))  # the ranker's weights hold those of the encoder
         except _LOADING_ERRORS as err:
             raise self._unreadable(err) from err
 

@@ -7,21 +7,24 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from adg_plugin.config.groups import ModelSettings
+from adg_plugin.digests import files_digest
 from adg_plugin.engines.models.location import model_location, unreadable
 
 _FORMATS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
-# Of each file: read in a fraction of a second, and no change of a thousandth of it in one place stays unseen.
-_PLACES, _PLACE_BYTES = 1024, 1 << 12
+_CONFIGS = ("config.json", "adapter_config.json")
+_VIEWS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # of elements by their size in bytes
+_CHUNK = 1 << 22  # elements at once: their sums take eight times as many bytes, and more
 
 
 def fingerprint(config: ModelSettings) -> str:
     """Return what tells this model's weights from all others: a commit of the hub, or a digest of a folder.
 
-    The digest covers the folder's config and, of each weight file, name, size, header and samples of its bytes.
+    The digest covers every byte of the folder's config, weights with their index, and Python code.
 
     Raises:
         ModelError: the model cannot be found.
@@ -34,38 +37,38 @@ def fingerprint(config: ModelSettings) -> str:
             raise unreadable("model", location, err) from err
         assert found is not None
         return f"{location}@{Path(found).parent.name}"
-    digest = hashlib.blake2b(digest_size=16)
     folder = Path(location)
-    weights = sorted(p for p in folder.iterdir() if p.suffix in _FORMATS)
-    for path in [folder / "config.json", *weights]:
-        if path.is_file():
-            sample_file(digest, path)
-    return digest.hexdigest()
+    top = [p for p in folder.iterdir() if p.suffix in _FORMATS or p.name in _CONFIGS or p.name.endswith(".index.json")]
+    return files_digest(sorted(p for p in {*top, *folder.rglob("*.py")} if p.is_file()))
 
 
 @torch.no_grad()
 def weights_digest(model: PreTrainedModel) -> str:
-    """Return a digest of a model in memory: names, types, shapes and samples of its weights, adapters left out."""
+    """Return a digest of a model in memory: names, types, shapes and all elements of its weights, adapters left out.
+
+    The elements are summed up where they are, as integers times odd numbers that depend on their places, so a weight
+    of which one element differs has another digest.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in model.named_parameters():
         if ".lora_" in name:
             continue
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 256)].float().cpu().numpy()
-        shape = name.replace(".base_layer", ""), str(weight.dtype), list(weight.shape)
-        digest.update(json.dumps(shape).encode())
-        digest.update(sample.tobytes())
+        scales = getattr(getattr(weight, "quant_state", None), "absmax", None)  # of weights in 4-bit
+        for tensor in (weight.detach(), *([] if scales is None else [scales])):
+            about = name.replace(".base_layer", ""), str(tensor.dtype), list(tensor.shape), _checksum(tensor)
+            digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
 
-def sample_file(digest: hashlib.blake2b, path: Path) -> None:
-    """Add name, size and samples of a file's bytes to a digest."""
-    size = path.stat().st_size
-    digest.update(json.dumps([path.name, size]).encode())
-    with path.open("rb") as file:
-        if size <= _PLACES * _PLACE_BYTES:
-            digest.update(file.read())
-            return
-        for place in range(_PLACES):
-            file.seek(place * (size - _PLACE_BYTES) // (_PLACES - 1))
-            digest.update(file.read(_PLACE_BYTES))
+def _checksum(tensor: Tensor) -> list[int]:
+    """Return two sums over a tensor's elements, as integers modulo 2**64."""
+    flat = tensor.contiguous().view(-1).view(_VIEWS[tensor.element_size()])
+    sums = torch.zeros(2, dtype=torch.int64, device=flat.device)
+    for start in range(0, len(flat), _CHUNK):
+        values = flat[start : start + _CHUNK].long()
+        places = torch.arange(start, start + len(values), device=flat.device)
+        for number, (factor, shift) in enumerate(((-7046029254386353131, 29), (-4417276706812531889, 31))):
+            weights = places * factor
+            weights = ((weights ^ (weights >> shift)) * factor) | 1
+            sums[number] += (values * weights).sum()
+    return sums.tolist()

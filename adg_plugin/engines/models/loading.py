@@ -107,6 +107,7 @@ class Source:
         identity: what tells the model's weights from all others.
         positions: tokens that the model can tell apart by position, prompt and answer together; None where it sets no
             limit.
+        vocabulary: how many tokens the model has embeddings for; None where its config does not say.
         stored_dtype: what the checkpoint's weights are, as torch names it; None where it does not say.
         load: returns the model; called only when there are rows to sample.
         in_memory: whether it is loaded already, so that settings of loading do not apply.
@@ -119,6 +120,7 @@ class Source:
     load: Callable[[], Backbone]
     stored_dtype: str | None = None
     in_memory: bool = False
+    vocabulary: int | None = None
 
     def dtype(self, config: ModelSettings) -> str:
         """Return the weights' type, as torch names it; a ModelError where neither config nor checkpoint says."""
@@ -143,6 +145,7 @@ class Source:
             max_positions(about),
             lambda: load_backbone(config, tokenizer),
             None if stored is None else str(stored).removeprefix("torch."),
+            vocabulary=getattr(about.get_text_config(), "vocab_size", None),
         )
 
     @classmethod
@@ -170,8 +173,15 @@ class Source:
         _refuse_more_than_all_tokens(config, model.config)
         eos_ids = end_tokens(config, tokenizer, model.generation_config)
         backbone = Backbone(model, tokenizer, eos_ids)
-        positions = max_positions(model.config)
-        return cls(tokenizer, eos_ids, weights_digest(model), positions, lambda: backbone, in_memory=True)
+        return cls(
+            tokenizer,
+            eos_ids,
+            weights_digest(model),
+            max_positions(model.config),
+            lambda: backbone,
+            in_memory=True,
+            vocabulary=embedding_rows(model),
+        )
 
 
 def _refuse_spread(model: PreTrainedModel) -> None:
@@ -193,6 +203,12 @@ def _refuse_more_than_all_tokens(config: ADGConfig, about: PreTrainedConfig) -> 
     sampled = samples(config.method) and config.answers is None
     if sampled and vocabulary is not None and config.top_k > vocabulary:
         raise ConfigError([f"top_k is {config.top_k}: the model has {vocabulary} tokens; use fewer, or 0 for all"])
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many tokens a model has embeddings for."""
+    weight: Any = model.get_input_embeddings().weight
+    return int(weight.shape[0])
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -242,7 +258,11 @@ def pick_device(name: str) -> torch.device:
 def _own_generation_config(config: ModelSettings) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
-    except OSError:  # the model has none: transformers takes what its config says
+    except (OSError, TypeError) as err:
+        if isinstance(err, TypeError) or isinstance(err.__context__, ValueError):  # not JSON, or no object
+            problem = f"model is {model_location(config)!r}: its generation_config.json cannot be read"
+            raise ModelError(f"{problem} ({first_line(err)}): mend it, or delete it") from None
+        # The model has none: transformers takes what its config says.
         return GenerationConfig.from_model_config(_from_pretrained(AutoConfig, "config", config))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig
+from adg_plugin.data.cells import Reason
 from adg_plugin.store import RunReader, keys, staging
 from adg_plugin.store.reader import PROMPTS
 
@@ -108,7 +109,11 @@ class LikelihoodJudge:
         """Yield each row's answer after its prompt and alone, or why there is nothing to compare."""
         from adg_plugin.engines.judges.causal_lm import continuations
 
-        return (continuations(row, self.max_tokens) for row in rows)
+        known = self.source.vocabulary
+        for row in rows:
+            tokens = np.concatenate((row.prompt_ids, row.answer_ids, row.before_ids))
+            unknown = known is not None and tokens.max(initial=0) >= known
+            yield Reason.UNKNOWN_TOKEN.value if unknown else continuations(row, self.max_tokens)
 
     def load(self) -> Likelihoods:
         """Return the model, in memory."""

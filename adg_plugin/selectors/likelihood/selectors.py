@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.engines.models.side_models import other_model, other_model_settings
 from adg_plugin.selectors.candidates import NO_ANSWER, Floats, Why
 from adg_plugin.selectors.likelihood.judge import LikelihoodJudge

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from adg_plugin.data.layouts import is_missing
+from adg_plugin.data.cells import is_missing
 from adg_plugin.errors import DataError, first_line
 from adg_plugin.store import RunReader
 

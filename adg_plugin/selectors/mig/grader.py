@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import pyarrow as pa
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.data.rows import Row
 from adg_plugin.data.templates import ChatTemplate, PromptText, Template, framed
 from adg_plugin.errors import ModelError

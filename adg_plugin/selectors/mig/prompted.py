@@ -57,7 +57,7 @@ class PromptedJudge(ABC):
                 f"{self.named}: a question may take {room} tokens, and has {len(bare.token_ids)} without the row's own "
                 "words; name a model with more positions or a larger vocabulary"
             )
-        limit = PromptLimit(room, self.named, self.fix)
+        limit = PromptLimit(room, self.named, self.fix, self.source.vocabulary)
         self.renderer = PromptRenderer(self.source.tokenizer, template, limit, truncate=True)
         # All that an answer depends on, apart from the row: the question's tokens stand for template and vocabulary.
         recipe = {"model": self.source.identity, "question": bare.token_ids.tolist()}
@@ -141,7 +141,8 @@ def question_row(id: str, instruction: str, reference: str = "") -> Row:
         text=None,
         instruction=instruction,
         input="",
-        reference=reference,
+        answer={"role": "assistant", "content": reference} if reference else None,
+        completion_start=1,
         tools=None,
         # Models that can think first are asked not to: the answer is a list, or a grade that has to come next.
         chat_template_kwargs={"enable_thinking": False},

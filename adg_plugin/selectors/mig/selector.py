@@ -10,7 +10,7 @@ import numpy as np
 
 from adg_plugin.config.methods import MethodSettings
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.data.layouts import Reason
+from adg_plugin.data.cells import Reason
 from adg_plugin.errors import DataError
 from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.selectors.base import ANSWERS, Ask, Selector, Task

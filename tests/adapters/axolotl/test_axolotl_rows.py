@@ -66,13 +66,12 @@ def test_rows_are_known_by_the_tokens_that_training_keeps():
 
 def training(**changes):
     values = {
-        "limit": PromptLimit.of(ADGConfig()),
+        "limit": PromptLimit.of(ADGConfig(), vocabulary=260),
         "recipe": b"r",
         "reference_responses": ReferenceResponses(tiny_tokenizer(), 0),
         "tokenizer": tiny_tokenizer(),
         "end_tokens": END,
         "sequence_len": 512,
-        "vocabulary": 260,
         "template_kwargs": {},
         **changes,
     }
@@ -155,7 +154,11 @@ def test_equal_rows_come_once_and_an_id_twice_gets_another():
             "prompt_too_long",
             "max_prompt_tokens is 20: raise it",
         ),
-        ({"vocabulary": 100}, "unknown_token", "is not in the backbone's vocabulary of 100"),
+        (
+            {"limit": PromptLimit.of(ADGConfig(), vocabulary=100)},
+            "unknown_token",
+            "and the model has embeddings for 100 tokens",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_rejected_with_the_reason(changes, reason, detail):

@@ -98,6 +98,21 @@ def test_conversations_are_asked_their_last_question(tmp_path):
     assert len(meta.train_dataset) == 10
 
 
+@pytest.mark.parametrize("names", [("prompter", "bing"), ("customer", "agent")])
+def test_roles_of_an_entry_are_those_of_the_selection(tmp_path, names):
+    said = dict(zip(("user", "assistant"), names, strict=True))
+    rows = [
+        {"id": row["id"], "talk": [{"who": said[turn["role"]], "says": turn["content"]} for turn in row["messages"]]}
+        for row in CHATS
+    ]
+    entry = {"path": str(write_jsonl(tmp_path / "pool.jsonl", rows)), "type": "chat_template", "field_messages": "talk"}
+    entry |= {"roles": {role: [name] for role, name in said.items()}}
+    entry |= {"message_property_mappings": {"role": "who", "content": "says"}}
+    cfg, meta = load_datasets(write_config(tmp_path, adg={**ADG, "datasets": [entry]}))
+    assert len(meta.train_dataset) == 10
+    assert chosen(cfg) == expected(tmp_path, CHATS, "chat")
+
+
 @pytest.mark.parametrize(
     ("rows", "kind", "template", "settings", "entry"),
     [

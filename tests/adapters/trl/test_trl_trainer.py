@@ -322,11 +322,11 @@ def test_four_bit_weights_train_a_lora(tmp_path):
 
 
 def test_a_mixture_of_layouts_becomes_prompts_and_completions():
-    from adg_plugin.adapters.trl.choice import as_trl
+    from adg_plugin.adapters.trl.choice import PoolForm
 
     first, second = pool("messages")[0], pool("alpaca")[1]
     mixed = Dataset.from_list([{**dict.fromkeys(second), **first}, {**dict.fromkeys(first), **second}])
-    rows = as_trl(mixed, tiny_tokenizer(), "auto")
+    rows = PoolForm(mixed, "auto").rows(mixed, tiny_tokenizer())
     assert [row["prompt"][0]["content"] for row in rows] == [
         "Say something about cats",
         "Say something about the input\n\ndogs",
