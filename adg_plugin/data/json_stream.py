@@ -13,6 +13,7 @@ from adg_plugin.errors import DataError
 NumberedRow = tuple[int, dict[str, Any]]
 
 CHUNK = 1 << 20  # bytes or characters read at once
+LONGEST_VALUE = 256 << 20  # bytes or characters of a row; Python needs several times as much for it
 
 
 def excerpt(text: str, position: int) -> str:
@@ -49,6 +50,8 @@ class _Document:
         self._ended = False
 
     def _more(self) -> None:
+        if len(self._buffer) - self._position > LONGEST_VALUE:
+            raise self.error(f"a row of more than {LONGEST_VALUE >> 20} MiB")
         self._lines_dropped += self._buffer.count("\n", 0, self._position)
         chunk = self._file.read(max(CHUNK, len(self._buffer) - self._position))  # doubling: a huge value stays linear
         self._ended = not chunk

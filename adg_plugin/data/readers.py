@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from adg_plugin.data.json_stream import CHUNK, NumberedRow, excerpt, read_document
+from adg_plugin.data.json_stream import CHUNK, LONGEST_VALUE, NumberedRow, excerpt, read_document
 from adg_plugin.errors import DataError
 
 Format = Literal["lines", "json", "csv", "tsv", "parquet", "arrow"]
@@ -99,9 +99,13 @@ def _open(path: Path, compression: str | None) -> BinaryIO:
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[NumberedRow]:
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(iter(lambda: file.readline(LONGEST_VALUE + 1), b""), 1):
         if raw.isspace():
             continue
+        if len(raw) > LONGEST_VALUE:
+            raise DataError(
+                f"{path}:{number}: a line of more than {LONGEST_VALUE >> 20} MiB: a .jsonl file has a row a line"
+            )
         try:
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
         except UnicodeDecodeError as err:

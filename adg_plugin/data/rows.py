@@ -7,6 +7,7 @@ import decimal
 import hashlib
 import itertools
 import json
+import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -85,8 +86,22 @@ def canonical_json(data: Mapping[str, Any]) -> str:
 
 
 def row_json(data: Mapping[str, Any]) -> str:
-    """Return the row as JSON text, keys in their own order; a TypeError for a value that JSON cannot hold."""
-    return json.dumps(data, ensure_ascii=False, default=_plain)
+    """Return the row as JSON text, keys in their own order; a TypeError for a value that JSON cannot hold.
+
+    NaN and infinity, for which JSON has no word, become null.
+    """
+    try:
+        return json.dumps(data, ensure_ascii=False, default=_plain, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data), ensure_ascii=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def parse_row(record: Record, layout: Layout | None = None) -> Row | Rejection:

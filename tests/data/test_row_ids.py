@@ -96,7 +96,8 @@ def test_lone_surrogates_and_dates_have_ids_too():
     (row,) = unique({"instruction": "a", "when": datetime.date(2024, 1, 1), "n": decimal.Decimal("1.5"), "b": b"x"})
     assert isinstance(row, Row)
     with pytest.raises(
-        DataError, match=r"p\.jsonl:1: column 'image': a value of type object cannot be written as JSON: drop that column"
+        DataError,
+        match=r"p\.jsonl:1: column 'image': a value of type object cannot be written as JSON: drop that column",
     ):
         unique({"instruction": "a", "image": object()})
 

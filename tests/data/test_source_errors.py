@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 import os
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from source_files import ROWS, data, message_of, read, spec, write, write_jsonl
 
-from adg_plugin.data.rows import unique_rows
+from adg_plugin.data import json_stream, readers
+from adg_plugin.data.rows import row_json, unique_rows
 from adg_plugin.data.sources import iter_memory
 from adg_plugin.errors import DataError
 
@@ -192,3 +195,21 @@ def test_a_value_that_json_cannot_hold_is_named_with_its_column():
     rows = [{"instruction": "a", "output": "b", "count": np.int64(3)}]
     with pytest.raises(DataError, match=r"dataset:1: column 'count': a value of type int64 cannot be written as JSON"):
         list(unique_rows(iter_memory(rows)))
+
+
+@pytest.mark.parametrize("name", ["pool.jsonl", "pool.json"])
+def test_a_row_that_no_memory_is_for_is_named(tmp_path, monkeypatch, name):
+    for module in (json_stream, readers):
+        monkeypatch.setattr(module, "LONGEST_VALUE", 1 << 20)
+        monkeypatch.setattr(json_stream, "CHUNK", 1 << 16)
+    rows = [{"instruction": "a"}, {"instruction": "b" * (2 << 20)}]
+    text = json.dumps(rows) if name == "pool.json" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_text(text)
+    assert re.search(
+        r"pool.json(l:2: a line|:1: not JSON \(a row) of more than 1 MiB", message_of(spec(tmp_path / name))
+    )
+
+
+def test_what_json_has_no_word_for_is_null():
+    row = {"instruction": "a", "score": math.nan, "nested": [{"x": math.inf}, (1.5, -math.inf)]}
+    assert json.loads(row_json(row)) == {"instruction": "a", "score": None, "nested": [{"x": None}, [1.5, None]]}
