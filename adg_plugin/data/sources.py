@@ -192,8 +192,9 @@ def _folder_files(root: Path, spec: DatasetSpec) -> list[Path]:
     names = [p.relative_to(root) for p in root.rglob("*") if p.name not in _NOT_ROWS and not p.is_dir()]
     visible = sorted(n for n in names if not any(part.startswith((".", "_")) for part in n.parts))
     if broken := next((root / n for n in visible if file_format(n) and not (root / n).exists()), None):
-        problem = f"{broken}: a link to {broken.readlink()}, which is not there"
-        raise DataError(f"{problem}: copy the file, or delete the link")
+        raise DataError(
+            f"{broken}: a link to {broken.readlink()}, which is not there: copy the file, or delete the link"
+        )
     data = [name for name in visible if file_format(name) is not None]
     if not data:
         raise DataError(

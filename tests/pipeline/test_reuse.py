@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_runs import (
     choose,
     parts,
@@ -182,3 +185,42 @@ def test_a_run_folder_serves_one_pool_after_another(run, pool, model, tmp_path, 
     assert {int(i.removeprefix("row-")) >= 500 for i in second.ids} == {True}
     no_model()
     assert choose(pool, model, run).ids == first.ids
+
+
+def overwrite(path: Path, tensor: str, rows: slice) -> None:
+    """Change elements of a saved weight in place: the same file, as long, with the time of its last change put back."""
+    before, data = path.stat(), load_file(path)
+    weight = data[tensor]
+    (weight if weight.dim() == 1 else weight[rows]).neg_()
+    changed = path.with_name("changed")
+    save_file(data, changed, metadata={"format": "pt"})
+    assert changed.stat().st_size == before.st_size
+    with path.open("r+b") as file:
+        file.write(changed.read_bytes())
+    changed.unlink()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "rows"),
+    [
+        ("model.embed_tokens.weight", slice(100, 101)),
+        ("model.norm.weight", slice(None)),
+        ("model.layers.2.mlp.up_proj.weight", slice(0, 64)),
+        (None, None),
+    ],
+)
+def test_a_model_that_was_overwritten_in_place_is_sampled_anew(pool, tmp_path, tensor, rows):
+    """One embedding row, a norm, 64 rows of a projection, the model's own Python code."""
+    folder = save(tmp_path / "model")
+    code = folder / "modeling_own.py"
+    code.write_text("SCALE = 1\n")
+    first = choose(pool, folder, tmp_path / "run", budget=3)
+    assert sampled(choose(pool, folder, tmp_path / "run", budget=4)) == 0
+    if tensor is None:
+        before = code.stat()
+        code.write_text("SCALE = 2\n")
+        os.utime(code, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        overwrite(folder / "model.safetensors", tensor, rows)
+    assert sampled(choose(pool, folder, tmp_path / "run", budget=3)) == sampled(first) > 0

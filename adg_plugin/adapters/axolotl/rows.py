@@ -103,7 +103,10 @@ def stage(
         reader = _Reader(source, training, filters)
         rows = (row for row in reader.rows() if row.digest in wanted)
         while batch := list(islice(rows, _BATCH_ROWS)):
-            new = {row.digest: row for row in batch if row.digest not in ids}
+            new: dict[bytes, _TokenRow] = {}
+            for row in batch:
+                if row.digest not in ids:
+                    new.setdefault(row.digest, row)
             for digest, row in new.items():
                 ids[digest] = row.id if row.id not in taken else f"t{digest.hex()}"
                 taken.add(ids[digest])

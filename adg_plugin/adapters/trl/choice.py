@@ -230,7 +230,7 @@ def last_whole_checkpoint(output_dir: Path) -> Path | None:
 
     Only of the rows that were chosen last: an earlier run in the same folder may have got further.
     """
-    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{CHOSEN}")]
+    found = [path.parent for path in output_dir.glob(f"checkpoint-*/{CHOSEN}") if path.parent.name[11:].isdecimal()]
     if (output_dir / CHOSEN).is_file():
         digest = ChosenIds.read(output_dir).digest
         found = [checkpoint for checkpoint in found if ChosenIds.read(checkpoint).digest == digest]

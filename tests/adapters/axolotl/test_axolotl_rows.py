@@ -146,6 +146,11 @@ def test_equal_rows_come_once_and_an_id_twice_gets_another():
     assert len(rows) == len(ids) == 6
 
 
+def test_of_equal_rows_the_first_gives_the_id():
+    rows, _ = staged([source([ROWS[0], {**ROWS[0], "id": "later"}])])
+    assert [row.prompt.id for row in rows] == [ROWS[0]["id"]]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "detail"),
     [
