@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -13,13 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from adg_plugin.adapters import cli as training
 from adg_plugin.config.run_folder import load_selection
 from adg_plugin.config.schema import ADGConfig, load_config
-from adg_plugin.console import AsJson, ConfigFile, OutFolder, Overrides, result_console
+from adg_plugin.console import (
+    DEBUG,
+    AsJson,
+    ConfigFile,
+    OutFolder,
+    Overrides,
+    message,
+    message_console,
+    print_error,
+    print_json,
+    print_result,
+    result_console,
+    say,
+    set_up_logging,
+    show_traceback,
+    stderr_is_terminal,
+)
 from adg_plugin.errors import ADGError, ConfigError
 from adg_plugin.report.cli import explain, report, show
 from adg_plugin.tools.compare.cli import compare
@@ -39,7 +52,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 _INTERRUPTED = 130
 _RESUMES = ("compare", "embed", "eval", "run", "sample", "select", "sft")  # the other commands begin anew
 
@@ -60,6 +72,9 @@ def _show_version(value: bool) -> None:
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[  # `main` takes it out, for it may also stand behind the command
+        bool, typer.Option("--debug", help="Show what caused an error, as ADG_DEBUG=1 does; also behind a command.")
     ] = False,
 ) -> None:
     pass
@@ -91,7 +106,7 @@ def select(
         with _launched(where) as team:
             plan = plan_selection(settings, where, team=team)
             if team.rank == 0:
-                print("\n".join(plan.lines()))
+                print(*map(message, plan.lines()), sep="\n")
         return
     from adg_plugin.pipeline.run import run_selection
     from adg_plugin.pipeline.stage import Pool
@@ -102,10 +117,10 @@ def select(
         selection = run_selection(Pool.of(settings), settings, folder, team=team, show_progress=not quiet)
         if team.rank == 0:
             if not quiet:
-                print_summary(selection.run_dir, _console)
+                print_summary(selection.run_dir, message_console())
             path = f"{where}/{selection.path.name}"
     if team.rank == 0:
-        print(path)  # a URL holds it only now
+        print_result(path)  # a URL holds it only now
 
 
 @app.command()
@@ -131,15 +146,11 @@ def _run_stage(stage: Literal["sample", "embed"], settings: ADGConfig, where: st
 
     with _launched(where) as team, local_run_folder(where) as folder:
         counts = run_stage(stage, settings, folder, team=team, show_progress=not quiet)
-        if team.rank == 0:
-            _console.print(
-                f"{counts.prompts} rows: {counts.completed} complete, {counts.sampled} to embed, {counts.unsampled} to "
-                "sample",
-                highlight=False,
-                soft_wrap=True,
-            )
+        if team.rank == 0 and not quiet:
+            left = f"{counts.sampled} to embed, {counts.unsampled} to sample"
+            say(f"{counts.prompts} rows: {counts.completed} complete, {left}")
     if team.rank == 0:
-        print(where)
+        print_result(where)
 
 
 @contextmanager
@@ -165,8 +176,8 @@ def score(
 
     counts = score_answers(settings, answers, out)
     note = f", {counts.rejected} rejected: see {counts.rejected_path}" if counts.rejected else ""
-    _console.print(f"{counts.scored} rows scored{note}", highlight=False, markup=False, soft_wrap=True)
-    print(out)
+    say(f"{counts.scored} rows scored{note}")
+    print_result(out)
 
 
 def estimate(
@@ -193,7 +204,7 @@ def estimate(
 
     found = measure(settings, Path(where), rows=rows, show_progress=not quiet)
     if as_json:
-        print(json.dumps(found.summary(gpu_hour_price), indent=2))
+        print_json(found.summary(gpu_hour_price))
     else:
         print_estimate(found, result_console(), gpu_hour_price)
 
@@ -224,27 +235,46 @@ def _after_interruption(arguments: list[str]) -> str:
     return "interrupted: re-run the same command to resume" if resumes else "interrupted"
 
 
-def _set_up_logging() -> None:
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log is no place for bars
+def _set_up_logging(arguments: list[str]) -> None:
+    if not stderr_is_terminal() or {"-q", "--quiet"} & set(arguments):  # a log is no place for bars
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of transformers, too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of an optional kernel whenever PEFT imports it
-    if _console.is_terminal:
-        handler: logging.Handler = RichHandler(console=_console, show_path=False, show_time=False)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    else:  # one line each, however long, so that a log can be searched
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    set_up_logging()
+
+
+@contextmanager
+def _debugging(arguments: list[str]) -> Iterator[list[str]]:
+    """Yield the arguments without `--debug`, which may stand anywhere; but `adg sft` passes on what is behind it."""
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    ends = [arguments.index(word) for word in ("--", "sft") if word in arguments and (word == "--" or word == command)]
+    own = min(ends, default=len(arguments))
+    before = os.environ.get(DEBUG)
+    if "--debug" in arguments[:own]:
+        os.environ[DEBUG] = "1"  # the processes that are started know it, too
+    try:
+        yield [word for word in arguments[:own] if word != "--debug"] + arguments[own:]
+    finally:
+        os.environ.pop(DEBUG, None)
+        if before is not None:
+            os.environ[DEBUG] = before
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; errors of this package end it with a message and their exit code."""
-    _set_up_logging()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _set_up_logging(arguments)
     signal.signal(signal.SIGTERM, _interrupt)  # so that what is buffered is written
-    try:
-        app(arguments, prog_name="adg")
-    except ADGError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(err.exit_code)
-    except SystemExit as err:
-        if err.code == _INTERRUPTED:  # which Typer makes of a KeyboardInterrupt, without a word
-            print(_after_interruption(sys.argv[1:] if arguments is None else arguments), file=sys.stderr)
-        raise
+    with _debugging(arguments) as words:
+        try:
+            app(words, prog_name="adg")
+        except ADGError as err:
+            print_error(err)
+            sys.exit(err.exit_code)
+        except SystemExit as err:
+            if err.code == _INTERRUPTED:  # which Typer makes of a KeyboardInterrupt, without a word
+                say(_after_interruption(words))
+            raise
+        except Exception:
+            sys.excepthook = show_traceback  # Typer has put its own there
+            raise

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import json
+import re
 from importlib import import_module
 from types import ModuleType
 
+_USER = re.compile(r"(?<=://)[^/?#\s]*@")
+_URL = re.compile(r"(?<=://)[^\s'\"<>]+")
+_SIGNATURE = re.compile(  # of S3, Google Cloud, Azure, CloudFront and the like
+    r"([?&;][^=&;#]*(?:sig|token|key|secret|passw|pwd|credential|auth|policy)[^=&;#]*=)[^&;#]*", re.IGNORECASE
+)
+
+
+def redacted(text: str) -> str:
+    """Return a text whose URLs give no access: user and password are cut out, signatures and keys are `***`."""
+    if "://" not in text:
+        return text
+    return _URL.sub(lambda url: _SIGNATURE.sub(r"\1***", url[0]), _USER.sub("", text))
+
+
+# What drives a terminal, turns the order of a line around, or stands in it unseen; line breaks and tabs are none of it.
+# Emoji and some scripts join their letters by U+200C and U+200D, which are hidden only next to ASCII.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
+    r"|(?<![^\x00-\x7f\u200c\u200d])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f\u200c\u200d])"
+)
+
+
+def visible(text: str) -> str:
+    r"""Return a text for a terminal: control characters, bidi marks and what is unseen as escapes such as `\u001b`.
+
+    Within the strings of a JSON text these are JSON's own escapes, so it means the same.
+    """
+    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
 
 class ADGError(Exception):
-    """Base of every error this package raises on purpose; the CLI prints it and exits with `exit_code`."""
+    """Base of every error this package raises on purpose; the CLI prints it and exits with `exit_code`.
+
+    Its text is `redacted` and, whoever prints it, `visible`: it may quote rows, file names and what servers say.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redacted(text))
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class ConfigError(ADGError):
@@ -18,7 +59,7 @@ class ConfigError(ADGError):
     exit_code = 2
 
     def __init__(self, problems: list[str], *, source: str = "") -> None:
-        self.problems = problems
+        self.problems = problems = [redacted(problem) for problem in problems]
         head = f"{source}: " if source else ""
         if len(problems) == 1:
             text = head + problems[0]

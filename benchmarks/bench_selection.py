@@ -30,8 +30,8 @@ from adg_plugin.scoring.bins import assign_bins
 from adg_plugin.scoring.geometry import combine, parts
 from adg_plugin.scoring.quota import choose, resolve_budget
 from adg_plugin.store import Geometry, RunFolder, StagedRow
+from adg_plugin.store.names import ANSWERS
 from adg_plugin.store.parts import SCHEMA, write_part
-from adg_plugin.store.reader import ANSWERS
 from adg_plugin.store.records import Prompt
 
 Vectors = npt.NDArray[np.float32]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from adg_plugin.adapters import recipes
+from adg_plugin.config.run_folder import PRIVATE
+from adg_plugin.console import message, print_result, say
 
 
 def run(
@@ -38,13 +39,13 @@ def run(
     framework = axolotl_run if axolotl_run.is_axolotl(recipe) else trl_run
     plan = framework.make_plan(recipe, set_ or [], out, context.args)
     if dry_run:
-        print("\n".join(framework.dry_run(plan)))
+        print(*map(message, framework.dry_run(plan)), sep="\n")
         return
-    print("\n".join(plan.lines()), file=sys.stderr)
+    say(*plan.lines())
     summary = framework.run(plan)
     if framework is trl_run:
-        print("\n".join(trl_run.summary_lines(summary)), file=sys.stderr)
-    print(json.dumps(summary) if as_json else summary["model"])
+        say(*trl_run.summary_lines(summary))
+    print_result(json.dumps(summary) if as_json else summary["model"])
 
 
 def sft(context: typer.Context) -> None:
@@ -60,9 +61,9 @@ def sft(context: typer.Context) -> None:
         trl_arguments.print_help()
         return
     request = trl_arguments.read_command(context.args)
-    with parent_watchdog(Path(request.training.output_dir)):
+    with parent_watchdog(Path(request.training.output_dir, PRIVATE)):
         run_stage("the training", launch_command(request.launch, request.passed))
-    print(request.training.output_dir)
+    print_result(request.training.output_dir)
 
 
 def register(app: typer.Typer) -> None:

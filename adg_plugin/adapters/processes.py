@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.logging import RichHandler
 
+from adg_plugin.adapters.secrets import handed_over
+from adg_plugin.config.run_folder import PRIVATE
+from adg_plugin.console import print_error, set_up_logging, show_traceback
 from adg_plugin.errors import ADGError, StoreError
+from adg_plugin.store.files import make_folder
 
 _VARIABLE = "ADG_PARENT_LOCK"
 _POLL_S = 0.5
@@ -27,13 +30,17 @@ _NAME = ".adg-run.lock"
 @contextmanager
 def parent_watchdog(folder: Path) -> Iterator[None]:
     """Hold `folder` for this command, whose stages end with it whatever ends it; a StoreError where another has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = _acquired(folder, timeout_s=_WAIT_S)
+    outer = os.environ.get(_VARIABLE)  # of the command that this process is a stage of
     os.environ[_VARIABLE] = str(folder / _NAME)
     try:
         yield
     finally:
-        del os.environ[_VARIABLE]
+        if outer is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = outer
         lock.release()
 
 
@@ -48,7 +55,8 @@ def _acquired(folder: Path, *, timeout_s: float) -> FileLock:
     try:
         lock.acquire(timeout=timeout_s, poll_interval=_POLL_S)
     except Timeout:
-        raise StoreError(f"{folder} is in use by another `adg run`: wait for it, or give another --out") from None
+        shown = folder.parent if folder.name == PRIVATE else folder
+        raise StoreError(f"{shown} is in use by another `adg run`: wait for it, or give another --out") from None
     return lock
 
 
@@ -70,8 +78,11 @@ def follow() -> None:
     threading.Thread(target=wait, daemon=True, name="adg-parent-watchdog").start()
 
 
-def run_stage(name: str, arguments: Sequence[str]) -> None:
+def run_stage(name: str, arguments: Sequence[str], unwritten: Mapping[str, Any] | None = None) -> None:
     """Run `python ARGUMENTS` to its end, in a group of processes of its own.
+
+    Args:
+        unwritten: settings that its files leave out, such as tokens: `secrets.taken_over` gives them there.
 
     Raises:
         StageError: it failed; it has printed why.
@@ -79,20 +90,46 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
     """
     # Launchers look for `accelerate` and `torchrun` on the path, where an environment that is not active has none.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        start_new_session=True,
-        stdout=sys.stderr.fileno(),
-        env={**os.environ, "PATH": path},
-    )
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise
+    env = {**os.environ, "PATH": path, **handed_over(unwritten or {})}
+    code = run_on_stderr([sys.executable, *arguments], env=env, own_group=True)
     if code:
         raise StageError(name, code)
+
+
+def run_on_stderr(command: Sequence[str], *, env: Mapping[str, str] | None = None, own_group: bool = False) -> int:
+    """Run a command that prints on this process's stderr, and return its exit code.
+
+    A stderr without a descriptor, as notebooks and frameworks may have, gets the lines one by one; without any they are
+    dropped.
+
+    Raises:
+        KeyboardInterrupt: this process was interrupted, and the command (with `own_group` all its processes) has ended.
+    """
+    try:
+        where = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        where = subprocess.PIPE
+    process = subprocess.Popen(
+        command,
+        start_new_session=own_group,
+        stdout=where,
+        stderr=subprocess.STDOUT,
+        env=env,
+        encoding="utf-8",
+        errors="replace",
+    )
+    try:
+        for line in process.stdout or ():
+            if sys.stderr is not None:
+                sys.stderr.write(line)
+        return process.wait()
+    except KeyboardInterrupt:
+        if own_group:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+        process.communicate()
+        raise
 
 
 class StageError(ADGError):
@@ -105,13 +142,13 @@ class StageError(ADGError):
 
 def guarded(main: Callable[[], None]) -> None:
     """Run a stage's `main`; errors of this package end the process with a message and their exit code."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    set_up_logging()
+    sys.excepthook = show_traceback
     logging.getLogger("adg_plugin").setLevel(logging.INFO)
     try:
         main()
     except ADGError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print_error(err)
         sys.exit(err.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from adg_plugin.adapters.secrets import shown
 from adg_plugin.config.files import override
 from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import print_result
 from adg_plugin.errors import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -70,10 +72,14 @@ def cp(
 ) -> None:
     """Copy a recipe, to change it. The last line on stdout is its path."""
     target = to / find(name).name if to.is_dir() else to
-    if target.exists():
-        raise ConfigError([f"{target} exists already: give another name"])
-    target.write_text(read(name), encoding="utf-8")
-    print(target)
+    try:
+        with target.open("x", encoding="utf-8") as file:  # exclusively: else a dangling link is written through
+            file.write(read(name))
+    except FileExistsError:
+        raise ConfigError([f"{target} exists already: give another name"]) from None
+    except OSError as err:
+        raise ConfigError([f"{target} cannot be written ({err.strerror}): give another name"]) from None
+    print_result(target)
 
 
 def with_overrides(
@@ -93,5 +99,6 @@ def with_overrides(
             else:
                 recipe = override(recipe, text)
         except ValueError as err:
-            problems.append(f"--set {text}: {err}")
+            setting = shown(text)
+            problems.append(f"--set {setting}: {err if setting == text else 'its value cannot be read as YAML'}")
     return recipe, problems

@@ -14,10 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from adg_plugin.adapters.processes import follow, guarded
+from adg_plugin.adapters.secrets import taken_over
 from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import message_console
 from adg_plugin.engines.models.loading import load_tokenizer
 from adg_plugin.pipeline.run import Selection, run_selection
 from adg_plugin.pipeline.stage import Pool
@@ -35,13 +35,13 @@ def main() -> None:
         selection = select_staged(Path(sys.argv[2]), sys.argv[3])
     else:
         selection = _select(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
-    print_summary(selection.run_dir, Console(stderr=True))
+    print_summary(selection.run_dir, message_console())
     offer_report(selection.run_dir)
 
 
 def _select(settings: Path, run_dir: Path, trained: list[str]) -> Selection:
     """Select into the run folder, which must not hold answers of another model or other settings."""
-    config = ADGConfig.parse(json.loads(settings.read_text(encoding="utf-8")))
+    config = ADGConfig.parse({**json.loads(settings.read_text(encoding="utf-8")), **taken_over()})
     selection = run_selection(Pool.of(config, for_training=True), config, run_dir, own=True)
     if trained:
         of_trained = config.updated(model=trained[0], revision=trained[1])

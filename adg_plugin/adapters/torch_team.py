@@ -13,12 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from adg_plugin.adapters.heartbeat import RESUMES, Heartbeat
 from adg_plugin.errors import ADGError
 from adg_plugin.pipeline.ranks import SingleProcess, Team
 
 logger = logging.getLogger(__name__)
 
-_LONG = timedelta(days=30)  # one process waits while another samples; the job's own limit is ten minutes with NCCL
+_TRANSFER = timedelta(minutes=10)  # of what ranks tell one another, once all have come to tell it
 
 
 class TorchTeam:
@@ -26,13 +27,16 @@ class TorchTeam:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._group = dist.new_group(backend="gloo", timeout=_LONG)
+        self._group = dist.new_group(backend="gloo", timeout=_TRANSFER)
+        # One rank waits for hours while another samples: no collective of torch is begun before all are there.
+        self._heartbeat = Heartbeat(self.rank, self.size, lambda text: self._exchange(text)[0])
 
     @contextmanager
     def barrier(self, name: str) -> Iterator[None]:
         """Leave together with all processes; an ADGError names another process that failed, and its error."""
         try:
-            yield
+            with self._heartbeat.working():
+                yield
         except Exception as err:
             # At once: the others may work for hours before they hear of it.
             logger.error("rank %d failed while %s: %s", self.rank, name, err)
@@ -56,7 +60,11 @@ class TorchTeam:
         return [json.loads(text) for text in self._gather(json.dumps(value))]
 
     def _gather(self, text: str) -> list[str]:
-        """Return the texts of all ranks."""
+        """Return the texts of all ranks, once all have come here; an ADGError names those that are gone."""
+        self._heartbeat.meet()
+        return self._exchange(text)
+
+    def _exchange(self, text: str) -> list[str]:
         mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         try:
@@ -69,7 +77,7 @@ class TorchTeam:
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(texts, padded, group=self._group)
         except RuntimeError as err:  # gloo's, when a connection is closed
-            raise ADGError("another rank has ended: its own messages say why. What is sampled is kept") from err
+            raise ADGError(f"another rank has ended: its own messages say why. {RESUMES}") from err
         return [bytes(t[: int(n)].tolist()).decode() for t, n in zip(texts, sizes, strict=True)]
 
 
@@ -96,7 +104,7 @@ def launched_team() -> Iterator[Team]:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
     if torch.accelerator.is_available() and torch.accelerator.device_count() > 1:
         torch.accelerator.set_device_index(local % torch.accelerator.device_count())  # the variable came too late
-    dist.init_process_group("gloo", timeout=_LONG)
+    dist.init_process_group("gloo")
     try:
         yield TorchTeam()
     finally:

@@ -114,6 +114,12 @@ class EngineSettings(Settings):
             names = ", ".join(unknown)
             message = f"{names}: not among the options that change no answer ({', '.join(VLLM_OPTIONS)})"
             raise PydanticCustomError("vllm_options", "{message}", {"message": message})
+        for name, option in value.items():
+            if not isinstance(option, bool | int | str | None) and not (
+                isinstance(option, float) and math.isfinite(option)
+            ):
+                message = f"{name} is {option!r}: use a number, text, true or false"
+                raise PydanticCustomError("vllm_options", "{message}", {"message": message})
         if value and info.data.get("engine") == "vllm-server":
             raise PydanticCustomError("vllm_options", "give them to `vllm serve`, or use engine: vllm")
         return value

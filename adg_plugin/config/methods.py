@@ -69,14 +69,14 @@ class MethodSettings(Settings):
     tagger: PathText | None = Field(
         None,
         min_length=1,
-        description="Model that `mig` asks for the labels of rows that have none: folder or hub name of a chat model, "
-        "or `demo`. Default: none is asked.",
+        description="Model that labels the rows that have no labels, for `mig`: folder or hub name of a chat model, "
+        "or `demo`. Default: none.",
     )
     quality_scorer: PathText | None = Field(
         None,
         min_length=1,
-        description="Model that `mig` asks for a quality from 1 to 6 of rows that have none: folder or hub name of a "
-        "scorer such as `hkust-nlp/deita-quality-scorer`, or of a chat model, or `demo`. Default: none is asked.",
+        description="Model that grades the quality of rows that have none, from 1 to 6, for `mig`: folder or hub name "
+        "of a scorer such as `hkust-nlp/deita-quality-scorer`, or of a chat model, or `demo`. Default: none.",
     )
     label_vectors: PathText | None = Field(
         None,

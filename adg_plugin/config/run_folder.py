@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from adg_plugin.config.schema import ADGConfig, load_config
 from adg_plugin.errors import ConfigError
 
 RUNS = "runs"  # in the current folder
-SELECTION = "selection"  # in it, or in the output folder of a training
+SELECTION = "selection"  # in it, or among what is private in the output folder of a training
+# transformers' `push_to_hub` uploads all of an output folder but `_*` and `checkpoint-*`.
+PRIVATE = "_adg"
 
 
 def run_folder(*named: str | Path | None, settings: Path | None = None, training: str | Path | None = None) -> str:
@@ -19,7 +22,7 @@ def run_folder(*named: str | Path | None, settings: Path | None = None, training
     Args:
         named: what the user gave, in order of precedence, such as `--out` and then `output_dir`.
         settings: the file of settings; the default is then `runs/NAME`.
-        training: the output folder of a training; the default is then `selection` in it.
+        training: the output folder of a training; the default is then `_adg/selection` in it.
 
     Returns:
         The folder, without a slash at the end; `runs/selection` where neither a file nor a training is known.
@@ -29,8 +32,30 @@ def run_folder(*named: str | Path | None, settings: Path | None = None, training
         folder = given.rstrip("/") or "/"
         return given if "://" in given and "://" not in folder else folder  # `memory://` ends with its slashes
     if training is not None:
-        return str(Path(training) / SELECTION)
+        return str(private_path(training, SELECTION))
     return str(Path(RUNS) / (SELECTION if settings is None else settings.stem))
+
+
+def private_path(training: str | Path, name: str) -> Path:
+    """Return where a file or run folder of ours that is not to be published lies in the output folder of a training.
+
+    That is `_adg`. What version 0.2 put beside it stays there, and is found as long as `_adg` has none.
+    """
+    path, older = Path(training, PRIVATE, name), Path(training, name)
+    is_older = older.is_file() or any((older / part).exists() for part in ("config.json", "answers"))
+    return older if is_older and not path.exists() else path
+
+
+def publication_problems(run_dir: str | Path, training: str | Path) -> list[str]:
+    """Return what is wrong with a run folder where `push_to_hub` uploads the output folder of the training."""
+    place, output = Path(os.path.realpath(run_dir)), Path(os.path.realpath(training))
+    if not place.is_relative_to(output):
+        return []
+    first = next(iter(place.relative_to(output).parts), "")
+    if first.startswith(("_", "checkpoint-")):
+        return []
+    fix = f"move it to {Path(training, PRIVATE, SELECTION)}, or name a folder outside as its output_dir"
+    return [f"the output folder is uploaded, and run folder {run_dir} in it holds the whole pool: {fix}"]
 
 
 def load_selection(

@@ -101,7 +101,7 @@ class ADGConfig(ModelSettings, VectorSettings, ScoreSettings, SamplingSettings, 
     def _not_by_a_server(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("engine") == "vllm-server":
             raise PydanticCustomError(
-                "four_bit", "a server cannot be asked how it holds its weights: use engine: hf, or engine: vllm"
+                "four_bit", "how a server holds its weights is set where it starts: use engine: hf, or engine: vllm"
             )
         return value
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
+
+from adg_plugin.config.files import yaml_value
+from adg_plugin.errors import redacted
 
 _DTYPE_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16", "float": "float32"}
 # The names that Axolotl and LLaMA-Factory users write for the same row layouts.
@@ -18,6 +21,7 @@ _TYPE_NAMES = {
     "prompt-completion": "prompt_completion",
     "input_output": "prompt_completion",
 }
+_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
 
 def _no_bool(value: Any) -> Any:
@@ -37,13 +41,17 @@ def _file_names(value: Any) -> Any:
     return value
 
 
+def _written(value: Any) -> Any:
+    return [redacted(name) for name in value] if isinstance(value, list) else redacted(value) if value else value
+
+
 def typed_value(text: str) -> Any:
     """Return what a value on a command line means: that of YAML, text where it has none, None for `none`."""
     if text.lower() == "none":
         return None
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        return yaml_value(text)
+    except ValueError:
         return text
 
 
@@ -56,7 +64,8 @@ def _names(value: Any) -> Any:
 
 def _budget(value: Any) -> Any:
     if isinstance(value, str):
-        value = typed_value(value)
+        # YAML takes a number with an exponent and no point for text.
+        value = float(value) if _EXPONENT.fullmatch(value) else typed_value(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise PydanticCustomError("budget", "use a number of rows (10000) or a fraction of the pool (0.2)")
     if isinstance(value, int) and value < 1:
@@ -77,10 +86,13 @@ class Settings(BaseModel):
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 OptionalInt = Annotated[int | None, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-OptionalFloat = Annotated[float | None, BeforeValidator(_no_bool)]
-PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-FileNames = Annotated[str | list[str] | None, BeforeValidator(_file_names)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+Float = Annotated[_Finite, BeforeValidator(_no_bool)]
+OptionalFloat = Annotated[_Finite | None, BeforeValidator(_no_bool)]
+# JSON is what is written, into config.json and the manifest: where rows come from, not how to get in.
+_Written = PlainSerializer(_written, when_used="json")
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value), _Written]
+FileNames = Annotated[str | list[str] | None, BeforeValidator(_file_names), _Written]
 Roles = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_names)]
 Budget = Annotated[int | float, BeforeValidator(_budget)]
 Dtype = Annotated[Literal["auto", "bfloat16", "float16", "float32"], _renamed(_DTYPE_NAMES)]

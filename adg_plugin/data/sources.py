@@ -25,7 +25,7 @@ from adg_plugin.data.readers import (
     without_nulls,
 )
 from adg_plugin.digests import files_digest
-from adg_plugin.errors import DataError
+from adg_plugin.errors import DataError, redacted
 
 _log = logging.getLogger(__name__)
 
@@ -270,11 +270,12 @@ def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
     path, data_files = spec.path, spec.data_files
     options: dict[str, Any] = {"name": spec.name, "split": spec.split, "revision": spec.revision, "streaming": True}
     if "://" in path:
-        form, _ = known_format(path, spec.ds_type)
+        # What follows a `?` is no part of the name: signatures have dots, too.
+        form, _ = known_format(path.partition("?")[0] if path.startswith("http") else path, spec.ds_type)
         path, data_files = {"lines": "json", "tsv": "csv"}.get(form, form), spec.path
         if form == "tsv":
             options["sep"] = "\t"
-    source = f"{spec.path}[{spec.split}]"
+    source = f"{redacted(spec.path)}[{spec.split}]"
     number = 0
     try:
         rows = datasets.load_dataset(path, data_files=data_files, **options)
@@ -286,6 +287,10 @@ def _hub_records(spec: DatasetSpec) -> Iterator[Record]:
             f"{spec.path}: neither a file nor a folder here, nor a data set that the hub or its local cache could give"
             f"{f' (stopped after row {number})' if number else ''}: {err}; "
             "check the name, or download it and give the path"
+        ) from None
+    except StopIteration:  # a URL that answers with an error in the place of a file
+        raise DataError(
+            f"{spec.path}: no rows came from there; check the URL, its user, password or signature"
         ) from None
     except RuntimeError as err:  # such as a data set that is a script
         raise DataError(f"{spec.path}: {err}; use a revision or a copy of it in Parquet or JSON") from None

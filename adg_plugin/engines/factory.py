@@ -22,7 +22,14 @@ from adg_plugin.engines.encode.shared_prompt import SharedPromptEncoder
 from adg_plugin.engines.forward.hidden_states import last_layers
 from adg_plugin.engines.forward.memory import is_out_of_memory
 from adg_plugin.engines.generate import GenerateEngine
-from adg_plugin.engines.models.loading import Backbone, Source, max_positions, need_quantization, pick_device
+from adg_plugin.engines.models.loading import (
+    Backbone,
+    Source,
+    embedding_rows,
+    max_positions,
+    need_quantization,
+    pick_device,
+)
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.engines.one_pass.probe import one_pass_problem
 from adg_plugin.engines.split import SplitEngine
@@ -98,14 +105,17 @@ def make_sampler(source: Source, config: ADGConfig, backbone: Backbone | None = 
         return VLLMSampler(
             config, source.tokenizer, source.eos_ids, dtype=source.dtype(config), positions=source.positions
         )
-    from adg_plugin.engines.vllm.client import Probe
     from adg_plugin.engines.vllm.server import ServerSampler, need_clients
+    from adg_plugin.engines.vllm.server_check import Probe
 
     need_clients()
-    probe = Probe.of((backbone or source.load()).model, source.tokenizer)
+    model = (backbone or source.load()).model
+    probe = Probe.of(model, source.tokenizer)
     longest = config.max_prompt_tokens + config.max_new_tokens
     longest = longest if source.positions is None else min(longest, source.positions)
-    return ServerSampler(config, source.tokenizer, source.eos_ids, probe=probe, longest=longest)
+    return ServerSampler(
+        config, source.tokenizer, source.eos_ids, probe=probe, longest=longest, vocabulary=embedding_rows(model)
+    )
 
 
 def make_engine(backbone: Backbone, config: ADGConfig) -> Engine:

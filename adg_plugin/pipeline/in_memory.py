@@ -35,7 +35,7 @@ def select_dataset(
 ) -> Dataset:
     """Return the chosen rows of `dataset`, in its order.
 
-    The model is asked as it is, adapters switched off, and afterwards is as it was: mode, `requires_grad`, random
+    The model is used as it is, adapters switched off, and afterwards is as it was: mode, `requires_grad`, random
     states. Answers are kept in the run folder, so the next call with another budget samples nothing.
 
     Args:
@@ -72,7 +72,7 @@ def choose_in_memory(
 
     Args:
         training: the half precision that the model is trained in by autocast, such as bfloat16: where its weights are
-            in float32 and the config names no `dtype`, it is asked in that, too.
+            in float32 and the config names no `dtype`, it samples in that, too.
         own: refuse a run folder whose answers came of another model or other settings.
         team: the processes that share the sampling; each calls this.
 
@@ -156,8 +156,8 @@ def model_problems(config: ADGConfig, trained: str | None) -> list[str]:
         if str(model_path()) == trained:
             return []
     return [
-        f"model is {config.model!r}, but the model that is trained is {trained!r}, and it is the one that is asked: "
-        "leave it out, or select with another model by `adg run`"
+        f"model is {config.model!r}, but the model that is trained is {trained!r}, and it is the one that is sampled "
+        "from: leave it out, or select with another model by `adg run`"
     ]
 
 

@@ -18,8 +18,8 @@ from adg_plugin.pipeline.stage import Pool
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader, keys
 from adg_plugin.store.folder import check_folder
+from adg_plugin.store.json_files import is_run_folder
 from adg_plugin.store.mirror import check_url
-from adg_plugin.store.reader import CONFIG
 from adg_plugin.store.staging import digests
 
 
@@ -108,7 +108,7 @@ def _found(
         check_url(run_dir)
         return None, ()
     check_folder(run_dir)
-    if not (Path(run_dir) / CONFIG).exists():
+    if not is_run_folder(Path(run_dir)):
         return None, ()
     before = RunFolder.read(run_dir)
     if own:

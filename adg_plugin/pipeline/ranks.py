@@ -70,9 +70,9 @@ def my_windows(run: RunReader, team: Team) -> Iterator[list[Prompt]]:
 
 def merge_rank_results(run: RunFolder) -> None:
     """Move what other processes found, also in a run cut off, into the run folder; a StoreError if one is at work."""
-    for leftover in run.path.glob(f"{_MERGED}*"):  # of a process that was killed while it removed one
+    for leftover in _folders(run.path, f"{_MERGED}*"):  # of a process that was killed while it removed one
         shutil.rmtree(leftover)
-    for folder in sorted((run.path / RANKS).glob("*")):
+    for folder in (path for path in _folders(run.path / RANKS, "*") if path.name.isdecimal()):
         with RunFolder.open(folder, create=False) as helper:
             for result in results_of(helper.stock.parts, helper.stock.completed):
                 run.append(result)
@@ -81,6 +81,11 @@ def merge_rank_results(run: RunFolder) -> None:
             run.flush()
         # Out of the way first: half a folder could neither be read nor be taken for something else.
         shutil.rmtree(folder.rename(run.path / f"{_MERGED}{folder.name}"))
+
+
+def _folders(parent: Path, pattern: str) -> list[Path]:
+    """Return the folders of such names; whatever else lies there is not ours."""
+    return sorted(path for path in parent.glob(pattern) if path.is_dir())
 
 
 @contextmanager

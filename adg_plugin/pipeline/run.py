@@ -25,7 +25,8 @@ from adg_plugin.selectors.base import Task
 from adg_plugin.selectors.registry import package_of, selector
 from adg_plugin.store import RunFolder, keys
 from adg_plugin.store.keys import versions
-from adg_plugin.store.reader import SELECTED, Counts
+from adg_plugin.store.names import SELECTED
+from adg_plugin.store.reader import Counts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -190,6 +191,7 @@ def run_stage(
                 prepare(run, Pool.of(config), config, source, recipe, own=False)
             elif run is not None:
                 refuse_other_answers(run, config, recipe)
+                drop_impossible_answers(run, config, source)
         fill((stage,), run, run_dir, config, source, team, show=show_progress)
         counts = team.broadcast(asdict(run.counts()) if run is not None else None)
     return Counts(**counts)
@@ -206,6 +208,7 @@ def prepare(
         logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     merge_rank_results(run)
+    drop_impossible_answers(run, config, source)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions, vocabulary=source.vocabulary)
     for sentence in [*run.damage, *run.staged_notes()]:
         logger.warning("%s", sentence)
@@ -220,6 +223,19 @@ def prepare(
                 f"see {where}"
             )
         raise DataError(f"none of the {counts.rejected} rows can be sampled ({listed}): see {where}")
+
+
+def drop_impossible_answers(run: RunFolder, config: ADGConfig, source: Source) -> None:
+    """Have rows sampled again whose stored answers came from elsewhere, and are none that the model can give."""
+    if config.engine == "hf" or source.vocabulary is None:
+        return
+    if count := run.drop_impossible_answers(source.vocabulary, source.eos_ids):
+        logger.warning(
+            "run folder %s: %d rows had answers that the model cannot have given (a token beyond its vocabulary, or an "
+            "end-of-answer token inside), and are sampled again",
+            run.path,
+            count,
+        )
 
 
 def choose(

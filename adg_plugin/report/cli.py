@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from adg_plugin.console import RunDir, result_console
+from adg_plugin.console import RunDir, print_json, print_result, result_console
 
 
 def show(
@@ -17,10 +16,12 @@ def show(
 ) -> None:
     """Show what a selection chose: counts, the parts of the score, the top and bottom rows."""
     from adg_plugin.report.summary import print_summary
-    from adg_plugin.store import RunFolder
+    from adg_plugin.store import RunReader
+    from adg_plugin.store.json_files import is_run_folder
     from adg_plugin.store.reader import finished
 
-    finished(RunFolder.read(run_dir))
+    if is_run_folder(run_dir):
+        finished(RunReader(run_dir))
     print_summary(run_dir, result_console(), examples=rows)
 
 
@@ -47,7 +48,7 @@ def report(
     """
     from adg_plugin.report.gather import gather
     from adg_plugin.report.page import need_scripts, write_figures, write_page
-    from adg_plugin.store.reader import REPORT
+    from adg_plugin.store.names import REPORT
 
     if figures is not None or not as_json:
         need_scripts()
@@ -55,8 +56,8 @@ def report(
     if figures is not None:
         write_figures(found, figures)
     if as_json:
-        print(json.dumps(found.about, indent=2, ensure_ascii=False))
+        print_json(found.about)
         return
     path = out or run_dir / REPORT
     write_page(found, path)
-    print(path)
+    print_result(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store.files import read_json
-from adg_plugin.store.reader import SELECTED
+from adg_plugin.store.names import SELECTED
 
 FOLDER = "eval"  # in the run folder
 _FIX = "run adg eval again, or delete it"

@@ -11,15 +11,15 @@ import numpy.typing as npt
 from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
 from adg_plugin.config.groups import ScoreForm
-from adg_plugin.errors import DataError
+from adg_plugin.console import Text
+from adg_plugin.errors import DataError, visible
 from adg_plugin.report.rows import shortened
 from adg_plugin.scoring.geometry import centred_spectrum
 from adg_plugin.selectors.adg import ranks_by_form
 from adg_plugin.selectors.base import Selector
-from adg_plugin.selectors.columns import Number, part_names, plain, printable, shown
+from adg_plugin.selectors.columns import Number, part_names, plain, shown
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
 from adg_plugin.store.reader import finished, lost_answers
@@ -154,7 +154,7 @@ def print_explanation(about: Explanation | MethodExplanation, console: Console) 
 
 
 def _panel(title: str, text: str) -> Panel:
-    return Panel(Text(shortened(printable(text), _LONGEST)), title=title, title_align="left")
+    return Panel(Text(shortened(visible(text), _LONGEST)), title=Text(title), title_align="left")
 
 
 def _similarity(about: Explanation) -> Table:

@@ -18,7 +18,7 @@ from adg_plugin.errors import MissingExtraError, need
 from adg_plugin.report.gather import Gathered, gather
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store.files import replacing, writing
-from adg_plugin.store.reader import REPORT
+from adg_plugin.store.names import REPORT
 
 logger = logging.getLogger(__name__)
 

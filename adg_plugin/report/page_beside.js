@@ -56,8 +56,8 @@ const IN_NO_BIN = " No bin: rows of the choice without answers, which are in no 
 
 const MEASURES =
   "Fullest bin: its share of the choice. Prompt: median tokens. Own answer: median words. Alone: rows that no other method chose. " +
-  "Asking: what asking a model took before, for all methods that ask the same, earlier runs included (+: some left no record, " +
-  `?: none did, ${NOTHING}: no model is asked). Choosing: what came after that.`;
+  "Model: what its work took before, for all methods that use the same results, earlier runs included (+: some left no record, " +
+  `?: none did, ${NOTHING}: there is none). Choosing: what came after that.`;
 
 function methodsTable(found) {
   const { bins, names, lengths, alone } = found;
@@ -76,14 +76,14 @@ function methodsTable(found) {
       ...medians(lengths[at]),
       count(alone[at]),
       `${known(one.seconds, 1)} s`,
-      asking(one, found.costs),
+      modelTime(one, found.costs),
     ];
   });
   lines.push(["the pool", "", count(found.rows.candidates), "", ...reached.map(() => ""), ...medians(found.lengths_of_pool)]);
-  return numbersTable(["method", "chosen", "scored", "rejected", ...reached, "prompt", "reference", "alone", "choosing", "asking"], lines);
+  return numbersTable(["method", "chosen", "scored", "rejected", ...reached, "prompt", "reference", "alone", "choosing", "model"], lines);
 }
 
-function asking(one, costs) {
+function modelTime(one, costs) {
   if (!one.asked.length) return NOTHING;
   const found = one.asked.map((name) => (Object.hasOwn(costs, name) ? costs[name] : { rows: 0 }));
   if (!found.every((cost) => cost.rows)) return "?";

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from adg_plugin.console import Text
+from adg_plugin.errors import visible
 from adg_plugin.report.rows import shortened
-from adg_plugin.selectors.columns import by_rank, part_names, plain, printable, shown
+from adg_plugin.selectors.columns import by_rank, part_names, plain, shown
 from adg_plugin.selectors.registry import selector
 from adg_plugin.store import RunFolder, RunReader
 
@@ -27,18 +28,18 @@ def print_summary(run_dir: Path, console: Console, examples: int = 5) -> None:
     run = RunFolder.read(run_dir)
     manifest = run.manifest()
     if manifest is None:
-        console.print(f"{run_dir} is not complete yet: run adg select on it", highlight=False, markup=False)
+        console.print(Text(f"{run_dir} is not complete yet: run adg select on it"))
         return
     rows, chooser = manifest["rows"], selector(manifest["config"].get("method", "adg"))
     rejected = sum(rows["rejected"].values())
     reasons = ", ".join(f"{name} {count}" for name, count in rows["rejected"].items())
-    console.print(
-        f"[bold]{rows['selected']}[/] of {rows['scored']} scored rows chosen "
+    counts = (
+        f" of {rows['scored']} scored rows chosen "
         + (f"from {rows['bins']} bins" if chooser.by_divergence else f"by {chooser.name}")
         + f"; pool {rows['pool']}, rejected {rejected}"
-        + (f" ({reasons})" if reasons else ""),
-        highlight=False,
+        + (f" ({reasons})" if reasons else "")
     )
+    console.print(Text.assemble((str(rows["selected"]), "bold"), counts))
     if chooser.by_divergence:
         console.print(_parts(manifest["score"]))
     else:
@@ -85,7 +86,7 @@ def _ends(run: RunReader, by_divergence: bool, examples: int) -> Table:
     for heading, picked in (("yes", order[chosen][:examples]), ("no", left[max(0, len(left) - examples) :])):
         rows = scores.take(picked).to_pylist()
         staged = run.staged_rows([row["id"] for row in rows])
-        texts = {row.prompt.id: printable(" ".join(row.prompt.instruction.split())) for row in staged}
+        texts = {row.prompt.id: visible(" ".join(row.prompt.instruction.split())) for row in staged}
         for row in rows:
             if by_divergence:
                 cells = [f"{row[name]:.3f}" for name in ("score", "dispersion", "anisotropy")]

@@ -187,16 +187,16 @@ def error_variances(estimates: Calibrated, bins: Ints, config: ScoreSettings) ->
     if mean == 0:
         return found
     equal = score_variances(estimates.of_equal_rows, config.score, config.weight)
-    luck = float(equal.var() / np.square(equal.mean()))  # relative variance
+    noise = float(equal.var() / np.square(equal.mean()))  # relative variance
     rows = np.bincount(bins)
     of_bins = np.bincount(bins, found) / rows
     scatter = float(np.average(np.square(of_bins - mean), weights=rows))
-    by_luck = float(np.mean(luck * np.square(of_bins) / rows))
-    level = (mean + max(0.0, 1 - by_luck / scatter if scatter > 0 else 0.0) * (of_bins - mean))[bins]
+    by_noise = float(np.mean(noise * np.square(of_bins) / rows))
+    level = (mean + max(0.0, 1 - by_noise / scatter if scatter > 0 else 0.0) * (of_bins - mean))[bins]
     ratio = found / np.maximum(level, 1e-3 * mean)
     ratio /= ratio.mean()
     scatter = float(ratio.var())
-    own = max(0.0, (1 + scatter) / (1 + luck) - 1) / scatter if scatter > 0 else 0.0
+    own = max(0.0, (1 + scatter) / (1 + noise) - 1) / scatter if scatter > 0 else 0.0
     drawn: Floats = level * (1 + own * (ratio - 1))
     drawn *= mean / drawn.mean()
     return drawn
@@ -209,8 +209,8 @@ def _expected(scores: Floats, errors: Floats, bins: Ints) -> tuple[Floats, float
     centre = (np.bincount(bins, scores) / np.maximum(np.bincount(bins), 1))[bins]
     freedom = max(1, len(scores) - len(np.unique(bins)))
     variance = float(np.square(scores - centre).sum()) / freedom
-    luck = float(np.square(errors).mean())
-    reliability = max(0.0, 1 - luck / variance) if variance > 0 else 0.0
+    noise = float(np.square(errors).mean())
+    reliability = max(0.0, 1 - noise / variance) if variance > 0 else 0.0
     return centre + reliability * (scores - centre), reliability
 
 

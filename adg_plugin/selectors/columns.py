@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TypeAlias
 
 import numpy as np
@@ -11,8 +10,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 Number: TypeAlias = float | int | None
-
-_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but line breaks
 
 OF_ALL = ("id", "score", "rank", "chosen", "reason")
 
@@ -32,11 +29,6 @@ def plain(value: Number) -> Number:
     if value is None or math.isnan(value):
         return None
     return int(value) if value == int(value) else value
-
-
-def printable(text: str) -> str:
-    """Return a text of the data set or the model without the control characters that would drive a terminal."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text.replace("\t", " "))
 
 
 def shown(value: Number, sign: str = "") -> str:

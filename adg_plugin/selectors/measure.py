@@ -124,7 +124,7 @@ def not_measured(reason: str, who: str, measure: Measure) -> str:
     return {
         NON_FINITE: f"{who} gave NaN or infinity: {measure.numbers}",
         OUT_OF_MEMORY: f"{who} has no memory for it, even alone: {measure.memory}; the next run tries it again",
-        NOT_MEASURED: f"{who} was not asked about it: run the same command again",
+        NOT_MEASURED: f"{who} has not looked at it: run the same command again",
         Reason.UNKNOWN_TOKEN: f"{who} has no embedding for one of its tokens: use the model's own tokenizer",
         Reason.NO_INSTRUCTION: f"its instruction is only white space, and {who} judges both: repair the row",
     }[reason]

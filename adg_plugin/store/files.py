@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel, ValidationError
 
 from adg_plugin.errors import StoreError
 
@@ -55,7 +56,8 @@ class Sink:
         self._shown = shown
         self._hash = hashlib.blake2b(digest_size=16)
         with writing(shown):
-            self._file = path.open("wb", buffering=0)
+            # For its owner alone: what is in a pool may be nobody else's business.
+            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
 
     @property
     def closed(self) -> bool:
@@ -121,25 +123,62 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it, for their owner alone; what is there stays as it is.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    with writing(path):
+        for folder in reversed(path.parents):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     with replacing(path) as sink:
-        sink.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        sink.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
-def read_json(path: Path, *, fix: str) -> dict[str, Any] | None:
-    """Return the JSON object in `path`, None where there is no file; a StoreError if unreadable or no object."""
-    if not path.exists():
-        return None
+def read_json(path: Path, *, fix: str, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    """Return the JSON object in `path`, None where there is no file.
+
+    Args:
+        shape: of the keys that the reader needs; others are free.
+
+    Raises:
+        StoreError: it cannot be read, is no JSON object, or has another shape.
+    """
     with reading(path, fix=fix):
+        if not path.exists():
+            return None
         data = path.read_bytes()
+    return parse_json(data, str(path), fix=fix, shape=shape)
+
+
+def parse_json(data: bytes, name: str, *, fix: str, shape: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return the JSON object in the bytes of a file of that name, checked as by `read_json`."""
     try:
         value = json.loads(data)
-    except ValueError as err:
-        raise StoreError(f"{path} is not JSON ({err}): {fix}") from None
+    except (ValueError, RecursionError) as err:
+        raise StoreError(f"{name} is not JSON ({err}): {fix}") from None
     if not isinstance(value, dict):
-        raise StoreError(f"{path} holds a JSON {type(value).__name__}, not an object: {fix}")
+        raise StoreError(f"{name} holds a JSON {type(value).__name__}, not an object: {fix}")
+    try:
+        if shape is not None:
+            shape.model_validate(value, strict=True)
+    except ValidationError as err:
+        first = err.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{name} is not as it was written ({key}: {first['msg'].lower()}): {fix}") from None
     return value
+
+
+def digest_json(value: Mapping[str, Any]) -> str:
+    """Return the digest of a JSON object's keys, in their order, and values, however it is laid out as text."""
+    return digest_bytes(json.dumps(value).encode())
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

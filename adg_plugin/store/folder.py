@@ -6,12 +6,15 @@ The kernel drops the lock with its process, even after kill -9.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Self
@@ -22,32 +25,40 @@ from filelock import FileLock, Timeout
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
-from adg_plugin.store.files import TEMPORARY, digest_file, remove_leftovers, replacing, write_json, writing
+from adg_plugin.store.files import (
+    TEMPORARY,
+    digest_file,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    replacing,
+    write_json,
+    writing,
+)
+from adg_plugin.store.json_files import Holder, check_is_run_folder, write_config, write_manifest
 from adg_plugin.store.ledger import SMALL_PARTS, Ledger
 from adg_plugin.store.lookup import write_index
-from adg_plugin.store.parts import SCHEMA, to_record
-from adg_plugin.store.reader import (
+from adg_plugin.store.names import (
     ANSWERS,
     CONFIG,
+    HOLDER,
     INDEX,
+    LOCK,
     MANIFEST,
-    MARKER,
     PROMPTS,
     REJECTED,
     REPORT,
     SAMPLES,
     SCORES,
     SELECTED,
-    VERSION,
-    RunReader,
-    check_is_run_folder,
 )
+from adg_plugin.store.parts import SCHEMA, impossible_answers, to_record
+from adg_plugin.store.reader import RunReader
 from adg_plugin.store.records import RowResult
 from adg_plugin.store.spool import write_chosen
 from adg_plugin.store.staging import Rejection, StagedRow
 
-LOCK = ".lock"
-HOLDER = ".lock.json"  # not in the lock file itself: versions of filelock differ in whether they empty it
+logger = logging.getLogger(__name__)
 
 
 class RunFolder(RunReader):
@@ -58,10 +69,11 @@ class RunFolder(RunReader):
         self._lock = _hold(path, wait_s=wait_s)
         try:
             remove_leftovers(path)
-            if not (path / CONFIG).exists():
-                write_json(path / CONFIG, {MARKER: VERSION})
-            with writing(path / ANSWERS):
-                (path / ANSWERS).mkdir(exist_ok=True)
+            if (damage := _check_content(path)) is not None:
+                logger.warning("%s", damage)
+            if damage is not None or not (path / CONFIG).exists():
+                write_config(path, self.read_config() if damage is not None else {})
+            make_folder(path / ANSWERS)
             self._answers, self._samples = (
                 Ledger(path / folder, SCHEMA, to_record, rows_per_part=rows_per_part, flush_s=flush_s)
                 for folder in (ANSWERS, SAMPLES)
@@ -95,8 +107,7 @@ class RunFolder(RunReader):
         """
         path = Path(path)
         if create:
-            with writing(path):
-                path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         elif not path.is_dir():
             raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
         _check_content(path)
@@ -108,7 +119,8 @@ class RunFolder(RunReader):
         path = Path(path)
         if not path.is_dir():
             raise StoreError(f"there is no run folder {path}: give the folder of an earlier run")
-        check_is_run_folder(path)
+        if (damage := check_is_run_folder(path)) is not None:
+            logger.warning("%s", damage)
         return RunReader(path)
 
     def __enter__(self) -> Self:
@@ -137,7 +149,7 @@ class RunFolder(RunReader):
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, whole or not at all."""
-        write_json(self.path / CONFIG, {MARKER: VERSION, **config})
+        write_config(self.path, config)
 
     def stage_prompts(
         self, rows: Iterable[StagedRow | Rejection], *, digest: str, notes: Sequence[str] = (), given: bool = False
@@ -171,6 +183,11 @@ class RunFolder(RunReader):
         elif result not in self._answers and result not in self._samples:
             self._drop_manifest()
             self._samples.append(result)
+
+    def drop_impossible_answers(self, vocabulary: int, eos_ids: Sequence[int]) -> int:
+        """Forget the results of rows whose answers a model cannot have given, and return how many; as `drop_rows`."""
+        is_bad = partial(impossible_answers, vocabulary=vocabulary, eos_ids=eos_ids)
+        return sum(ledger.drop_rows("answers", is_bad) for ledger in (self._answers, self._samples))
 
     def drop_embedded_samples(self) -> None:
         """Delete parts of answers without vectors whose rows all have vectors now; a StoreError where that fails."""
@@ -224,7 +241,7 @@ class RunFolder(RunReader):
                 raise StoreError(f"{path} does not exist: write it before {MANIFEST}, which says that all is there")
             files[name] = {"blake2b": digest_file(path), "bytes": path.stat().st_size}
         write_index(self.path / INDEX, self.path / PROMPTS, self.stock.parts)
-        write_json(self.path / MANIFEST, {**manifest, "files": files})
+        write_manifest(self.path, manifest, files)
 
     def _drop_manifest(self) -> None:
         for name in (MANIFEST, REPORT):  # a page about another choice would be taken for this one's
@@ -244,11 +261,12 @@ def check_folder(path: str | Path) -> None:
             _acquired(path, wait_s=0).release()
 
 
-def _check_content(path: Path) -> None:
+def _check_content(path: Path) -> str | None:
+    """Return what `check_is_run_folder` does; None for a new folder, too."""
     with writing(path):
         names = [entry.name for entry in path.iterdir()]
-    if not all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY) for name in names):
-        check_is_run_folder(path)
+    is_new = all(name in (LOCK, HOLDER) or name.endswith(TEMPORARY) for name in names)
+    return None if is_new else check_is_run_folder(path)
 
 
 def _hold(folder: Path, *, wait_s: float) -> FileLock:
@@ -263,15 +281,14 @@ def _hold(folder: Path, *, wait_s: float) -> FileLock:
 
 
 def _acquired(folder: Path, *, wait_s: float) -> FileLock:
-    lock = FileLock(folder / LOCK, thread_local=False)
+    lock = FileLock(folder / LOCK, mode=0o600, thread_local=False)
     with writing(folder / LOCK):
         try:
             lock.acquire(timeout=wait_s, poll_interval=0.1)
         except Timeout:
-            try:
-                holder = json.loads((folder / HOLDER).read_bytes())
-                who = f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
-            except FileNotFoundError:  # it has just begun and not yet written its name
-                who = "another process"
+            who = "another process"  # which may have just begun, and not yet written its name
+            with suppress(StoreError):
+                if holder := read_json(folder / HOLDER, fix="", shape=Holder):
+                    who = f"process {holder['pid']} on host {holder['host']} since {holder['since']}"
             raise StoreError(f"run folder {folder} is in use by {who}: wait for it, or give another --out") from None
     return lock

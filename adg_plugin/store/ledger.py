@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from adg_plugin.store.files import writing
+from adg_plugin.store.files import make_folder, writing
+from adg_plugin.store.names import MEASURES
 from adg_plugin.store.parts import Inventory, merge_small, row_groups, take_stock, write_part
-from adg_plugin.store.reader import MEASURES, RunReader
+from adg_plugin.store.reader import RunReader
 from adg_plugin.store.records import RowResult
 from adg_plugin.store.staging import digests, row_digest
 
@@ -98,8 +101,7 @@ class Ledger(Generic[R]):
     def flush(self) -> None:
         """Write the buffered results as one part, which survives a power cut; after a StoreError they stay buffered."""
         if self._buffer:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             table = pa.Table.from_pylist([self._record(result) for result in self._buffer], self._schema)
             self.stock.parts.append(write_part(self.folder, self.stock.next_sequence, table))
             self._buffer.clear()
@@ -110,6 +112,31 @@ class Ledger(Generic[R]):
         if sum(part.rows < self._rows_per_part for part in self.stock.parts) <= more_than:
             return 0
         return merge_small(self.stock, self.folder, small_rows=self._rows_per_part, schema=self._schema)
+
+    def drop_rows(self, column: str, is_bad: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> int:
+        """Write parts anew without their bad rows, which then have no result, and return how many those are.
+
+        Args:
+            is_bad: gets a table with that column, and returns of which rows (N,).
+
+        Raises:
+            StoreError: a part cannot be read or written; the bad rows are in it still.
+        """
+        self.flush()
+        dropped = 0
+        for part in list(self.stock.parts):
+            bad = np.concatenate([is_bad(table) for table in row_groups(part, [column], self._schema)])
+            if not bad.any():
+                continue
+            table = pa.concat_tables(row_groups(part, self._schema.names, self._schema))
+            at = self.stock.parts.index(part)
+            kept = table.filter(pa.array(~bad))
+            self.stock.parts[at : at + 1] = [write_part(self.folder, part.sequence, kept)] if len(kept) else []
+            self.stock.completed.difference_update(digests(table.filter(pa.array(bad))))
+            with writing(part.path):
+                part.path.unlink()
+            dropped += int(bad.sum())
+        return dropped
 
     def drop_parts_within(self, completed: set[bytes]) -> None:
         """Delete parts whose rows are all among `completed` (`row_digest`s); a StoreError where that fails."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 import threading
 import time
@@ -20,15 +21,19 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from adg_plugin.errors import ADGError, ConfigError, StoreError, first_line
-from adg_plugin.store.files import TEMPORARY, digest_file
-from adg_plugin.store.folder import HOLDER, LOCK
-from adg_plugin.store.reader import ANSWERS, CONFIG, MANIFEST, MEASURES, SAMPLES
+from adg_plugin.store.files import TEMPORARY, digest_file, make_folder, parse_json
+from adg_plugin.store.json_files import Heartbeat
+from adg_plugin.store.names import ANSWERS, CONFIG, HOLDER, LOCK, MANIFEST, MEASURES, SAMPLES
 
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT = "in-use.json"
 _PUSH_EVERY_S = 20.0
 _STALE_S = 300.0  # a heartbeat this old is of a process that is gone
+_SETTLE_S = 0.5  # after a claim, before it is read back: no store is asked whether it creates a file at most once
+_HALF_WRITTEN = (0.1, 0.4, 1.6)  # seconds until a claim that is empty is read again
+_UPLOADED = ".uploaded"  # beside a local copy that the URL has all of
+_KEPT_S = 14 * 86400.0  # such a copy that nobody used for so long is removed
 _OWN = (LOCK, HOLDER, _HEARTBEAT)
 
 
@@ -37,7 +42,8 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
     """Yield the folder to work in: `out`, or, where that is a URL, a local copy that is kept in step with it.
 
     New parts are uploaded while the work goes on, and everything when it ends, also by an error. The copy is under
-    `$ADG_RUN_CACHE`, else in the user's cache; it may be deleted between runs.
+    `$ADG_RUN_CACHE`, else in the user's cache. It may be deleted between runs; the next run behind a URL deletes those
+    that have been uploaded and were not used for 14 days.
 
     Raises:
         StoreError: the URL cannot be read or written, or another process works on it.
@@ -47,12 +53,14 @@ def local_run_folder(out: str | Path) -> Iterator[Path]:
         return
     mirror = _Mirror(str(out))
     with mirror.alone_here(), mirror.held():
+        _remove_old_copies(mirror.path.parent)
         mirror.pull()
         try:
             with mirror.now_and_then(mirror.push_parts):
                 yield mirror.path
         finally:
             mirror.push_all()
+            mirror.path.with_suffix(_UPLOADED).touch()
 
 
 def check_url(url: str) -> None:
@@ -91,7 +99,7 @@ class _Mirror:
     @contextmanager
     def alone_here(self) -> Iterator[None]:
         """Keep other processes of this machine from the local copy; a StoreError where one has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         try:
             lock = FileLock(self.path.with_suffix(".lock"), thread_local=False).acquire(timeout=0)
         except Timeout:
@@ -100,18 +108,24 @@ class _Mirror:
                 "another --out"
             ) from None
         with lock:
+            self.path.with_suffix(_UPLOADED).unlink(missing_ok=True)
             yield
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Claim the URL, as far as a store without locks allows; a StoreError where another process still claims it."""
-        other = self._claim()
-        if other is not None and time.time() - other["time"] < _STALE_S:
+        """Claim the URL, as far as a store without locks allows; a StoreError where another process still claims it.
+
+        A new claim is created, so that a store that knows exclusive writes takes one. It is read back in any case: of
+        several that were written at the same moment, over one that is stale, too, the last one counts.
+        """
+        while (holder := self._claim()) is None or time.time() - holder["time"] >= _STALE_S:
+            self._beat(new=holder is None)
+            time.sleep(_SETTLE_S)
+        if holder["id"] != self._id:
             raise StoreError(
-                f"run folder {self.url} is in use by process {other['pid']} on host {other['host']}: wait for it (if "
+                f"run folder {self.url} is in use by process {holder['pid']} on host {holder['host']}: wait for it (if "
                 f"it was killed, {_STALE_S:.0f} s), or give another --out"
             )
-        self._beat()
         with self.now_and_then(self._check, self._beat):
             try:
                 yield
@@ -122,17 +136,36 @@ class _Mirror:
     def _claim(self) -> dict[str, Any] | None:
         beat = f"{self._root}/{_HEARTBEAT}"
         with self._claiming, self._reaching("read"):
-            self._fs.invalidate_cache()
-            if not self._fs.exists(beat):
-                return None
-            about: dict[str, Any] = json.loads(self._fs.cat_file(beat))
-            return about
+            data = b""
+            for wait_s in (0.0, *_HALF_WRITTEN):
+                time.sleep(wait_s)
+                self._fs.invalidate_cache()
+                try:
+                    data = self._fs.cat_file(beat)
+                except FileNotFoundError:
+                    return None
+                if data:
+                    break
+            fix = f"where nobody else works on {self.url}, delete it and run the same command again"
+            return parse_json(data, f"{self.url}/{_HEARTBEAT}", fix=fix, shape=Heartbeat)
 
-    def _beat(self) -> None:
+    def _beat(self, *, new: bool = False) -> None:
+        """Write the claim; a `new` one not over that of another process, where driver and store can tell."""
+        beat = f"{self._root}/{_HEARTBEAT}"
         about = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+        data = json.dumps(about).encode().ljust(512)  # of one length: on a disk, of two at once neither leaves a tail
         with self._claiming, self._reaching("write"):
             self._fs.makedirs(self._root, exist_ok=True)
-            self._fs.pipe_file(f"{self._root}/{_HEARTBEAT}", json.dumps(about).encode())
+            if new:
+                try:
+                    with self._fs.open(beat, "xb") as file:
+                        file.write(data)
+                    return
+                except FileExistsError:
+                    return  # who it was is read back
+                except Exception as err:  # no exclusive mode; where it is something else, it comes again
+                    logger.debug("%s cannot be created: %s", beat, err)
+            self._fs.pipe_file(beat, data)
 
     def _check(self) -> None:
         """Raise a StoreError where another process took the URL over, after this one had been out of reach for long."""
@@ -178,10 +211,11 @@ class _Mirror:
             has_part = _is_part(path) and local.is_file()
             if has_part and (local.stat().st_size == size or digest_file(local) in local.name):
                 continue  # where the sizes differ and ours is whole, an upload was cut off
-            local.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(local.parent)
             arriving = local.with_name(local.name + TEMPORARY)
             with self._reaching("read"):
                 self._fs.get_file(f"{self._root}/{path}", str(arriving))
+            arriving.chmod(0o600)
             arriving.replace(local)
 
     def push_parts(self) -> None:
@@ -242,6 +276,14 @@ class _Mirror:
     def _local(self) -> list[str]:
         files = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(TEMPORARY))
         return [p for p in (file.relative_to(self.path).as_posix() for file in files) if p not in _OWN]
+
+
+def _remove_old_copies(cache: Path) -> None:
+    for mark in cache.glob(f"*{_UPLOADED}"):
+        with suppress(Timeout), FileLock(mark.with_suffix(".lock"), timeout=0):
+            if mark.exists() and time.time() - mark.stat().st_mtime >= _KEPT_S:
+                shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
+                mark.unlink()
 
 
 def _is_part(path: str) -> bool:

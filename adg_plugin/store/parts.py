@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,6 +18,7 @@ from adg_plugin.errors import StoreError
 from adg_plugin.store.files import (
     digest_bytes,
     digest_file,
+    make_folder,
     reading,
     remove_leftovers,
     replacing,
@@ -152,8 +154,8 @@ def take_stock(folder: Path, *, repair: bool) -> Inventory:
             if repair:
                 aside = folder / DAMAGED
                 done = f"moved to {aside}"
+                make_folder(aside)
                 with writing(aside):
-                    aside.mkdir(exist_ok=True)
                     path.replace(aside / path.name)
             # The number of rows is left out: it would mean to parse what is known to be broken.
             stock.damage.append(
@@ -183,6 +185,21 @@ def named_parts(folder: Path, stock: Inventory) -> list[tuple[Path, int, str]]:
         elif path.suffix == ".parquet":
             stock.damage.append(f"{path} is not read: its name has no checksum, so this run did not write it")
     return sorted(named, key=lambda entry: (entry[1], entry[2]))
+
+
+def impossible_answers(table: pa.Table, vocabulary: int, eos_ids: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Return of which rows (N,) an answer has a token beyond the vocabulary, or goes on after an end-of-answer token.
+
+    Args:
+        table: with the column `answers`, in one chunk.
+    """
+    answers = table["answers"].combine_chunks()
+    tokens = answers.values.field("token_ids")
+    ids = tokens.values.to_numpy()
+    bad = np.cumsum(np.r_[0, (ids < 0) | (ids >= vocabulary) | np.isin(ids, eos_ids)])
+    ends = bad[tokens.offsets.to_numpy()[answers.offsets.to_numpy()]]  # (N + 1,), a row's tokens lie side by side
+    found: npt.NDArray[np.bool_] = np.diff(ends) > 0
+    return found
 
 
 def merge_small(stock: Inventory, folder: Path, *, small_rows: int, schema: pa.Schema = SCHEMA) -> int:

@@ -17,21 +17,13 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import StoreError
 from adg_plugin.store import staging
 from adg_plugin.store.assemble import Geometry, assemble
-from adg_plugin.store.files import digest_file, read_json, reading
+from adg_plugin.store.files import digest_file, reading
+from adg_plugin.store.json_files import read_config, read_manifest, read_seal
 from adg_plugin.store.lookup import PartIndex, find_result, first_rows, results_of
+from adg_plugin.store.names import ANSWERS, INDEX, PROMPTS, REJECTED, SAMPLES, SCORES, SELECTED
 from adg_plugin.store.parts import Inventory, take_stock
 from adg_plugin.store.records import Prompt, RowResult, Sampled
 from adg_plugin.store.staging import Rejection, StagedRow, digests, row_digest
-
-CONFIG, PROMPTS, ANSWERS = "config.json", "prompts.parquet", "answers"
-SAMPLES = "samples"  # answers that are still to be embedded
-MEASURES = "measures"  # what other selectors than ADG want to know of each row
-INDEX = "index.parquet"  # which part of the answers holds each row
-SCORES, SELECTED, REJECTED, MANIFEST = "scores.parquet", "selected.jsonl", "rejected.jsonl", "manifest.json"
-REPORT = "report.html"
-MARKER = "adg_run_folder"  # in config.json: a model's folder has a file of that name too
-VERSION = 1
-_RESTAGE = "delete it and run the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +44,6 @@ class Counts:
     def unsampled(self) -> int:
         """Prompts without answers."""
         return self.pending - self.sampled
-
-
-def check_is_run_folder(path: Path) -> None:
-    """Raise a StoreError unless config.json is a run folder's, and of no later version of this package."""
-    fix = "give another --out"
-    config = read_json(path / CONFIG, fix=fix)
-    if config is None or MARKER not in config:
-        raise StoreError(f"{path} exists and is not a run folder (no `{MARKER}` in its {CONFIG}): {fix}")
-    if config[MARKER] != VERSION:
-        raise StoreError(
-            f"{path} is a run folder of version {config[MARKER]}, not {VERSION}: {fix}, or upgrade adg-plugin"
-        )
 
 
 class RunReader:
@@ -97,21 +77,23 @@ class RunReader:
         return self.path / SELECTED
 
     def read_config(self) -> dict[str, Any]:
-        """Return what `write_config` was given; empty before that."""
-        config = read_json(self.path / CONFIG, fix="give another --out") or {}
-        return {key: value for key, value in config.items() if key != MARKER}
+        """Return what `write_config` was given, empty before that; of a damaged one, what the manifest has of it."""
+        return read_config(self.path)
 
     def manifest(self) -> dict[str, Any] | None:
         """Return what `write_manifest` was given, with digests under `files`, or None for an incomplete run.
 
         A run whose selected rows or scores were altered or removed since is not complete.
+
+        Raises:
+            StoreError: the manifest itself is damaged.
         """
-        manifest = read_json(self.path / MANIFEST, fix=_RESTAGE)
+        manifest = read_manifest(self.path)
         if manifest is None:
             return None
-        for name, entry in manifest["files"].items():
-            path = self.path / name
-            if not path.is_file() or digest_file(path) != entry["blake2b"]:
+        for name in {SELECTED, SCORES, *manifest["files"]}:
+            entry, path = manifest["files"].get(name), self.path / name
+            if entry is None or not path.is_file() or digest_file(path) != entry["blake2b"]:
                 return None
         return manifest
 
@@ -124,7 +106,7 @@ class RunReader:
         seal = self._pool_seal()
         if not (seal and path.exists()):
             return None
-        with reading(path, fix=_RESTAGE):
+        with reading(path, fix="delete it and run the same command again"):
             is_whole = digest_file(path) == seal["blake2b"]
         if not is_whole:
             self._damaged_pool = [f"{path} is damaged (it does not match its checksum): the pool will be staged again"]
@@ -132,7 +114,9 @@ class RunReader:
         return str(seal["digest"])
 
     def _pool_seal(self) -> dict[str, Any]:
-        return read_json((self.path / PROMPTS).with_suffix(".json"), fix=_RESTAGE) or {}
+        seal, damage = read_seal(self.path)
+        self._damaged_pool = damage or self._damaged_pool
+        return seal
 
     def counts(self) -> Counts:
         """Return how many rows are staged, completed and rejected. Reads the ids and keys of the pool."""

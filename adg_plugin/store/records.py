@@ -86,6 +86,6 @@ class Sampled:
 
     @property
     def continuations(self) -> list[npt.NDArray[np.int32]]:
-        """Token ids of each answer, and of the row's own where agreement is asked for."""
+        """Token ids of each answer, and of the reference response where agreement is asked for and it has any."""
         own = self.prompt.reference_ids
-        return [*(answer.token_ids for answer in self.answers), *([own] if own is not None else [])]
+        return [*(answer.token_ids for answer in self.answers), *([own] if own is not None and len(own) else [])]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import typer
 
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
-from adg_plugin.console import RunDir
+from adg_plugin.console import RunDir, print_result
 from adg_plugin.data.layouts import find_layout
 from adg_plugin.errors import DataError
 from adg_plugin.selectors.columns import by_rank
@@ -39,7 +39,7 @@ def export(
 ) -> None:
     """Write the chosen rows, best first, as other tools load them. The last line on stdout is the path."""
     names = [] if columns is None else [name.strip() for name in columns.split(",")]
-    print(export_rows(run_dir, form, columns=names, out=out))
+    print_result(export_rows(run_dir, form, columns=names, out=out))
 
 
 def export_rows(run_dir: str | Path, form: Form, *, columns: Sequence[str] = (), out: str | Path | None = None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.console import AsJson, RunDir, result_console
+from adg_plugin.console import AsJson, RunDir, Text, print_json, result_console
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.scoring.geometry import Floats, combine, parts
 from adg_plugin.scoring.stability import Stability
@@ -47,7 +45,7 @@ def stability(
     about = measured(str(run_dir))
     fresh = None if resample is None else resample_rows(str(run_dir), resample, about)
     if as_json:
-        print(json.dumps(about.summary() | ({"resampled": fresh.summary()} if fresh else {}), indent=2))
+        print_json(about.summary() | ({"resampled": fresh.summary()} if fresh else {}))
         return
     console = result_console()
     print_stability(about, console, rows)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adg_plugin import ADGConfig
+from adg_plugin.config.groups import Filters
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.errors import ConfigError
 
@@ -121,6 +122,15 @@ def test_a_value_out_of_range_or_of_another_type_says_what_to_use(key, value, fi
     assert problems({key: value}) == [f"{key} is {value!r}: {fix}"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), "nan", "inf", "1e999"])
+@pytest.mark.parametrize("schema", [ADGConfig, Filters])
+def test_a_number_without_end_is_no_number(schema, value):
+    for key in [name for name, f in schema.model_fields.items() if "float" in str(f.annotation)]:
+        named = f"filters.{key}" if schema is Filters else key
+        (problem,) = problems({"filters": {key: value}} if schema is Filters else {key: value})
+        assert problem.startswith(f"{named} is {value!r}: "), problem
+
+
 @pytest.mark.parametrize("key", [name for name, f in ADGConfig.model_fields.items() if "float" in str(f.annotation)
                                  or "int" in str(f.annotation)])  # fmt: skip
 @pytest.mark.parametrize("value", [True, False])
@@ -131,8 +141,9 @@ def test_a_boolean_is_no_number(key, value):
 
 @pytest.mark.parametrize(
     ("given_", "meant"),
-    [(300, 300), (1, 1), (0.2, 0.2), ("0.2", 0.2), ("300", 300), (1.0, 1.0), (10**9, 10**9)],
-)
+    [(300, 300), (1, 1), (0.2, 0.2), ("0.2", 0.2), ("300", 300), (1.0, 1.0), (10**9, 10**9), ("1e-9", 1e-9),
+     ("2E-1", 0.2), ("1e0", 1.0)],
+)  # fmt: skip
 def test_budgets_are_rows_or_a_fraction(given_, meant):
     budget = ADGConfig.parse({"budget": given_}).budget
     assert budget == meant
@@ -149,6 +160,13 @@ def test_budgets_are_rows_or_a_fraction(given_, meant):
         ("1.5", FRACTION),
         (-0.1, FRACTION),
         (float("nan"), FRACTION),
+        (".nan", FRACTION),
+        ("1e4", FRACTION),
+        ("-1e-9", FRACTION),
+        ("1e-999", FRACTION),
+        ("1e999", FRACTION),
+        ("nan", ROWS_OR_FRACTION),
+        ("[" * 9_999, ROWS_OR_FRACTION),
         (True, ROWS_OR_FRACTION),
         ("yes", ROWS_OR_FRACTION),
         ("ten", ROWS_OR_FRACTION),
@@ -293,9 +311,11 @@ def test_every_setting_says_what_it_is():
         ({"engine": "vllm-server", "server_urls": ["http://a", "http://a/v1"]}, "name each server once"),
         ({"engine": "vllm", "vllm_options": {"quantization": "fp8"}}, "not among the options that change no answer"),
         ({"engine": "vllm", "vllm_options": {"load_format": "dummy"}}, "not among the options that change no answer"),
+        ({"vllm_options": {"block_size": float("nan")}}, "block_size is nan: use a number, text, true or false"),
+        ({"vllm_options": {"block_size": [1]}}, "block_size is [1]: use a number, text, true or false"),
         (
             {"engine": "vllm-server", "server_urls": ["http://a"], "load_in_4bit": True},
-            "load_in_4bit is True: a server cannot be asked how it holds its weights",
+            "load_in_4bit is True: how a server holds its weights is set where it starts",
         ),
         ({"ray_min_workers": 4, "ray_max_workers": 2}, "ray_max_workers is 2: use a whole number, ray_min_workers"),
         ({"engine": "vlm"}, "did you mean `vllm`?"),

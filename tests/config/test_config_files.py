@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from adg_plugin import ADGConfig, load_config
+from adg_plugin.config.files import yaml_value
 from adg_plugin.errors import ConfigError
 
 
@@ -59,6 +61,69 @@ def test_what_is_no_yaml_is_refused_with_its_line(tmp_path: Path, text: str, sai
     assert str(caught.value).startswith(f"{path}: not valid YAML: ")
     assert said in str(caught.value)
     assert ", line " in str(caught.value)
+
+
+def grown(one: str, further: str, times: int) -> str:
+    """Return a YAML in which each anchor stands for several of the one before it."""
+    return f"a0: &a0 {one}\n" + "".join(f"a{n}: &a{n} {further.format(f'*a{n - 1}')}\n" for n in range(1, times))
+
+
+BOMBS = {
+    "deep list": ("x: " + "[" * 9_999, "more than 50 levels deep: write it flatter"),
+    "deep mapping": ("{a: " * 5_000, "more than 50 levels deep: write it flatter"),
+    "deep block": ("- " * 9_999 + "x", "more than 50 levels deep: write it flatter"),
+    "deep aliases": (grown("[1]", "[[[[[{}]]]]]", 30), "more than 50 levels deep: write it flatter"),
+    "many aliases": (grown("[x]", "[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", 12), "more than 100,000 values"),
+    "many merges": (grown("{x: 1}", "{{<<: [{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]}}", 12), "more than 100,000 "),
+    "within itself": ("x: &a [1, *a]", "`*a` stands within itself: write it out"),
+    "within its value": ("x: &a {b: [*a]}", "`*a` stands within itself: write it out"),
+    "no bool": ("x: !!bool maybe", "'maybe' cannot be read as bool"),
+    "no int": ("x: !!int ''", "'' cannot be read as int"),
+    "no float": ("x: !!float a", "'a' cannot be read as float"),
+    "no date": ("x: 2026-02-30", "'2026-02-30' cannot be read as timestamp"),
+    "no time": ("x: !!timestamp now", "'now' cannot be read as timestamp"),
+    "digits": ("x: " + "9" * 5_000, "9' cannot be read as int"),
+    "hexadecimal": ("x: 0x" + "f" * 5_000, "f' cannot be read as int"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BOMBS.values(), ids=BOMBS)
+def test_what_no_settings_can_be_is_refused_with_its_line_and_at_once(tmp_path: Path, text: str, said: str):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: not valid YAML: ")
+    assert said in str(caught.value)
+    assert f'in "{path}", line ' in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ValueError, match=re.escape(said)):  # as in `--set filters=...`
+        yaml_value(text)
+
+
+def test_as_deep_and_as_much_as_is_allowed_is_read():
+    assert yaml_value("[" * 50 + "]" * 50)
+    with pytest.raises(ValueError, match="more than 50 levels"):
+        yaml_value("[" * 51 + "]" * 51)
+    ten = "[" + ", ".join("x" * 9) + "]"  # a list and its nine values
+    head = f"- &a {ten}\n"
+    assert len(yaml_value(head + "- *a\n" * 9_089)) == 9_090  # an alias is a value, too: 1 + 10 + 11 * 9,089 = 99,990
+    with pytest.raises(ValueError, match="more than 100,000 values"):
+        yaml_value(head + "- *a\n" * 9_090)
+
+
+def test_a_file_too_large_for_settings_is_not_read(tmp_path: Path):
+    path = tmp_path / "pool.yaml"
+    with path.open("wb") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    size = "holds 10,000,001 bytes, more than the 10,000,000 of settings"
+    assert str(caught.value) == f"{path}: {size}: give the path of a YAML file"
+
+
+def test_a_key_of_a_thousand_parts_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"a key of 5,000 parts: use at most 50$"):
+        load_config(write(tmp_path, "budget: 1\n"), [".".join("a" * 5_000) + "=1"])
 
 
 def test_anchors_and_merge_keys_work(tmp_path: Path):

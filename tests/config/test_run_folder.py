@@ -16,7 +16,7 @@ from adg_plugin.store.keys import changes
     [
         ((None, None), {}, "runs/selection"),
         ((None, None), {"settings": Path("a/mine.yaml")}, "runs/mine"),
-        ((None, None), {"training": Path("out")}, "out/selection"),
+        ((None, None), {"training": Path("out")}, "out/_adg/selection"),
         (("b/", "c"), {"settings": Path("mine.yaml")}, "b"),
         ((None, Path("c")), {"training": "out"}, "c"),
         (("s3://bucket/run/", None), {}, "s3://bucket/run"),

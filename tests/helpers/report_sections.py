@@ -13,7 +13,7 @@ ROWS, BUDGET = 40, 10
 METHODS = ("adg", "random", "longest")
 HEAD = (
     "method", "chosen", "scored", "rejected", "bins of 4", "fullest bin", "prompt", "reference", "alone", "choosing",
-    "asking",
+    "model",
 )  # fmt: skip
 NOTHING = "–"
 

@@ -332,7 +332,7 @@ def test_a_model_that_transformers_does_not_know(other, tmp_path):
 def test_a_model_that_is_not_there(tmp_path):
     said = problem(pool_rows(12), "no-such/model", tmp_path / "run")
     assert said.startswith("model is 'no-such/model': its tokenizer cannot be loaded (")
-    assert said.endswith("): check the name; it is no folder here, so the hub was asked")
+    assert said.endswith("): check the name; it is no folder here, so it was looked for on the hub")
     assert not (tmp_path / "run").exists()
 
 

@@ -37,7 +37,7 @@ def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report
         assert links[-4:] == ["Other methods on this pool", "Evaluations", "Rows", "Settings"]
         coverage = cells(shown, "#comparison .numbers >> nth=1 >>"), cells(shown, "#comparison .numbers >> nth=2 >>")
     for at, (one, line) in enumerate(zip(found["methods"], lines, strict=True)):
-        asking = f"{found['costs']['answers']['seconds']:.1f} s" if one["asked"] else NOTHING
+        model_time = f"{found['costs']['answers']['seconds']:.1f} s" if one["asked"] else NOTHING
         assert line == [
             METHODS[at],
             str(BUDGET),
@@ -49,7 +49,7 @@ def test_the_table_of_methods_has_the_numbers_of_the_comparison(chromium, report
             rounded(lengths[at]["reference_words"]["p50"]),
             str(found["alone"][at]),
             f"{one['seconds']:.1f} s",
-            asking,
+            model_time,
         ]
     assert (lines[0][-1] != NOTHING, lines[2][2:4]) == (True, ["39", "1"])  # a row without a reference response
     assert pool[:3] == ["the pool", "", str(ROWS)]

@@ -26,10 +26,10 @@ FLOORS = {
     "demo": 2,
     "store": 2,
     "config": 1,
+    "console": 1,
     "digests": 0,
     "errors": 0,
     "version": 0,
-    "console": 0,
 }
 # `adg_plugin` itself names what users are told, and imports it when it is first used.
 PUBLIC = "adg_plugin"

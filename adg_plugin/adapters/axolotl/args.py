@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, field_validator
 
+from adg_plugin.config.run_folder import publication_problems, run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError
 
+OUTPUT, PREPARED = "model-out", "last_run_prepared"  # Axolotl's defaults: output_dir, dataset_prepared_path
+RUN_FOLDER = "adg"  # in the folder of prepared data sets
 _REFUSED = {
     "rl": "preference and reward data have no single answer to learn: leave it out, ADG is for SFT",
     "streaming": "rows that stream cannot be compared with each other: leave it out",
@@ -86,12 +90,28 @@ def check_supported(cfg: Mapping[str, Any]) -> None:
             f"adg.answers is {block['answers']!r}: Axolotl's rows have no ids that it could name; select first with "
             "`adg select`, and name its selected.jsonl in datasets, without the plugin"
         )
+    if cfg.get("hub_model_id"):
+        problems += publication_problems(selection_folder(cfg), cfg.get("output_dir") or OUTPUT)
     if not block.get("model"):
         for key, why in _CHOSEN_BY_TRAINING.items():
             if block.get(key):
                 problems.append(f"adg.{key} is {block[key]!r}: {why}; leave it out")
     if problems:
         raise ConfigError(problems)
+
+
+def selection_folder(cfg: Mapping[str, Any]) -> Path:
+    """Return the run folder: the `output_dir` of the block, else `adg` in the folder of prepared data sets.
+
+    Where that folder lies in the output folder, of which all but `_*` is uploaded, it is `_adg/selection` there, unless
+    version 0.2 has begun the other.
+    """
+    block, output = cfg.get("adg"), cfg.get("output_dir") or OUTPUT
+    default = Path(cfg.get("dataset_prepared_path") or PREPARED) / RUN_FOLDER
+    named = block.get("output_dir") if isinstance(block, Mapping) else None
+    if named is None and publication_problems(default, output) and not default.is_dir():
+        return Path(run_folder(training=output))
+    return Path(named or default)
 
 
 def adopt_pool(cfg: MutableMapping[str, Any]) -> None:

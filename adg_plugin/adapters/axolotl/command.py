@@ -16,6 +16,7 @@ def adg_select(config: str) -> None:
     """
     from adg_plugin.adapters.axolotl import internals as axolotl_internals
     from adg_plugin.adapters.axolotl import select as axolotl_select
+    from adg_plugin.console import print_error, print_result, say
 
     try:
         cfg = axolotl_internals.read_config(config)
@@ -24,8 +25,8 @@ def adg_select(config: str) -> None:
         rows = axolotl_internals.load_rows(cfg).train_dataset
         keep, run_dirs = axolotl_select.selected_positions(cfg, rows)
     except ADGError as err:
-        click.echo(f"error: {err}", err=True)
+        print_error(err)
         raise SystemExit(err.exit_code) from None
-    click.echo(f"{len(keep)} of {len(rows)} training rows chosen", err=True)
+    say(f"{len(keep)} of {len(rows)} training rows chosen")
     for run_dir in run_dirs:
-        click.echo(run_dir)
+        print_result(run_dir)

@@ -28,6 +28,7 @@ from axolotl.utils.trainer import calculate_total_num_steps
 
 from adg_plugin.adapters.axolotl.raw_rows import by_formats
 from adg_plugin.data.templates import Template
+from adg_plugin.errors import redacted
 from adg_plugin.store import keys
 
 # Axolotl computes these from the whole pool while it loads, and later takes them as given.
@@ -114,7 +115,7 @@ def sources(cfg: Any, tokenizer: Any, *, only: int | None = None) -> Iterator[So
             elif _is_chat(kind):
                 template = get_chat_template_from_config(cfg=plain, ds_cfg=part, tokenizer=tokenizer)
             columns = {key: value for key, value in columns.items() if key.startswith(("field_", "message_", "roles"))}
-            yield Source(number, str(part["path"]), kind, columns, template, formats, raw, tokenised)
+            yield Source(number, redacted(str(part["path"])), kind, columns, template, formats, raw, tokenised)
 
 
 def entry_digest(cfg: Any, number: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin
 
 from adg_plugin.adapters.axolotl.args import adopt_pool, check_supported
+from adg_plugin.adapters.secrets import taken_over
 
 
 class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is not installed
@@ -15,6 +16,7 @@ class ADGPlugin(BasePlugin):  # type: ignore[misc]  # untyped where Axolotl is n
 
     def register(self, cfg: MutableMapping[str, Any]) -> None:
         """Move `adg.datasets` to where Axolotl looks for the pool; a ConfigError names every setting in the way."""
+        cfg.update(taken_over())  # what `adg run` leaves out of the file that it writes
         check_supported(cfg)
         adopt_pool(cfg)
 

@@ -13,16 +13,18 @@ from typing import Any
 
 import yaml
 
-from adg_plugin.adapters.axolotl.args import ADGArgs, check_supported
+from adg_plugin.adapters.axolotl.args import OUTPUT, ADGArgs, check_supported
 from adg_plugin.adapters.processes import check_free, follow, parent_watchdog, run_stage
 from adg_plugin.adapters.recipes import with_overrides
+from adg_plugin.adapters.secrets import public, shown, unwritten
 from adg_plugin.config.files import load_yaml
+from adg_plugin.config.run_folder import PRIVATE
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError, need
+from adg_plugin.errors import ConfigError, need, redacted
+from adg_plugin.store.files import replacing
 
-_CHANGED = "adg-axolotl.yaml"  # in the output folder: the YAML with the overrides in it
+_CHANGED = "adg-axolotl.yaml"  # among what is private in the output folder: the YAML with the overrides in it
 _OF_BOTH = ("datasets", "load_in_4bit", "output_dir", "seed", "trust_remote_code")
-_OUT = "model-out"  # Axolotl's default for output_dir
 
 
 def is_axolotl(path: Path) -> bool:
@@ -48,7 +50,7 @@ class Plan:
     @property
     def out(self) -> Path:
         """The folder of the trained model."""
-        return Path(self.data.get("output_dir") or _OUT)
+        return Path(self.data.get("output_dir") or OUTPUT)
 
     def lines(self) -> list[str]:
         """Return the plan for people, a line each."""
@@ -58,10 +60,10 @@ class Plan:
         paths = [str(entry.get("path", entry) if isinstance(entry, Mapping) else entry) for entry in entries]
         budget = block.get("budget_per_dataset") or block.get("budget", "10000")
         return [
-            f"pool       {', '.join(paths)}",
+            f"pool       {redacted(', '.join(paths))}",
             f"selection  {budget} rows, sampled from {block.get('model') or self.data['base_model']}",
             f"training   {self.data['base_model']}, {self.data.get('adapter') or 'all weights'}",
-            "launch     axolotl preprocess, then " + " ".join(["axolotl train", *self.train_arguments]),
+            "launch     axolotl preprocess, then " + shown("axolotl train", *self.train_arguments),
             f"output     {self.out}",
         ]
 
@@ -107,7 +109,7 @@ def make_plan(
 def dry_run(plan: Plan) -> list[str]:
     """Return the plan, a line each, after the checks of `run` before it starts Axolotl, with the same errors."""
     _check_axolotl(plan)
-    check_free(plan.out)
+    check_free(plan.out / PRIVATE)
     return plan.lines()
 
 
@@ -125,7 +127,7 @@ def _check_axolotl(plan: Plan) -> None:
         if head not in known:
             close = difflib.get_close_matches(head, known, n=1)
             hint = f"did you mean `{close[0]}`?" if close else "settings of the selection begin with `adg.`"
-            problems.append(f"--set {text}: Axolotl has no setting {head}: {hint}")
+            problems.append(f"--set {head}: Axolotl has no setting {head}: {hint}")
     if problems:
         raise ConfigError(problems)
 
@@ -141,13 +143,15 @@ def run(plan: Plan) -> dict[str, str]:
     """
     _check_axolotl(plan)
     config = plan.config
-    with parent_watchdog(plan.out):
+    hidden: dict[str, Any] = {}
+    with parent_watchdog(plan.out / PRIVATE):
         if plan.overrides:
-            config = plan.out / _CHANGED
-            config.write_text(yaml.safe_dump(dict(plan.data), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            config, hidden = plan.out / PRIVATE / _CHANGED, unwritten(plan.data)
+            with replacing(config) as sink:
+                sink.write(yaml.safe_dump(public(plan.data), sort_keys=False, allow_unicode=True).encode())
         command = ["-m", "adg_plugin.adapters.axolotl.run"]
-        run_stage("axolotl preprocess", [*command, "preprocess", str(config)])
-        run_stage("axolotl train", [*command, "train", str(config), *plan.train_arguments])
+        run_stage("axolotl preprocess", [*command, "preprocess", str(config)], hidden)
+        run_stage("axolotl train", [*command, "train", str(config), *plan.train_arguments], hidden)
     return {"model": str(plan.out)}
 
 

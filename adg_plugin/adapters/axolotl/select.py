@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adg_plugin.adapters.axolotl import internals as axolotl
-from adg_plugin.adapters.axolotl.args import selection_config
+from adg_plugin.adapters.axolotl.args import selection_config, selection_folder
 from adg_plugin.adapters.axolotl.rows import Training, row_digests, stage
 from adg_plugin.adapters.processes import parent_watchdog, run_stage
 from adg_plugin.config.schema import ADGConfig
@@ -22,12 +22,11 @@ from adg_plugin.data.prompts import PromptLimit, PromptRenderer
 from adg_plugin.engines.models.loading import Source
 from adg_plugin.errors import ADGError, ConfigError, DataError
 from adg_plugin.pipeline.stage import Pool, staging_digest
-from adg_plugin.store import RunFolder, keys
+from adg_plugin.store import RunFolder, RunReader, keys
 from adg_plugin.store.files import replacing
 
 logger = logging.getLogger("axolotl.adg_plugin")  # Axolotl shows its own loggers only
 
-RUN_FOLDER = "adg"  # in the folder of prepared data sets
 _SELECTION = ("-m", "adg_plugin.adapters.selection_process", "--staged")
 _ROWS = "training_rows.parquet"  # in a run folder: each training row's digest and its id
 
@@ -49,7 +48,7 @@ class _Part:
     def is_complete(self) -> bool:
         if not self.is_staged():
             return False
-        manifest = RunFolder.read(self.run_dir).manifest()
+        manifest = RunReader(self.run_dir).manifest()
         settings = self.config.model_dump(mode="json"), self.recipe
         return manifest is not None and (manifest["config"], manifest["recipe"]) == settings
 
@@ -58,7 +57,7 @@ class _Part:
         return dict(zip(rows["digest"].to_pylist(), rows["id"].to_pylist(), strict=True))
 
     def chosen(self) -> list[bytes]:
-        scores = RunFolder.read(self.run_dir).scores()
+        scores = RunReader(self.run_dir).scores()
         chosen = set(scores.filter(scores["chosen"])["id"].to_pylist())
         return [digest for digest, id in self.ids().items() if id in chosen]
 
@@ -73,7 +72,7 @@ def selected_positions(cfg: Any, train: Any) -> tuple[list[int], list[Path]]:
         ADGError: rows that are not in the data sets, a selection that fails, or several ranks before a selection.
     """
     config = selection_config(cfg)
-    run_dir = Path(config.output_dir) if config.output_dir else axolotl.prepared_folder(cfg) / RUN_FOLDER
+    run_dir = selection_folder(cfg)
     positions: dict[bytes, int] = {}
     for position, digest in enumerate(row_digests(train, cfg["sequence_len"])):
         positions.setdefault(digest, position)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from adg_plugin.adapters.recipes import with_overrides
+from adg_plugin.adapters.secrets import taken_over
 from adg_plugin.adapters.trl.checks import trl
 from adg_plugin.config.files import load_yaml, override
 from adg_plugin.config.schema import ADGConfig
@@ -49,7 +50,7 @@ def read_command(arguments: Sequence[str]) -> Request:
     if flags and not flags[0].startswith("-"):
         raise ConfigError([f"{flags[0]}: adg sft takes flags, as trl sft does: write --config {flags[0]}"])
     path = _config_of(flags) or ""
-    data = load_yaml(path) if path else {}
+    data = {**(load_yaml(path) if path else {}), **taken_over()}
     block = _mapping(data, "adg", path)
     problems: list[str] = []
     rest: list[str] = []

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adg_plugin.config.run_folder import publication_problems, run_folder
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig, DatasetSpec
 from adg_plugin.data.layouts import find_layout, unknown_layout
 from adg_plugin.data.templates import ALPACA
@@ -112,6 +113,8 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
             "prompt must be the same; set chat_template_path for the trainer and leave template out"
         )
     problems += budget_problems(config)
+    if getattr(args, "push_to_hub", False):
+        problems += publication_problems(run_folder(config.output_dir, training=args.output_dir), args.output_dir)
     if config.datasets:
         problems.append(
             "datasets is set, but the pool is the trainer's data set: leave it out, and rename columns with "
@@ -130,7 +133,7 @@ def check_settings(config: ADGConfig, args: Any, formatting_func: Any = None) ->
     for sharded in ("DeepSpeed", "FSDP"):
         if getattr(args, sharded.lower(), None) or os.environ.get(f"ACCELERATE_USE_{sharded.upper()}") == "true":
             problems.append(
-                f"{sharded} is on: the trainer's model is in pieces and cannot be asked; select first, in a process of "
+                f"{sharded} is on: the trainer's model is in pieces and cannot sample; select first, in a process of "
                 "its own, with `adg run`"
             )
     if problems:

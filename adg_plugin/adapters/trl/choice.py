@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 from datasets.table import InMemoryTable
+from pydantic import BaseModel
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -95,17 +96,21 @@ def evaluation_rows(dataset: Any, tokenizer: Any, template: str) -> Any:
     return dataset if None in form.layouts else form.rows(dataset, tokenizer, compare=False)
 
 
+class _ChosenFile(BaseModel):
+    ids: list[str]
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenIds:
     """What a checkpoint remembers of the selection."""
 
     ids: tuple[str, ...]
     digest: str  # of the rows' content, see `rows_digest`
-    run_dir: str
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint or an output folder."""
-        content = {"version": _VERSION, "rows": len(self.ids), "digest": self.digest, "run_folder": self.run_dir}
+        content = {"version": _VERSION, "rows": len(self.ids), "digest": self.digest}
         write_json(folder / CHOSEN, {**content, "ids": list(self.ids)})
 
     @classmethod
@@ -115,9 +120,10 @@ class ChosenIds:
         A checkpoint whose writing was cut off has no such file; its output folder has had one since before training.
         """
         for folder in (checkpoint, checkpoint.parent):
-            found = read_json(folder / CHOSEN, fix="resume from an earlier checkpoint")
+            fix = "resume from another checkpoint, or start without resume_from_checkpoint"
+            found = read_json(folder / CHOSEN, fix=fix, shape=_ChosenFile)
             if found is not None:
-                return cls(tuple(found["ids"]), found["digest"], found["run_folder"])
+                return cls(tuple(found["ids"]), found["digest"])
         raise DataError(
             f"{checkpoint} has no {CHOSEN}: it was not trained on a selection, so its rows are not known; "
             "start without resume_from_checkpoint, or resume from another checkpoint"
@@ -192,7 +198,7 @@ class Choice:
             ).ids
         with team.barrier("finding the chosen rows"):
             rows = self.pool.select(positions(self.pool, ids, memory_spec(self.config)))
-            chosen = ChosenIds(tuple(ids), rows_digest(rows), str(self.run_dir))
+            chosen = ChosenIds(tuple(ids), rows_digest(rows))
             if remembered and chosen.digest != remembered["digest"]:
                 raise DataError(
                     f"the rows that {self.checkpoint} was trained on have changed in the data set since: "

@@ -12,22 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from adg_plugin.adapters.processes import check_free, parent_watchdog, run_stage
+from adg_plugin.adapters.secrets import public, shown, unwritten
 from adg_plugin.adapters.trl.arguments import RUN_FOLDER, Request, launcher_arguments, read_recipe
 from adg_plugin.adapters.trl.choice import last_whole_checkpoint
 from adg_plugin.adapters.trl.plan import selection_config
-from adg_plugin.config.run_folder import run_folder
+from adg_plugin.config.run_folder import PRIVATE, SELECTION, private_path, publication_problems, run_folder
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError, StoreError
+from adg_plugin.errors import ConfigError, StoreError, redacted
 from adg_plugin.pipeline.plan import how_chosen, plan_selection
-from adg_plugin.store.files import read_json, write_json
+from adg_plugin.store.files import read_json, replacing, write_json
 from adg_plugin.store.keys import changes
-from adg_plugin.store.reader import REPORT
+from adg_plugin.store.names import REPORT
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "adg_summary.json"  # in the output folder, of a finished training
+# What is private in an output folder: the summary of a finished training, and what its stages are told.
+SUMMARY = "adg_summary.json"
 _THREADS = "--num_cpu_threads_per_process"
 _FINISHED = "%s is finished already: give another --out to do it again"
 _RECIPE, _SELECTION, _TRAINING = "adg_recipe.json", "adg_selection_config.json", "adg_training.yaml"
@@ -50,10 +53,10 @@ class Plan:
         of_model = " in 4-bit" if model.load_in_4bit else " in 8-bit" if model.load_in_8bit else ""
         checkpoint = last_whole_checkpoint(self.out)
         return [
-            f"pool       {', '.join(spec.path for spec in config.datasets)}",
+            f"pool       {', '.join(redacted(spec.path) for spec in config.datasets)}",
             f"selection  {config.budget} rows, {how_chosen(config)}",
             f"training   {model.model_name_or_path}{of_model}, {how}",
-            f"launch     accelerate launch {' '.join(request.launch) or '(its defaults)'}",
+            f"launch     accelerate launch {shown(*request.launch) or '(its defaults)'}",
             f"output     {self.out}",
             f"run folder {self.run_dir}",
             f"starts     {'from ' + str(checkpoint) if checkpoint else 'at the selection'}",
@@ -72,6 +75,8 @@ def make_plan(recipe: Path, overrides: Sequence[str] = (), out: Path | None = No
     request = read_recipe(recipe, overrides)
     folder = Path(run_folder(out, request.trainer.get("output_dir"), settings=recipe))
     run_dir = Path(run_folder(request.adg.get("output_dir"), training=folder))
+    if request.training.push_to_hub and (problems := publication_problems(run_dir, folder)):
+        raise ConfigError(problems, source=str(recipe))
     return Plan(request, selection_config(request, run_dir), folder, run_dir)
 
 
@@ -86,7 +91,7 @@ def dry_run(plan: Plan) -> list[str]:
 
 def check_output(plan: Plan) -> None:
     """Raise a StoreError where the output folder is in use, or belongs to another recipe; nothing is written."""
-    check_free(plan.out)
+    check_free(plan.out / PRIVATE)
     _refuse_other_recipe(plan)
 
 
@@ -97,10 +102,11 @@ def run(plan: Plan) -> dict[str, Any]:
         StoreError: the output folder is in use, or belongs to another recipe.
         StageError: a stage failed.
     """
-    with parent_watchdog(plan.out):
-        if not _refuse_other_recipe(plan):
-            write_json(plan.out / _RECIPE, _recipe(plan))
-        if (summary := _summary(plan)) is not None:
+    with parent_watchdog(plan.out / PRIVATE):
+        _refuse_other_recipe(plan)
+        write_json(plan.out / PRIVATE / _RECIPE, _recipe(plan))
+        _take_over_older(plan.out)
+        if (summary := _summary(plan, _Summary)) is not None:
             logger.warning(_FINISHED, plan.out)
             return summary
         _select(plan)
@@ -110,8 +116,29 @@ def run(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def _summary(plan: Plan) -> dict[str, Any] | None:
-    return read_json(plan.out / SUMMARY, fix="delete it and run the same command again")
+class _Rows(BaseModel):
+    pool: int
+    chosen: int
+    trained: int
+
+
+class _Summary(BaseModel):
+    """What `summary_lines` needs of a summary."""
+
+    rows: _Rows
+    losses: list[list[float]]
+    steps: int
+    tokens: int
+    seconds: float
+    mean_loss: float
+    kind: str
+    model: str
+    run_folder: str
+
+
+def _summary(plan: Plan, shape: type[BaseModel] | None = None) -> dict[str, Any] | None:
+    fix = "delete it and run the same command again"
+    return read_json(private_path(plan.out, SUMMARY), fix=fix, shape=shape)
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -134,40 +161,56 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
 def _recipe(plan: Plan) -> dict[str, Any]:
     """Return what tells a recipe from others, by key."""
     mine = {f"adg.{key}": value for key, value in plan.config.model_dump(mode="json", exclude_unset=True).items()}
-    mine |= {key: value for key, value in plan.request.trainer.items() if key != "output_dir"}
-    mine["adg.output_dir"] = str(plan.run_dir.resolve())
+    mine |= {key: value for key, value in public(plan.request.trainer).items() if key != "output_dir"}
+    if plan.request.adg.get("output_dir"):
+        mine["adg.output_dir"] = str(plan.run_dir.resolve())
+    else:
+        del mine["adg.output_dir"]
     return dict(json.loads(json.dumps(mine, default=str)))
 
 
-def _refuse_other_recipe(plan: Plan) -> bool:
-    """Return whether the recipe has begun the output folder; a StoreError names each key in which another differs."""
-    before = read_json(plan.out / _RECIPE, fix="give another --out")
-    if before is not None and (found := changes(before, _recipe(plan))):
+def _refuse_other_recipe(plan: Plan) -> None:
+    """Raise a StoreError naming each key in which another recipe differs that has begun the output folder."""
+    before = read_json(private_path(plan.out, _RECIPE), fix="give another --out")
+    if before is None:
+        return
+    before = public(before)  # version 0.2 wrote all of it
+    if before.get("adg.output_dir") == str((plan.out / SELECTION).resolve()):
+        del before["adg.output_dir"]  # its default
+    if found := changes(before, _recipe(plan)):
         raise StoreError(
             f"{plan.out} was begun with {', '.join(found.values())}: go back to that, give another --out, or delete it"
         )
-    return before is not None
+
+
+def _take_over_older(out: Path) -> None:
+    """Take what version 0.2 wrote into an output folder out of what is uploaded: it holds paths, even tokens."""
+    if (summary := out / SUMMARY).is_file():
+        summary.replace(out / PRIVATE / SUMMARY)
+    for name in (_RECIPE, _SELECTION, _TRAINING):
+        (out / name).unlink(missing_ok=True)
 
 
 def _select(plan: Plan) -> None:
-    path = plan.out / _SELECTION
-    write_json(path, plan.config.model_dump(mode="json", exclude_unset=True))
+    path = plan.out / PRIVATE / _SELECTION
+    settings = plan.config.model_dump(exclude_unset=True)
+    write_json(path, public(settings))
     stage = ["-m", "adg_plugin.adapters.selection_process", str(path), str(plan.run_dir)]
     model = plan.request.model
     if plan.config.model != model.model_name_or_path:  # the rows are written as the trained model reads them
         stage += [str(model.model_name_or_path), str(model.model_revision)]
-    run_stage("the selection", stage)
+    run_stage("the selection", stage, unwritten(settings))
 
 
 def _train(plan: Plan) -> None:
     keys = {**plan.request.trainer, "output_dir": str(plan.out), RUN_FOLDER: str(plan.run_dir)}
     checkpoint = last_whole_checkpoint(plan.out)
     keys["resume_from_checkpoint"] = None if checkpoint is None else str(checkpoint)
-    if plan.request.env:
-        keys["env"] = plan.request.env
-    path = plan.out / _TRAINING
-    path.write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    run_stage("the training", launch_command(plan.request.launch, ["--config", str(path)]))
+    path = plan.out / PRIVATE / _TRAINING
+    with replacing(path) as sink:
+        sink.write(yaml.safe_dump(public(keys), sort_keys=False, allow_unicode=True).encode())
+    command = launch_command(plan.request.launch, ["--config", str(path)])
+    run_stage("the training", command, {**unwritten(keys), "env": plan.request.env})
 
 
 def launch_command(launch: Sequence[str], arguments: Sequence[str]) -> list[str]:

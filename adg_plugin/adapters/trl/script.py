@@ -17,13 +17,13 @@ from adg_plugin.adapters.trl.checks import check_pool, check_settings, trl
 from adg_plugin.adapters.trl.choice import ChosenIds, KeepChosenIds, checkpoint_of, evaluation_rows, prepared_counts
 from adg_plugin.adapters.trl.plan import evaluation_set, training_set
 from adg_plugin.adapters.trl.run import SUMMARY
-from adg_plugin.config.run_folder import run_folder
+from adg_plugin.config.run_folder import PRIVATE, publication_problems, run_folder
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.errors import ConfigError, DataError, StoreError
 from adg_plugin.pipeline.in_memory import model_problems, rows_digest
 from adg_plugin.pipeline.training_rows import TRAINING_FILE
 from adg_plugin.store import RunFolder
-from adg_plugin.store.files import write_json
+from adg_plugin.store.files import make_folder, write_json
 
 _YES, _NO = ("true", "last", "auto", "yes"), ("false", "none", "no", "")
 
@@ -51,11 +51,17 @@ def main() -> None:
             "kind": "adapter" if Path(output_dir, "adapter_config.json").is_file() else "full model",
             "run_folder": str(Path(run_folder(request.run_folder, request.adg.get("output_dir"), training=output_dir))),
         }
-        write_json(Path(output_dir, SUMMARY), summary)  # last, so it says that training is complete
+        make_folder(Path(output_dir, PRIVATE))
+        write_json(Path(output_dir, PRIVATE, SUMMARY), summary)  # last, so it says that training is complete
     if request.training.push_to_hub:
-        trainer.push_to_hub(dataset_name=request.script.dataset_name)
+        trainer.push_to_hub(dataset_name=_hub_name(request.script.dataset_name))
     if hasattr(trainer, "end"):  # since transformers 5.18: closes trackers and the process group
         trainer.end()
+
+
+def _hub_name(name: str | None) -> str | None:
+    """Return the name of a data set on the hub, for the model's card; None for one that others cannot find there."""
+    return None if name is None or "://" in name or Path(name).expanduser().exists() else name
 
 
 def resume_value(value: Any) -> Any:
@@ -137,6 +143,8 @@ def of_run_folder(request: Request, checkpoint: Path | None = None) -> tuple[Any
     arguments = _trainer_arguments(request)
     training, model = request.training, request.model
     run_dir = Path(request.run_folder or "")
+    if training.push_to_hub and (problems := publication_problems(run_dir, training.output_dir)):
+        raise ConfigError(problems, source=request.source)
     manifest = RunFolder.read(run_dir).manifest()
     if manifest is None:
         raise StoreError(f"run folder {run_dir} is not finished: run the selection to its end first")
@@ -147,7 +155,7 @@ def of_run_folder(request: Request, checkpoint: Path | None = None) -> tuple[Any
             "give all rows of the pool the same layout"
         )
     rows = Dataset.from_parquet(str(path))
-    chosen = ChosenIds(tuple(rows["id"]), rows_digest(rows), str(run_dir))
+    chosen = ChosenIds(tuple(rows["id"]), rows_digest(rows))
     if checkpoint is not None and (before := ChosenIds.read(checkpoint)).digest != chosen.digest:
         raise DataError(
             f"{checkpoint} was trained on {len(before.ids)} other rows than the {len(chosen.ids)} that {run_dir} holds "

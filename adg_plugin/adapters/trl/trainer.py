@@ -29,7 +29,7 @@ class ADGSFTTrainer(_TRL.SFTTrainer):  # type: ignore[misc,name-defined]  # the 
 
     Args:
         selection_config: settings of the selection; what concerns the model is the trainer's. The run folder is its
-            `output_dir`, by default `selection` in that of the trainer.
+            `output_dir`, by default `_adg/selection` in that of the trainer.
 
     Raises:
         ADGError: data or settings that cannot be selected from, before the model loads.

@@ -153,7 +153,7 @@ def encoded_one_by_one(model: PreTrainedModel, config: VectorSettings, row: Samp
     """Return the result of a row, each of its answers encoded after the whole prompt."""
     sequences = [answer_sequence(row.prompt.token_ids, tokens, config.pooling) for tokens in row.continuations]
     *units, prompt = embed(model, [*sequences, _span(row.prompt)], last_layers(config.layers))
-    reference = units.pop() if row.prompt.reference_ids is not None else None
+    reference = units.pop() if row.prompt.reference_tokens else None
     return row_result(
         row.prompt, row.answers, torch.stack(units), prompt, keep_vectors=config.keep_vectors, reference=reference
     )

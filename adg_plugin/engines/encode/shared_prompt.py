@@ -54,7 +54,7 @@ class SharedPromptEncoder:
         for row, (prompt, vectors) in zip(batch, pooled, strict=True):
             units = unit(torch.stack(vectors))
             drawn, keep = units[: len(row.answers)], self.config.keep_vectors
-            reference = None if row.prompt.reference_ids is None else units[-1]
+            reference = units[-1] if row.prompt.reference_tokens else None
             results.append(row_result(row.prompt, row.answers, drawn, prompt, keep_vectors=keep, reference=reference))
         return results
 

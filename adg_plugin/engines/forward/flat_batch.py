@@ -63,7 +63,7 @@ class Prefill:
         places = [torch.empty(0, dtype=torch.long)]
         for end, (_, continuations) in zip(self.prompt_ends().tolist(), self.rows, strict=True):
             start = end + 1
-            for length in continuations:
+            for length in filter(None, continuations):
                 places += [torch.tensor([end]), torch.arange(start, start + length - 1)]
                 start += length
         return torch.cat(places)

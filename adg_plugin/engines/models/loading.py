@@ -23,6 +23,7 @@ from adg_plugin.config.groups import ModelSettings
 from adg_plugin.config.methods import samples
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.memory import is_out_of_memory
+from adg_plugin.engines.models.device import warn_of_cpu
 from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
 from adg_plugin.engines.models.location import model_location, unreadable
 from adg_plugin.errors import ConfigError, ModelError, first_line, need
@@ -185,14 +186,14 @@ class Source:
 
 
 def _refuse_spread(model: PreTrainedModel) -> None:
-    """Raise where a model in memory is in pieces: it would be asked one row at a time."""
+    """Raise where a model in memory is in pieces: it would sample one row at a time."""
     devices = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
     if len(devices) < 2:
         devices = {str(weight.device) for weight in model.parameters()}
     if len(devices) > 1 or "meta" in devices:  # on meta: what accelerate has put into memory or on disk
         raise ModelError(
             f"the model is spread over {', '.join(sorted(devices))}, as device_map='auto' does, and in pieces it "
-            "cannot be asked: load it on one device (device_map={'': 0}, a trainer's model_init_kwargs={'device_map': "
+            "cannot sample: load it on one device (device_map={'': 0}, a trainer's model_init_kwargs={'device_map': "
             "{'': 0}}; in 4-bit where it does not fit) and start one process for each GPU (accelerate launch), or "
             "select first with `adg run`"
         )
@@ -247,7 +248,9 @@ def pick_device(name: str) -> torch.device:
     """Return the device of that name, for `auto` the accelerator if there is one; a ModelError if it is missing."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if accelerator is None else accelerator
+        if accelerator is None:
+            warn_of_cpu()
+        return accelerator or torch.device("cpu")
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as err:
@@ -260,8 +263,10 @@ def _own_generation_config(config: ModelSettings) -> GenerationConfig:
         return GenerationConfig.from_pretrained(model_location(config), revision=config.revision or "main")
     except (OSError, TypeError) as err:
         if isinstance(err, TypeError) or isinstance(err.__context__, ValueError):  # not JSON, or no object
-            problem = f"model is {model_location(config)!r}: its generation_config.json cannot be read"
-            raise ModelError(f"{problem} ({first_line(err)}): mend it, or delete it") from None
+            raise ModelError(
+                f"model is {model_location(config)!r}: its generation_config.json cannot be read ({first_line(err)}): "
+                "mend it, or delete it"
+            ) from None
         # The model has none: transformers takes what its config says.
         return GenerationConfig.from_model_config(_from_pretrained(AutoConfig, "config", config))
 

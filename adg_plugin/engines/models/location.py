@@ -24,7 +24,7 @@ def unreadable(what: str, location: str, err: Exception) -> ModelError:
 
 def _fix(location: str, text: str) -> str:
     if not Path(location).exists():
-        return "check the name; it is no folder here, so the hub was asked"
+        return "check the name; it is no folder here, so it was looked for on the hub"
     if "trust_remote_code" in text:
         return "it brings its own code; read it, and set trust_remote_code: true"
     if Path(location).is_dir() and not (Path(location) / "config.json").exists():

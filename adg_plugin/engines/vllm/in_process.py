@@ -67,6 +67,7 @@ class VLLMSampler:
             ) from err
         self._engine = self._llm.llm_engine
         # More than vLLM has places for: whenever one is free, the next row is there.
+        self._vocabulary = int(self._engine.vllm_config.model_config.get_vocab_size())
         places = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
         self._rows_in_flight = max(2, 2 * places // config.num_samples)
 
@@ -86,7 +87,7 @@ class VLLMSampler:
         try:
             while True:
                 while len(rows) < self._rows_in_flight and (prompt := next(source, None)) is not None:
-                    ask(RowDraws(prompt, self._config))
+                    ask(RowDraws(prompt, self._config, self._eos, self._vocabulary))
                 if not rows:
                     return
                 for output in self._stepped():
@@ -112,9 +113,9 @@ class VLLMSampler:
             ) from err
 
     def _take(self, row: RowDraws, output: Any) -> None:
-        drawn = [(choice.token_ids, choice.finish_reason) for choice in sorted(output.outputs, key=lambda c: c.index)]
+        drawn = [(choice.index, list(choice.token_ids), choice.finish_reason) for choice in output.outputs]
         try:
-            row.take(drawn, self._eos, self._tokenizer)
+            row.take(drawn, self._tokenizer)
         except UnusableAnswer as err:
             raise ModelError(
                 f"row {row.prompt.id!r}: vLLM was to draw {row.missing} answers, but {err}: use engine: hf, or another "

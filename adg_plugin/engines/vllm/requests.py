@@ -15,8 +15,12 @@ from adg_plugin.store.records import Answer, FinishReason, Prompt, RowResult
 _SEED_BITS = 62  # vLLM adds the answer's number to the seed and takes signed 64-bit numbers
 
 
+# Its number among the answers to a request, token ids, and vLLM's finish reason; of a server, of any type.
+Drawn = tuple[Any, Any, Any]
+
+
 class UnusableAnswer(Exception):
-    """The engine ended an answer in a way that it was not asked for."""
+    """The answers to a request are not what was asked for."""
 
 
 def sampling_settings(config: SamplingSettings, eos_ids: Sequence[int]) -> dict[str, Any]:
@@ -45,8 +49,9 @@ def sampling_settings(config: SamplingSettings, eos_ids: Sequence[int]) -> dict[
 class RowDraws:
     """The answers of one row, until there are K of them or the redraws are used up."""
 
-    def __init__(self, prompt: Prompt, config: SamplingSettings) -> None:
+    def __init__(self, prompt: Prompt, config: SamplingSettings, eos_ids: frozenset[int], vocabulary: int) -> None:
         self.prompt, self._config = prompt, config
+        self._eos, self._vocabulary = eos_ids, vocabulary
         # Of each attempt that is left; those of neighbouring rows have nothing in common.
         keys = stream_keys(config.seed, prompt.token_ids, 1 + REDRAWS)
         self._seeds: list[int] = [int(key) % 2**_SEED_BITS for key in keys]
@@ -62,19 +67,23 @@ class RowDraws:
         """Seed of the next request."""
         return self._seeds[0]
 
-    def take(self, drawn: Sequence[tuple[Sequence[int], str | None]], eos_ids: frozenset[int], tokenizer: Any) -> None:
-        """Take the answers to one request; those that ended at once are to be resampled.
+    def take(self, drawn: Sequence[Drawn], tokenizer: Any) -> None:
+        """Take the answers to one request, in any order; those that ended at once are to be resampled.
 
         Args:
-            drawn: token ids, which may hold the end-of-answer token last, and vLLM's finish reason of each.
+            drawn: the token ids may hold an end-of-answer token, last.
 
         Raises:
-            UnusableAnswer: not as many as asked for, or one that ended for another reason.
+            UnusableAnswer: not each answer that was asked for once, or one that the model cannot have given, or that
+                ended for another reason than an end-of-answer token or its length. None is taken then.
         """
         if len(drawn) != self.missing:
             raise UnusableAnswer(f"{len(drawn)} answers came where {self.missing} were asked for")
-        limit = self._config.max_new_tokens
-        found = [answer for ids, reason in drawn if (answer := _answer(ids, reason, eos_ids, limit)) is not None]
+        by_number = {number: (ids, reason) for number, ids, reason in drawn if type(number) is int}
+        if by_number.keys() != set(range(self.missing)):
+            raise UnusableAnswer(f"the answers are not numbered 0 to {self.missing - 1}, each once")
+        checked = [self._checked(*by_number[number]) for number in range(self.missing)]
+        found = [answer for answer in checked if answer is not None]
         texts = tokenizer.batch_decode([ids.tolist() for ids, _ in found], skip_special_tokens=True) if found else []
         self._answers += [Answer(ids, str(text), reason) for (ids, reason), text in zip(found, texts, strict=True)]
         del self._seeds[0]
@@ -86,15 +95,27 @@ class RowDraws:
             return rejection(self.prompt, EMPTY, answers)
         return RowResult(self.prompt.id, self.prompt.key, answers, None, None)
 
+    def _checked(self, ids: Any, reason: Any) -> tuple[np.ndarray[Any, np.dtype[np.int32]], FinishReason] | None:
+        """Return an answer without its end-of-answer token, None where nothing else is in it."""
+        limit = self._config.max_new_tokens
+        if not isinstance(ids, list):
+            raise UnusableAnswer(f"an answer is no list of tokens but of type {type(ids).__name__}")
+        # By type, too: True, 7.5 and "7" would become numbers without a word.
+        if strange := [token for token in ids if type(token) is not int or not 0 <= token < self._vocabulary]:
+            raise UnusableAnswer(
+                f"an answer holds {shown(strange[0])}, which is none of the model's {self._vocabulary} tokens"
+            )
+        ended, is_full = bool(ids) and ids[-1] in self._eos, len(ids) == limit  # both, too
+        if len(ids) > limit or not (ended if reason == "stop" else is_full and reason == "length"):
+            raise UnusableAnswer(
+                f"an answer of {len(ids)} tokens ended with {shown(reason)}, neither with EOS nor after {limit} tokens"
+            )
+        tokens = ids[:-1] if ended else ids
+        if inside := self._eos.intersection(tokens):
+            raise UnusableAnswer(f"an answer goes on after the end-of-answer token {min(inside)}")
+        return (np.array(tokens, np.int32), "eos" if ended else "length") if tokens else None
 
-def _answer(
-    ids: Sequence[int], reason: str | None, eos_ids: frozenset[int], limit: int
-) -> tuple[np.ndarray[Any, np.dtype[np.int32]], FinishReason] | None:
-    tokens = np.array(ids, dtype=np.int32)
-    ended = reason == "stop" and len(tokens) > 0 and int(tokens[-1]) in eos_ids
-    if not ended and (reason != "length" or len(tokens) != limit):
-        raise UnusableAnswer(
-            f"an answer of {len(tokens)} tokens ended with {reason!r}, neither with EOS nor after {limit} tokens"
-        )
-    tokens = tokens[:-1] if ended else tokens
-    return (tokens, "eos" if ended else "length") if len(tokens) else None
+
+def shown(value: object) -> str:
+    """Return a value that a server made up; what may be nested without end, by its type."""
+    return repr(value) if value is None or isinstance(value, str | int | float) else f"a {type(value).__name__}"

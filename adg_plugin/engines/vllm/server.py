@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
@@ -15,17 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.forward.results import REFUSED, rejection
-from adg_plugin.engines.vllm.client import (
-    Failed,
-    Probe,
-    Refused,
-    Server,
-    TryAgain,
-    check_server,
-    import_httpx,
-    make_client,
-)
-from adg_plugin.engines.vllm.requests import RowDraws, UnusableAnswer, sampling_settings
+from adg_plugin.engines.vllm.client import Failed, Refused, Server, TryAgain, import_httpx, make_client
+from adg_plugin.engines.vllm.requests import Drawn, RowDraws, UnusableAnswer, sampling_settings, shown
+from adg_plugin.engines.vllm.server_check import Probe, check_server
 from adg_plugin.errors import ServerError, need
 from adg_plugin.store.records import Prompt, RowResult
 
@@ -35,7 +27,8 @@ T = TypeVar("T")
 
 _WAIT_S = (0.2, 10.0)  # between two tries: the first at most, and all later ones
 _START_TRIES = 3
-_FAILURES_OF_A_ROW = 6  # status 500 so often for one row, while others succeed: it is the row
+_THREAD = "adg-servers"
+_FAILURES_OF_A_ROW = 6  # so often for one row, while others succeed: it is the row
 
 
 def need_clients() -> Any:
@@ -51,6 +44,7 @@ class ServerSampler:
         config: `server_*`, the model and the sampling settings.
         probe: what tells the config's model from others.
         longest: tokens of a prompt and its answer.
+        vocabulary: tokens that the model has.
 
     Raises:
         MissingExtraError: httpx or tenacity is not installed.
@@ -66,16 +60,19 @@ class ServerSampler:
         *,
         probe: Probe,
         longest: int,
+        vocabulary: int,
     ) -> None:
         self._tenacity = need_clients()
         self._config, self._tokenizer = config, tokenizer
         self._eos, self._settings = frozenset(eos_ids), sampling_settings(config, eos_ids)
-        self._probe, self._longest = probe, longest
+        self._probe, self._longest, self._vocabulary = probe, longest, vocabulary
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="adg-servers", daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name=_THREAD, daemon=True)
         self._thread.start()
+        for name in ("httpx", "httpcore.connection", "httpcore.http11"):
+            logging.getLogger(name).addFilter(_is_of_others)
         self._client = make_client(config)
-        self._servers = [Server(url, self._client, config.server_api_key_env) for url in config.server_urls]
+        self._servers = [Server(url, self._client, config) for url in config.server_urls]
         self._reviving: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(config.server_concurrency * len(self._servers))
         self._last_success = self._asked_since = time.monotonic()
@@ -92,7 +89,7 @@ class ServerSampler:
         """Yield one result without vectors per prompt, in the order in which they finish.
 
         Raises:
-            ServerError: no server has responded for `server_timeout_s`.
+            ServerError: no server has given a usable response for `server_timeout_s`.
             ModelError: a server came back with another model, or wants another API key.
         """
         source = iter(prompts)
@@ -153,7 +150,7 @@ class ServerSampler:
 
     async def _row(self, prompt: Prompt) -> RowResult:
         """Return a row's answers, asked for as often as it takes."""
-        row = RowDraws(prompt, self._config)
+        row = RowDraws(prompt, self._config, self._eos, self._vocabulary)
         failures, failed_at = 0, 0.0
         tried: Counter[str] = Counter()
 
@@ -180,8 +177,8 @@ class ServerSampler:
                 return rejection(prompt, REFUSED)
             except TryAgain as err:
                 raise ServerError(
-                    f"no server has responded for {self._config.server_timeout_s:.0f} s (the last error: {err}): start "
-                    "them again and give the same command. What is sampled is kept"
+                    f"no usable response for {self._config.server_timeout_s:g} s (the last error: {err}): see to the "
+                    "servers, and re-run the same command to resume. What is sampled is kept"
                 ) from err
             finally:
                 self._rows -= 1
@@ -221,7 +218,7 @@ class ServerSampler:
                 self._revive(server)
         up = [server for server in self._servers if server.verified]
         if not up:
-            raise TryAgain("none is there: " + ", ".join(s.url for s in self._servers))
+            raise TryAgain("; ".join(server.trouble for server in self._servers))
         now = time.monotonic()
         server = min(up, key=lambda s: (tried[s.url], s.busy_until > now, s.in_flight))
         tried[server.url] += 1
@@ -234,15 +231,29 @@ class ServerSampler:
             "add_special_tokens": False,
             **self._settings,
         }
-        response = await server.ask("/v1/completions", body)
+        tokens = len(row.prompt) + row.missing * self._config.max_new_tokens
+        response = await server.ask("/v1/completions", body, tokens=tokens)
         try:
-            if response["model"] != server.model:
-                server.verified = False
-                raise TryAgain(f"{server.url}: the answers are of model {response['model']!r}")
-            choices = sorted(response["choices"], key=lambda choice: choice["index"])
-            drawn = [(choice["token_ids"], choice["finish_reason"]) for choice in choices]
-            row.take(drawn, self._eos, self._tokenizer)
-        except (KeyError, TypeError, ValueError, OverflowError, UnusableAnswer) as err:
-            raise Failed(f"{server.url}: unusable response ({type(err).__name__}: {err})") from err
+            row.take(_drawn(response, body), self._tokenizer)
+        except (LookupError, TypeError, UnusableAnswer) as err:  # another shape, or other values, than asked for
+            about = f"{type(err).__name__}: {server.quote(err)}"
+            raise server.failure(f"{server.url}: unusable response ({about})") from None
         tried[server.url] -= 1
         self._last_success = time.monotonic()
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    """Return whether a record is of no request here: there is one for each row, and it quotes what the server says."""
+    return record.threadName != _THREAD
+
+
+def _drawn(response: Any, body: Mapping[str, Any]) -> list[Drawn]:
+    """Return the answers in the response to a request; an UnusableAnswer where it is that to another one."""
+    if response["model"] != body["model"]:
+        raise UnusableAnswer(f"the answers are of model {shown(response['model'])}")
+    drawn = []
+    for choice in response["choices"]:
+        if "prompt_token_ids" in choice and choice["prompt_token_ids"] not in (None, body["prompt"]):
+            raise UnusableAnswer("the answers are to another prompt")
+        drawn.append((choice["index"], choice["token_ids"], choice["finish_reason"]))
+    return drawn

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from adg_plugin.config.schema import IN_MEMORY, ADGConfig
 from adg_plugin.data.cells import Reason
 from adg_plugin.store import RunReader, keys, staging
-from adg_plugin.store.reader import PROMPTS
+from adg_plugin.store.names import PROMPTS
 
 if TYPE_CHECKING:
     from adg_plugin.engines.judges.causal_lm import Continuation, LikelihoodRow, Likelihoods

@@ -51,7 +51,7 @@ class PromptedJudge(ABC):
         room = most if self.source.positions is None else min(most, self.source.positions - self.new_tokens)
         bare = PromptRenderer(self.source.tokenizer, template, None).render(question_row("", "?", "?"))
         if not isinstance(bare, Rendered):
-            raise ModelError(f"{self.named}: it cannot be asked ({bare.detail}); name another model")
+            raise ModelError(f"{self.named}: it cannot be used ({bare.detail}); name another model")
         if room < len(bare.token_ids) + _LEAST_TOKENS:  # else the question would be cut, not the row's words
             raise ModelError(
                 f"{self.named}: a question may take {room} tokens, and has {len(bare.token_ids)} without the row's own "

@@ -236,7 +236,7 @@ def _tagged(run: RunReader, config: ADGConfig, rows: Candidates, labels: Labels,
             "or give the rows labels (field_labels)"
         )
     if unread or unasked:
-        notes.append(f"tagger {config.tagger!r} was asked about {len(bare):,} rows: {detail}")
+        notes.append(f"tagger {config.tagger!r} was given {len(bare):,} rows: {detail}")
     return whole
 
 

@@ -21,8 +21,8 @@ from adg_plugin.selectors.base import Selector, Task
 from adg_plugin.selectors.candidates import Candidates, Picked
 from adg_plugin.selectors.measure import text_key
 from adg_plugin.selectors.zip.greedy import Steps, zip_order
-from adg_plugin.store.files import digest_bytes, remove_leftovers, replacing, writing
-from adg_plugin.store.reader import MEASURES
+from adg_plugin.store.files import digest_bytes, make_folder, remove_leftovers, replacing, writing
+from adg_plugin.store.names import MEASURES
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,7 @@ class KeptSteps:
         """Write what was taken since the last time."""
         if self._newest is None:
             return
-        with writing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         file = io.BytesIO()
         np.savez(file, key=np.frombuffer(self._key, np.uint8), order=self._newest.order, scores=self._newest.scores)
         data = file.getbuffer()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from adg_plugin.console import ConfigFile, OutFolder, Overrides, figure_table, result_console
+from adg_plugin.console import (
+    ConfigFile,
+    OutFolder,
+    Overrides,
+    Text,
+    figure_table,
+    message,
+    print_json,
+    print_result,
+    result_console,
+)
 from adg_plugin.tools.compare.plans import DEFAULT_METHODS, split_methods
 
 if TYPE_CHECKING:
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 _MEASURES = (
     "bins: reached by the choice; fullest: its largest share in one bin; prompt: median tokens; answer: median words "
     "of the reference responses; alone: rows that no other method chose\n"
-    "asking: model time in seconds, shared by methods that use the same results, earlier runs included (+: partly "
+    "model: its seconds, shared by methods that use the same results, earlier runs included (+: partly "
     "unrecorded, ?: unrecorded, -: no model used); choosing: seconds for the selection itself"
 )
 _IN_NO_BIN = "\nno bin: rows of the choice without answers, which are in no bin"
@@ -64,13 +72,13 @@ def compare(
             found = compared(settings, split_methods(methods), folder, show_progress=not quiet)
             path = f"{where}/{found.path.name}"
     if as_json:
-        print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+        print_json(found.summary())
     else:
         if not quiet:
             print_comparison(found, result_console())
             if "://" not in where:
-                print(f"as a page: adg report {where}")
-        print(path)  # a URL holds it only now
+                print(message(f"as a page: adg report {where}"))
+        print_result(path)  # a URL holds it only now
     if found.failed:
         raise typer.Exit(1)
 
@@ -134,7 +142,7 @@ def _print_methods(about: Comparison, console: Console) -> None:
     bins = about.facts.bins
     reached = f"bins of {bins['total']:,}" if bins else "bins"
     lost = ["no bin"] if bins and any(bins["without_a_bin"]) else []
-    heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "asking", "choosing")
+    heads = ("rows", reached, "fullest", *lost, "prompt", "answer", "alone", "model", "choosing")
     table = figure_table("method", figures=heads)
     place = {name: i for i, name in enumerate(about.facts.names)}
     for one in about.methods:
@@ -153,11 +161,11 @@ def _cells(about: Comparison, one: Compared, at: int, *, no_bin: bool) -> list[s
     in_bins = [f"{bins['reached'][at]:,}", f"{bins['largest_share'][at]:.0%}"] if bins else ["-", "-"]
     if bins and no_bin:
         in_bins.append(f"{bins['without_a_bin'][at]:,}")
-    alone, asking, choosing = f"{facts.alone[at]:,}", _asking(about, one), f"{one.seconds:.1f}"
-    return [f"{len(one.ids):,}", *in_bins, *_medians(facts.lengths[at]), alone, asking, choosing]
+    alone, model, choosing = f"{facts.alone[at]:,}", _model_seconds(about, one), f"{one.seconds:.1f}"
+    return [f"{len(one.ids):,}", *in_bins, *_medians(facts.lengths[at]), alone, model, choosing]
 
 
-def _asking(about: Comparison, one: Compared) -> str:
+def _model_seconds(about: Comparison, one: Compared) -> str:
     costs = about.costs_of(one)
     if not costs:
         return "-"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from adg_plugin.config.messages import NO_POOL
 from adg_plugin.config.run_folder import run_folder
 from adg_plugin.config.schema import ADGConfig
-from adg_plugin.errors import ConfigError
+from adg_plugin.errors import ConfigError, redacted
 from adg_plugin.pipeline.checks import refuse_unfit
 from adg_plugin.pipeline.ranks import SingleProcess
 from adg_plugin.pipeline.run import prepare
@@ -115,7 +115,7 @@ def compare(
             plan.selector.check_rows(run, plan.config)
         staged = pa.concat_tables(run.staged_columns(["id", "where"])).sort_by("id")
         ids: list[str] = staged["id"].to_pylist()
-        facets = read_facets(run, ids, [spec.path for spec in config.datasets], characters=0)
+        facets = read_facets(run, ids, [redacted(spec.path) for spec in config.datasets], characters=0)
         add_files(facets, staged["where"].to_pylist())
         silent = {id for id, words in zip(ids, facets.reference_words.tolist(), strict=True) if not words}
         runner = Runner(run, config, source, costs_before(run, recipe), silent, show_progress)

@@ -9,7 +9,8 @@ from typing import Any
 
 from adg_plugin.errors import StoreError
 from adg_plugin.store import RunFolder, StagedRow, keys
-from adg_plugin.store.reader import MANIFEST, RunReader
+from adg_plugin.store.names import MANIFEST
+from adg_plugin.store.reader import RunReader
 from adg_plugin.store.staging import Rejection
 
 _FIX = (
@@ -48,7 +49,8 @@ class ComparisonRunFolder(RunFolder):
         staged = self.staged_digest()
         if staged is None:
             raise StoreError(
-                f"run folder {self.path} holds a selection, and its pool (prompts.parquet) is damaged or gone: {_FIX}"
+                f"run folder {self.path} holds a selection, and its pool (prompts.parquet, prompts.json) is damaged or "
+                f"gone: {_FIX}"
             )
         # Another digest may come of a file that was only touched, or of another version of this package.
         if staged != digest and (other := _differences(self, rows)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,10 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from adg_plugin.config.run_folder import RUNS
-from adg_plugin.console import result_console
+from adg_plugin.console import Text, message_console, print_json, result_console
 from adg_plugin.tools.doctor.checks import Check, Status, guarded
 
 _STYLES: Mapping[Status, str] = {"ok": "green", "note": "cyan", "warning": "yellow", "failed": "bold red"}
@@ -38,7 +36,7 @@ def doctor(
     """
     from adg_plugin.tools.doctor.packages import versions
 
-    console, progress = result_console(), Console(stderr=True)
+    console, progress = result_console(), message_console()
     found = versions()
     if not as_json:
         print_versions(found, console)
@@ -52,7 +50,7 @@ def doctor(
     failed = any(check.status == "failed" for check in every)
     if as_json:
         shown = {title: [asdict(check) for check in found_there] for title, found_there in checks.items()}
-        print(json.dumps({"ok": not failed, "versions": found, "checks": shown}, indent=2, ensure_ascii=False))
+        print_json({"ok": not failed, "versions": found, "checks": shown})
     else:
         print_verdict(every, console)
     if failed:

@@ -28,7 +28,7 @@ def check_devices() -> Iterator[Check]:
     """Yield accelerators, the processor and its memory, and whether the hub may be asked."""
     import torch
 
-    yield from [*_accelerators(torch)] or [_none_seen(torch)]
+    yield from [*_accelerators(torch)] or [_none_seen()]
     yield _processor(torch)
     offline = [f"{name}={os.environ[name]}" for name in _OFFLINE if _is_set(name)]
     if offline:
@@ -81,21 +81,12 @@ def _accelerators(torch: Any) -> Iterator[Check]:
         yield Check("mps", "ok", text)
 
 
-def _none_seen(torch: Any) -> Check:
-    built = torch.version.cuda
-    if built is None:
-        return Check("accelerator", "note", "none: this build of torch is for CPUs, where a selection is slow")
-    text = f"torch is built for CUDA {built} and sees no GPU, so a selection runs on the CPU, slowly"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        text, fix = f"{text}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES"
-    elif shutil.which("nvidia-smi") is None:
-        text, fix = f"{text}: there is no nvidia-smi", "if there is a GPU, install its driver"
-    else:
-        fix = (
-            f"if nvidia-smi shows a CUDA version below {built}: update the driver, or install a torch for an older CUDA"
-        )
-    return Check("accelerator", "warning", text, fix)
+def _none_seen() -> Check:
+    from adg_plugin.engines.models.device import why_no_gpu
+
+    if found := why_no_gpu():
+        return Check("accelerator", "warning", *found)
+    return Check("accelerator", "note", "none: this build of torch is for CPUs, where a selection is slow")
 
 
 def _processor(torch: Any) -> Check:

@@ -25,7 +25,7 @@ from adg_plugin.pipeline.sample import draws_first
 from adg_plugin.pipeline.stage import Pool
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.store import RunFolder, keys
-from adg_plugin.store.reader import ANSWERS, PROMPTS, SAMPLES
+from adg_plugin.store.names import ANSWERS, PROMPTS, SAMPLES
 from adg_plugin.store.records import Prompt, RowResult, Sampled
 from adg_plugin.store.staging import groups
 from adg_plugin.tools.estimate.estimate import Chunk, Estimate, extrapolate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from adg_plugin.console import result_console
+from adg_plugin.console import Text, print_json, print_result, result_console
 from adg_plugin.tools import evaluation
 from adg_plugin.tools.evaluation.kept import results_path
 
@@ -102,10 +100,10 @@ def evaluate(
         show_progress=not quiet,
     )
     if as_json:
-        print(json.dumps(found.summary(), indent=2, ensure_ascii=False))
+        print_json(found.summary())
         return
     print_evaluation(found, result_console())
-    print(path)
+    print_result(path)
 
 
 def print_evaluation(found: evaluation.Evaluation, console: Console) -> None:

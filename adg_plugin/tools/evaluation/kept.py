@@ -19,11 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from adg_plugin.config.run_folder import SELECTION
+from adg_plugin.config.run_folder import PRIVATE, SELECTION
 from adg_plugin.errors import ConfigError, StoreError, need
 from adg_plugin.report.evaluated import FOLDER
-from adg_plugin.store.files import digest_bytes, read_json, writing
-from adg_plugin.store.reader import CONFIG, MANIFEST, MARKER, SELECTED
+from adg_plugin.store.files import digest_bytes, writing
+from adg_plugin.store.json_files import is_run_folder, read_manifest
+from adg_plugin.store.names import MANIFEST, SELECTED
 from adg_plugin.tools.evaluation.quiet import Remarks
 from adg_plugin.tools.evaluation.results import FIX, Evaluation, papers_averages, read_results, write_results
 from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask
@@ -68,7 +69,8 @@ def run_folder_of(model: str) -> Path | None:
     """Return the finished run folder that a model was trained from, or None where its place does not tell.
 
     It is the one that the model's folder lies in, or the one that `adg run` and the trainers write into their output
-    folder: OUT/selection, of the model in OUT, in OUT/checkpoint-8 or in OUT/model. Nothing else is looked at.
+    folder: OUT/_adg/selection (in version 0.2 OUT/selection), of the model in OUT, in OUT/checkpoint-8 or in OUT/model.
+    Nothing else is looked at.
     """
     place = Path(model)
     if not _is_folder(place):
@@ -76,7 +78,7 @@ def run_folder_of(model: str) -> Path | None:
     around = [place.absolute(), *list(place.absolute().parents)[:_ANCESTORS]]
     outputs = []
     for folder in around:
-        outputs.append(folder / SELECTION)
+        outputs += [folder / PRIVATE / SELECTION, folder / SELECTION]
         if not _SHARED_NAMES.fullmatch(folder.name):
             break  # a name of its own: what lies beside it is not its output
     found = next(filter(_is_finished_run, [*around, *outputs]), None)
@@ -95,8 +97,8 @@ def selection_of(results: Path) -> dict[str, Any] | None:
     run = results.absolute().parent.parent
     if not _is_finished_run(run):
         return None
-    manifest = read_json(run / MANIFEST, fix="run adg select again") or {}
-    digest = manifest.get("files", {}).get(SELECTED, {}).get("blake2b")
+    manifest = read_manifest(run) or {"files": {}}
+    digest = manifest["files"].get(SELECTED, {}).get("blake2b")
     return {"run": str(run), "created": manifest.get("created"), "selected": digest}
 
 
@@ -124,9 +126,8 @@ def _is_folder(place: Path) -> bool:
 
 def _is_finished_run(folder: Path) -> bool:
     try:
-        # a model's folder has a config.json too
-        return (folder / MANIFEST).is_file() and MARKER in (read_json(folder / CONFIG, fix="give another --run") or {})
-    except (OSError, StoreError):  # not ours to read, or not JSON
+        return (folder / MANIFEST).is_file() and is_run_folder(folder)
+    except OSError:  # not ours to read
         return False
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from adg_plugin.config.files import BoundedLoader
 from adg_plugin.errors import ConfigError, DataError, first_line, need
 from adg_plugin.store.files import digest_bytes
 from adg_plugin.tools.evaluation.tasks import EXTRA, WHY, LoadedTask, paper_task, refusal
@@ -291,7 +292,7 @@ def _templates(path: Path) -> list[Path]:
 def _nodes(path: Path) -> dict[str, yaml.Node]:
     """Return what a task file says under each key; as nodes, so that tags such as `!function` are not followed."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as err:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=BoundedLoader)
+    except (yaml.YAMLError, OverflowError, ValueError, OSError) as err:
         raise DataError(f"task file {path} cannot be read: {' '.join(str(err).split())}") from None
     return {key.value: value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}

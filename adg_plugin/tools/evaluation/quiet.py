@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def quietened(*, show_bars: bool) -> Iterator[Remarks]:
     from adg_plugin.engines.models.inference_state import replaced
 
     remarks, harness = Remarks(), logging.getLogger("lm_eval")
+    stderr = sys.stderr or io.StringIO()  # a process may have none
     with ExitStack() as stack:
         stack.callback(hub.set_verbosity, hub.get_verbosity())
         hub.set_verbosity(logging.ERROR)  # ten lines on each data set that it cannot reach; the error says it once
@@ -91,6 +93,6 @@ def quietened(*, show_bars: bool) -> Iterator[Remarks]:
         harness.setLevel(logging.WARNING)
         stack.enter_context(replaced(harness, propagate=False, handlers=[*harness.handlers, remarks]))
         if not show_bars:
-            stack.enter_context(redirect_stderr(_WithoutBars(sys.stderr)))
-        stack.enter_context(redirect_stdout(sys.stderr))
+            stack.enter_context(redirect_stderr(_WithoutBars(stderr)))
+        stack.enter_context(redirect_stdout(stderr))
         yield remarks

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from adg_plugin.errors import DataError, StoreError
-from adg_plugin.store.files import read_json, reading, replacing, write_json, writing
+from adg_plugin.store.files import make_folder, read_json, reading, replacing, write_json
 from adg_plugin.tools.evaluation.tasks import Average, LoadedTask, averages
 
 FIX = "give another --name, or --overwrite to replace it"
@@ -118,8 +118,7 @@ def write_results(path: Path, found: Evaluation, *, command: str = "") -> None:
     Raises:
         StoreError: a path cannot be written.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(rows_path(path)) as sink:
         for task in found.tasks:
             for number, value in enumerate(task.row_values):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adg_plugin.config.schema import ADGConfig
+from adg_plugin.console import say, stderr_is_terminal
 from adg_plugin.errors import ADGError, ConfigError, ModelError, OutOfMemoryError, first_line, need
 from adg_plugin.store.keys import versions
 from adg_plugin.tools.evaluation.evaluated_model import Place, loaded
@@ -110,7 +110,7 @@ def evaluate(
     kept.check(settings=settings, versions=found_in)
     place = Place.of(model, base, revision) if isinstance(model, str) else None
     with (
-        quietened(show_bars=show_progress and sys.stderr.isatty()) as remarks,
+        quietened(show_bars=show_progress and stderr_is_terminal()) as remarks,
         code_permitted(allow_code_execution),
         # Of any model that is not in memory, the states of its device are nobody's.
         evaluation_state(model, getattr(model, "device", None), seed=seed),
@@ -125,7 +125,7 @@ def evaluate(
         blank = Evaluation(about, (), (), left_out, (), settings, found_in, 0.0, selection)
         missing = kept.missing(ready)
         if show_progress and len(missing) < len(ready):
-            print(f"{len(ready) - len(missing)} of {len(ready)} tasks are in {kept.path} already", file=sys.stderr)
+            say(f"{len(ready) - len(missing)} of {len(ready)} tasks are in {kept.path} already")
         # The harness gives the tokenizer a padding token where it has none: a copy, then.
         harness_model = need("lm_eval.models.huggingface", extra=EXTRA, why=WHY).HFLM(
             pretrained=evaluated, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size
@@ -139,7 +139,7 @@ def evaluate(
                 began = time.monotonic()
                 if show_progress:
                     for result in found:
-                        print(f"{number}/{len(missing)} {result.task}: {result.value:.4f}", file=sys.stderr)
+                        say(f"{number}/{len(missing)} {result.task}: {result.value:.4f}")
         return kept.with_news(_with(blank, (), remarks, time.monotonic() - began))
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from adg_plugin.config.groups import Pooling
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
-from adg_plugin.errors import StoreError
+from adg_plugin.errors import DataError, StoreError
 from adg_plugin.scoring.bins import assign_bins, default_bins
 from adg_plugin.scoring.geometry import Parts, balance, combine, parts
 from adg_plugin.scoring.quota import choose, resolve_budget
@@ -209,6 +209,7 @@ def embed_again(
         StoreError: the run's model was in memory, or is another one by now.
         ModelError: it cannot be loaded, or has fewer layers than are asked for.
         OutOfMemoryError: not even a few tokens fit beside it.
+        DataError: no row can be embedded again.
     """
     from adg_plugin.engines.factory import make_encoder
     from adg_plugin.engines.models.loading import Source
@@ -236,6 +237,12 @@ def embed_again(
                     lost.setdefault(result.id, result.reason)
                 elif result.gram is not None and result.prompt_vector is not None:
                     grams[embedding, result.id], prompts[embedding, result.id] = result.gram, result.prompt_vector
+    if len(lost) == len(stored):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(lost.values()).items()))
+        raise DataError(
+            f"none of the {len(stored)} rows could be embedded again ({reasons}): free the device where memory is "
+            "short, or load the model in the precision in which the run did; or vary neither layers nor pooling"
+        )
     kept = stored.without(np.array([id in lost for id in stored.ids], dtype=bool), ())
     embedded = {}
     for embedding in embeddings:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from adg_plugin.config.values import typed_value
-from adg_plugin.console import AsJson, RunDir, figure_table, result_console
+from adg_plugin.console import AsJson, RunDir, Text, figure_table, print_json, result_console
 from adg_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ def sweep(
 
     about = found(str(run_dir), asked, product=product, rows=rows)
     if as_json:
-        print(json.dumps(about.summary(), indent=2))
+        print_json(about.summary())
         return
     print_sweep(about, result_console())
 

@@ -123,6 +123,7 @@ def sweep(
             method than ADG chose.
         StoreError: not a run folder, one without a result or without its answers, or one of another model.
         ModelError: the model cannot be loaded, or has fewer layers.
+        DataError: no row can be embedded again.
     """
     run = RunFolder.read(run_dir)
     config = finished(run)

@@ -39,6 +39,15 @@ def test_an_import_error_of_a_plugin_is_passed_over_and_another_error_is_not():
         PluginManager.get_instance().register("adg_plugin.NoSuchPlugin")
 
 
+def test_evaluate_asks_no_plugin_for_its_rows():
+    """As docs/axolotl.md says: where this fails, `axolotl evaluate` may look at the chosen rows."""
+    from axolotl.cli import evaluate, train
+
+    asks = "plugin_manager.load_datasets("
+    assert asks in inspect.getsource(train)
+    assert asks not in inspect.getsource(evaluate)
+
+
 def test_the_functions_take_what_they_are_given():
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import TrainDatasetMeta, load_datasets

@@ -211,20 +211,6 @@ def test_the_recipes_that_were_promised_are_there():
     assert all(any(part in name for name in TRL_RECIPES) for part in promised)
 
 
-def test_recipes_are_listed_shown_and_copied(tmp_path):
-    runner = CliRunner()
-    listed = runner.invoke(app, ["recipes", "ls"])
-    assert all(name in listed.stdout for name in TRL_RECIPES)
-    name = "trl/llama3.2-1b-lora"
-    assert runner.invoke(app, ["recipes", "show", f"{name}.yaml"]).stdout == recipes.read(name)
-    copied = runner.invoke(app, ["recipes", "cp", name, str(tmp_path)])
-    assert Path(copied.stdout.strip()).read_text() == recipes.read(name)
-    again = runner.invoke(app, ["recipes", "cp", name, str(tmp_path)])
-    assert isinstance(again.exception, ConfigError)
-    wrong = runner.invoke(app, ["recipes", "show", "trl/cpu-dmo"])
-    assert "did you mean `trl/cpu-demo`?" in str(wrong.exception)
-
-
 def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, model_name_or_path="demo", use_peft=True, num_processes=2, adg={"datasets": ["demo"]})
@@ -248,7 +234,7 @@ def test_a_dry_run_refuses_what_the_selection_would(tmp_path, monkeypatch):
 
 def test_an_output_folder_of_another_recipe_is_refused_naming_what_differs(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_run, "run_stage", lambda *_: None)
-    monkeypatch.setattr(recipe_run, "_train", lambda plan: (plan.out / "adg_summary.json").write_text("{}"))
+    monkeypatch.setattr(recipe_run, "_train", lambda plan: (plan.out / "_adg" / "adg_summary.json").write_text("{}"))
     keys = {"model_name_or_path": "demo", "use_cpu": True, "adg": {"datasets": ["demo"], "budget": 5}}
     path, out = write(tmp_path, **keys), tmp_path / "out"
     assert recipe_run.run(recipe_run.make_plan(path, out=out)) == {}
@@ -272,6 +258,19 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, monkeypatch):
         stages.parent_watchdog(tmp_path),
     ):
         pass
+
+
+def test_a_folder_within_another_leaves_the_variable_of_the_outer_one(tmp_path):
+    import os
+
+    from adg_plugin.adapters.processes import _VARIABLE, parent_watchdog
+
+    with parent_watchdog(tmp_path / "outer"):
+        outer = os.environ[_VARIABLE]
+        with parent_watchdog(tmp_path / "inner"):
+            assert os.environ[_VARIABLE] != outer
+        assert os.environ[_VARIABLE] == outer
+    assert _VARIABLE not in os.environ
 
 
 def test_the_private_hook_of_trl_is_under_contract(monkeypatch):

@@ -50,7 +50,7 @@ def test_the_loss_on_the_chosen_rows_falls_and_the_adapter_answers_in_a_fresh_mo
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     out, summary = trained
-    rows = [json.loads(line) for line in (out / "selection" / "selected.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "_adg" / "selection" / "selected.jsonl").read_text().splitlines()]
     assert len(rows) == summary["rows"]["chosen"] == 12
     assert summary["rows"]["trained"] > 8  # some prompts alone fill max_length
     tokenizer = AutoTokenizer.from_pretrained(out)

@@ -52,7 +52,7 @@ def products(model):
 
 
 def manifest(folder):
-    return json.loads((folder / "selection" / "manifest.json").read_text())
+    return json.loads((folder / "_adg" / "selection" / "manifest.json").read_text())
 
 
 @pytest.mark.parametrize("peft", [True, False], ids=["lora", "full"])
@@ -160,7 +160,7 @@ def test_a_model_on_several_devices_is_refused_before_anything_is_asked(tiny, tm
     trainer.model.get_base_model().hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
     with pytest.raises(ModelError, match=r"^the model is spread over 0, 1, as device_map='auto' does"):
         trainer.train()
-    assert not (tmp_path / "selection").exists()
+    assert not (tmp_path / "_adg").exists()
     chosen = {"method": "random", "budget": 4}  # asks no model
     trainer = selecting(tiny, tmp_path, SELECTION.updated(**chosen), max_steps=1)
     trainer.model.get_base_model().hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}

@@ -98,14 +98,25 @@ def test_adg_run_selects_then_trains_and_says_what_it_did(whole, tiny):
     assert summary["steps"] == BUDGET
     assert [step for step, _ in summary["losses"]] == list(range(1, BUDGET + 1))
     assert summary["tokens"] == 2 * sum(map(row_tokens, ids(out)))
-    assert summary == json.loads((out / "adg_summary.json").read_text())
-    selected = [json.loads(line)["id"] for line in (out / "selection" / "selected.jsonl").read_text().splitlines()]
+    assert summary == json.loads((out / "_adg" / "adg_summary.json").read_text())
+    selected = [
+        json.loads(line)["id"] for line in (out / "_adg" / "selection" / "selected.jsonl").read_text().splitlines()
+    ]
     assert set(ids(out)) == set(selected)
     adapter = load_file(out / "adapter_model.safetensors")
     assert all(adapter[name].abs().sum() > 0 for name in adapter if "lora_B" in name)  # these begin at zero
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), out)
     prompt = torch.arange(4, 12)[None]
     assert loaded.generate(input_ids=prompt, max_new_tokens=2, min_new_tokens=2).shape == (1, 10)
+
+
+def test_of_what_adg_run_writes_only_the_ids_lie_where_push_to_hub_looks(whole, folder):
+    out, _ = whole
+    ours = {path.name for path in out.iterdir() if "adg" in path.name or "selection" in path.name}
+    assert ours == {"_adg", "adg_selection.json"}
+    for path in [*out.glob("*"), *out.glob("checkpoint-*/*")]:
+        if path.is_file() and path.name != "training_args.bin":  # transformers' own
+            assert str(folder).encode() not in path.read_bytes(), path
 
 
 def test_a_finished_run_does_nothing_again(whole, folder):
@@ -119,10 +130,10 @@ def test_a_finished_run_does_nothing_again(whole, folder):
 
 def test_killed_while_selecting_and_while_training_it_goes_on_with_the_same_rows(whole, folder):
     out, command = folder / "killed", [*ADG, "run", "recipe.yaml", "--out", "killed"]
-    kill_when(start(command, folder), folder, (out / "selection" / "prompts.json").exists)
+    kill_when(start(command, folder), folder, (out / "_adg" / "selection" / "prompts.json").exists)
     assert not (out / "adg_selection.json").exists()
     kill_when(start(command, folder), folder, (out / "checkpoint-6" / "adg_selection.json").exists)
-    assert not (out / "adg_summary.json").exists()
+    assert not (out / "_adg" / "adg_summary.json").exists()
     done = finish([*command, "--json"], folder)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -152,11 +163,11 @@ def one_process(folder, tiny):
 
 def test_adg_sft_resumes_with_the_rows_of_the_checkpoint(one_process, folder, tiny):
     (one_process / "checkpoint-24").rename(folder / "last")
-    whole = json.loads((one_process / "adg_summary.json").read_text())
+    whole = json.loads((one_process / "_adg" / "adg_summary.json").read_text())
     assert whole["tokens"] == 2 * sum(map(row_tokens, ids(one_process)))  # which tells what was trained on
     done = sft(folder, tiny, "one", "--resume_from_checkpoint", "true", adg={**SELECTION, "budget": 3})
     assert done.returncode == 0, done.stderr
-    resumed = json.loads((one_process / "adg_summary.json").read_text())
+    resumed = json.loads((one_process / "_adg" / "adg_summary.json").read_text())
     assert resumed["resumed_from"].endswith("checkpoint-21")
     assert resumed["rows"] == whole["rows"] == {"pool": ROWS, "chosen": BUDGET, "trained": BUDGET}
     assert resumed["steps"] == whole["steps"] == BUDGET
@@ -168,14 +179,14 @@ def test_two_processes_share_the_sampling_and_choose_the_rows_of_one(one_process
     done = sft(folder, tiny, "two", launcher=[*launcher, "-m", "adg_plugin.adapters.trl.script"])
     assert done.returncode == 0, done.stderr
     assert ids(folder / "two") == ids(one_process)
-    manifest = json.loads((folder / "two" / "selection" / "manifest.json").read_text())
+    manifest = json.loads((folder / "two" / "_adg" / "selection" / "manifest.json").read_text())
     assert manifest["sampling"]["ranks"] == 2
     assert manifest["sampling"]["tokens"] == manifest["answer_tokens"]
     shares = manifest["sampling"]["tokens_per_rank"]
     assert len(shares) == 2
     assert max(shares) < 0.7 * sum(shares) == 0.7 * manifest["answer_tokens"]  # each sampled its share only
-    assert not list((folder / "two" / "selection" / "ranks").iterdir())
-    summary = json.loads((folder / "two" / "adg_summary.json").read_text())
+    assert not list((folder / "two" / "_adg" / "selection" / "ranks").iterdir())
+    summary = json.loads((folder / "two" / "_adg" / "adg_summary.json").read_text())
     assert summary["steps"] == BUDGET // 2
     assert summary["rows"]["trained"] == BUDGET
 
@@ -194,7 +205,7 @@ def test_an_error_in_one_process_ends_both_with_its_text(folder, one_process, ti
     done = sft(folder, tiny, "none", launcher=[*launcher, "-m", "adg_plugin.adapters.trl.script"], adg=adg)
     assert done.returncode != 0
     assert "rank 0 failed while preparing the pool: DataError: none of the 160 rows can be sampled" in done.stderr
-    assert not (folder / "none" / "adg_summary.json").exists()
+    assert not (folder / "none" / "_adg" / "adg_summary.json").exists()
 
 
 def test_adg_run_evaluates_on_rows_of_any_layout(tiny, folder):
@@ -212,7 +223,7 @@ def test_adg_run_evaluates_on_rows_of_any_layout(tiny, folder):
 
 def test_the_literal_command_trains_on_a_finished_run_folder(whole, folder, tiny):
     out, _ = whole
-    config = write(folder / "literal.yaml", tiny, dataset_name=str(out / "selection"), output_dir="literal")
+    config = write(folder / "literal.yaml", tiny, dataset_name=str(out / "_adg" / "selection"), output_dir="literal")
     done = finish([*TRL, "sft", "--config", str(config)], folder)
     assert done.returncode == 0, done.stderr
     assert tokens_by_step(folder / "literal") == tokens_by_step(out)

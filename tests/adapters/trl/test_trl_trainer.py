@@ -145,7 +145,7 @@ def test_text_prompts_are_trained_as_they_were_asked_token_for_token(template, t
     trainer = selecting(tiny, tmp_path, pool("alpaca"), SELECTION.updated(template=template))
     trainer.train()
     tokenizer = tiny_tokenizer()
-    rows = pq.read_table(tmp_path / "selection/prompts.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "_adg/selection/prompts.parquet").to_pylist()
     asked = {row["id"]: [*row["token_ids"], *tokenizer(row["reference"])["input_ids"]] for row in rows}
     starts = {tuple(asked[row["id"]]): len(row["token_ids"]) for row in rows}
     assert all(row["text"].endswith("### Response:" + "\n" * (template == "alpaca")) for row in rows)
@@ -184,7 +184,7 @@ def test_no_eligible_row_stops(tiny, tmp_path):
 def test_resuming_trains_on_the_checkpoints_rows_and_selects_nothing(make, tiny, tmp_path, monkeypatch, chosen):
     whole = make(tiny, tmp_path, save_strategy="steps", save_steps=2)
     whole.train()
-    shutil.rmtree(tmp_path / "selection")
+    shutil.rmtree(tmp_path / "_adg/selection")
     monkeypatch.setattr(trl_choice, "choose_in_memory", lambda *_, **__: pytest.fail("selected again"))
     resumed = make(tiny, tmp_path, config=SELECTION.updated(budget=3), save_strategy="steps", save_steps=2)
     shutil.rmtree(tmp_path / "checkpoint-6")
@@ -379,6 +379,7 @@ def test_a_trainer_that_has_chosen_does_not_resume_from_other_rows(tiny, tmp_pat
 
 def test_the_last_checkpoint_is_one_of_the_rows_chosen_last(tiny, tmp_path):
     selecting(tiny, tmp_path, save_strategy="steps", save_steps=6).train()
+    shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "checkpoint-6-backup")  # somebody's own
     assert trl_choice.last_whole_checkpoint(tmp_path).name == "checkpoint-6"
     selecting(tiny, tmp_path, save_strategy="steps", save_steps=2, config=SELECTION.updated(budget=4)).train()
     assert trl_choice.last_whole_checkpoint(tmp_path).name == "checkpoint-4"

@@ -18,7 +18,7 @@ from adg_plugin.engines.generate import GenerateEngine
 from adg_plugin.engines.one_pass.engine import OnePassEngine
 from adg_plugin.errors import ConfigError
 from adg_plugin.store import RunFolder
-from adg_plugin.store.records import Sampled
+from adg_plugin.store.records import Answer, Sampled
 
 pytestmark = pytest.mark.tiny
 
@@ -132,6 +132,28 @@ def test_an_answer_of_one_token_has_a_vector_under_every_pooling():
         assert fixed_weights(pooling, 1).tolist() == [1]
     assert fixed_weights("last_token", 3).tolist() == [0, 0, 1]
     assert fixed_weights("skip_first", 3).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("encoder", [SharedPromptEncoder, RepeatingEncoder])
+def test_a_reference_response_of_no_token_is_none(encoder, pooling):
+    model, prompts = tiny_model("llama"), tiny_prompts(LENGTHS)
+    drawn = OnePassEngine(model, tiny_tokenizer(), settings(pooling), EOS, vectors=False).run(prompts)
+    by_id = {prompt.id: replace(prompt, reference_ids=np.empty(0, np.int32)) for prompt in prompts}
+    rows = [Sampled(by_id[r.id], r.answers) for r in drawn if r.reason is None]
+    bare = [Sampled(replace(row.prompt, reference_ids=None), row.answers) for row in rows]
+    found, expected = (list(encoder(model, settings(pooling)).run(some)) for some in (rows, bare))
+    assert [(r.id, r.reason, r.agreement) for r in found] == [(r.id, None, None) for r in expected]
+    assert all(r.gram.tobytes() == e.gram.tobytes() for r, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("encoder", [SharedPromptEncoder, RepeatingEncoder])
+def test_an_answer_of_no_token_rejects_its_row_under_every_pooling(encoder):
+    model, (prompt, *_) = tiny_model("llama"), tiny_prompts(LENGTHS)
+    answers = tuple(Answer(np.arange(30, 30 + n, dtype=np.int32), "", "stop") for n in (3, 0, 5, 0))
+    for pooling in POOLINGS:
+        (result,) = encoder(model, settings(pooling)).run([Sampled(prompt, answers)])
+        assert (result.reason, result.gram) == ("non_finite_states", None)
 
 
 def test_rows_that_agree_least_are_rejected_with_their_reason(model, tmp_path):

@@ -86,7 +86,7 @@ def test_no_such_model(name, action):
     said = message(action, ADGConfig(model=name))
     what = "model" if action is fingerprint else "tokenizer"
     assert said.startswith(f"model is {name!r}: its {what} cannot be loaded (")
-    assert said.endswith("): check the name; it is no folder here, so the hub was asked")
+    assert said.endswith("): check the name; it is no folder here, so it was looked for on the hub")
     assert "\n" not in said
 
 

@@ -19,7 +19,7 @@ from adg_plugin.errors import ModelError
 pytestmark = pytest.mark.tiny
 
 CONFIG = ADGConfig(num_samples=3, max_new_tokens=8)
-SPREAD = r"^the model is spread over {}, as device_map='auto' does, and in pieces it cannot be asked: load it on one "
+SPREAD = r"^the model is spread over {}, as device_map='auto' does, and in pieces it cannot sample: load it on one "
 
 
 def answers(model):

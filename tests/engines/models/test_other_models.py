@@ -43,7 +43,7 @@ def test_a_model_that_is_not_there_is_told_under_its_key(key, tmp_path):
     name = tmp_path / "nowhere"
     told = message(key, name)
     assert told.startswith(f"{key} is {str(name)!r}: its tokenizer cannot be loaded (")
-    assert told.endswith("): check the name; it is no folder here, so the hub was asked")
+    assert told.endswith("): check the name; it is no folder here, so it was looked for on the hub")
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -5,14 +5,12 @@ The real servers are in test_vllm_server.py; none of them can be told to fail fo
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
 import time
 
 import numpy as np
 import pytest
-from tiny_models import EOS, tiny_prompts, tiny_tokenizer
+from stand_in import StandIn
+from tiny_models import EOS, VOCABULARY, tiny_prompts, tiny_tokenizer
 
 pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
@@ -21,51 +19,13 @@ from adg_plugin.config.schema import ADGConfig
 from adg_plugin.console import SamplingProgress
 from adg_plugin.engines.split import SplitEngine
 from adg_plugin.engines.vllm import server as vllm_server
-from adg_plugin.engines.vllm.client import Probe
+from adg_plugin.engines.vllm.server_check import Probe
 from adg_plugin.errors import ConfigError, ServerError
 from adg_plugin.pipeline.sample import sample
 from adg_plugin.store.records import RowResult
 
 KEY = "sk-of-the-test"
 PROBE = Probe("", np.zeros(1, np.int32), np.zeros(0, np.float32))
-
-
-class StandIn:
-    """Answers completions with two tokens and EOS; `fault(body)` gives a status, or a change of the response."""
-
-    def __init__(self, fault=lambda body: None):
-        self.asked = 0
-        self.headers, self.bodies = [], []
-        stand_in = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                stand_in.asked += 1
-                stand_in.headers.append(self.headers.get("Authorization"))
-                stand_in.bodies.append(body)
-                choice = {"token_ids": [70, 71, EOS], "finish_reason": "stop"}
-                found = fault(body)
-                if callable(found):
-                    found(choice)
-                    found = None
-                answers = [{"index": k, **choice} for k in range(body["n"])]
-                data = {"model": "m", "choices": answers} if found is None else {"error": {"message": f"is {found}"}}
-                text = json.dumps(data).encode()
-                self.send_response(found or 200)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
 
 @pytest.fixture
@@ -86,8 +46,7 @@ def stand_in(monkeypatch):
 
     yield start
     for one in started:
-        one.server.shutdown()
-        one.server.server_close()
+        one.close()
 
 
 def draw(servers, rows=40, **settings):
@@ -95,7 +54,9 @@ def draw(servers, rows=40, **settings):
     config = ADGConfig(
         engine="vllm-server", server_urls=tuple(s.url for s in servers), num_samples=3, max_new_tokens=9, **settings
     )
-    sampler = vllm_server.ServerSampler(config, tiny_tokenizer(), (EOS,), probe=PROBE, longest=20)
+    sampler = vllm_server.ServerSampler(
+        config, tiny_tokenizer(), (EOS,), probe=PROBE, longest=20, vocabulary=VOCABULARY
+    )
     try:
         found = list(sampler.run(tiny_prompts([5 + n % 7 for n in range(rows)])))
     finally:
@@ -105,7 +66,7 @@ def draw(servers, rows=40, **settings):
 
 
 def test_a_sick_server_does_not_draw_all_rows_to_itself(stand_in):
-    servers = stand_in(lambda body: 503, lambda body: None, lambda body: 500)
+    servers = stand_in(lambda reply: 503, lambda reply: None, lambda reply: 500)
     found = draw(servers, server_concurrency=4)
     assert {r.reason for r in found.values()} == {None}
     assert max(server.asked for server in servers) <= len(
@@ -116,7 +77,7 @@ def test_a_sick_server_does_not_draw_all_rows_to_itself(stand_in):
 
 def test_a_server_that_fails_for_a_while_refuses_no_row(stand_in):
     until = time.monotonic() + 1.5
-    servers = stand_in(lambda body: 500 if time.monotonic() < until else None)
+    servers = stand_in(lambda reply: 500 if time.monotonic() < until else None)
     assert {r.reason for r in draw(servers, rows=5).values()} == {None}
     assert servers[0].asked > 5 + 6  # longer than the tries that a row has while others succeed
 
@@ -124,7 +85,7 @@ def test_a_server_that_fails_for_a_while_refuses_no_row(stand_in):
 @pytest.mark.parametrize("status", [500, 400, 422])
 def test_a_row_that_a_server_cannot_take_is_refused_alone(stand_in, status, caplog):
     bad = tiny_prompts([5 + n % 7 for n in range(40)])[7].token_ids.tolist()
-    servers = stand_in(lambda body: status if body["prompt"] == bad else time.sleep(0.01))
+    servers = stand_in(lambda reply: status if reply.body["prompt"] == bad else time.sleep(0.01))
     found = draw(servers, server_concurrency=2)
     assert {id for id, r in found.items() if r.reason} == {"p7"}
     assert found["p7"].reason == "refused_by_server"
@@ -134,22 +95,24 @@ def test_a_row_that_a_server_cannot_take_is_refused_alone(stand_in, status, capl
 def test_an_answer_cut_shorter_than_asked_is_not_taken(stand_in):
     """As by a server with a limit of its own."""
 
-    def shorten(choice):
-        choice.update(token_ids=[70, 71], finish_reason="length")
+    def shorten(reply):
+        if reply.body["prompt"] == bad:
+            reply.choice.update(token_ids=[70, 71], finish_reason="length")
+        time.sleep(0.01)
 
     bad = tiny_prompts([5 + n % 7 for n in range(40)])[3].token_ids.tolist()
-    servers = stand_in(lambda body: shorten if body["prompt"] == bad else time.sleep(0.01))
+    servers = stand_in(shorten)
     assert {id for id, r in draw(servers, server_concurrency=2).items() if r.reason} == {"p3"}
 
 
 def test_no_response_ends_the_run_after_the_time_set(stand_in):
-    servers = stand_in(lambda body: 429)
-    with pytest.raises(ServerError, match=r"no server has responded for 1 s \(the last error: .*429: is 429\)"):
+    servers = stand_in(lambda reply: 429)
+    with pytest.raises(ServerError, match=r"no usable response for 1 s \(the last error: .*429: is 429\)"):
         draw(servers, rows=3, server_timeout_s=1)
 
 
 def test_every_sampling_setting_is_sent(stand_in):
-    servers = stand_in(lambda body: None)
+    servers = stand_in(lambda reply: None)
     draw(servers, rows=1, temperature=1.3, top_k=7, top_p=0.8, repetition_penalty=1.2, seed=3)
     draw(servers, rows=1)
     sent = ("temperature", "top_k", "top_p", "repetition_penalty", "min_p", "max_tokens", "n", "stop_token_ids")
@@ -159,7 +122,7 @@ def test_every_sampling_setting_is_sent(stand_in):
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(stand_in, monkeypatch):
-    servers = stand_in(lambda body: None)
+    servers = stand_in(lambda reply: None)
     monkeypatch.setenv("ADG_SERVER_API_KEY", f"{KEY}\n")  # as files of secrets end
     draw(servers, rows=2)
     assert set(servers[0].headers) == {f"Bearer {KEY}"}

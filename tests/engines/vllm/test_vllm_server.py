@@ -187,18 +187,19 @@ def test_the_gap_of_rounding_is_far_from_the_tolerance(server, demo_model, monke
     """The check is by log-probabilities: those of the same model differ by half of what is allowed at most."""
     from adg_plugin.config.schema import ADGConfig
     from adg_plugin.engines.models.loading import load_backbone
-    from adg_plugin.engines.vllm import client as vllm_client
+    from adg_plugin.engines.vllm import server_check
+    from adg_plugin.engines.vllm.client import Server, make_client
 
-    monkeypatch.setattr(vllm_client, "_TOLERANCE", 0.7 * vllm_client._TOLERANCE)
+    monkeypatch.setattr(server_check, "_TOLERANCE", 0.7 * server_check._TOLERANCE)
     for dtype in ("bfloat16", "float32"):
         config = ADGConfig(model="demo", dtype=dtype, engine="vllm-server", server_urls=(server.url,))
         backbone = load_backbone(config)
-        probe = vllm_client.Probe.of(backbone.model, backbone.tokenizer)
+        probe = server_check.Probe.of(backbone.model, backbone.tokenizer)
 
         async def check(config=config, probe=probe):
-            client = vllm_client.make_client(config)
-            one = vllm_client.Server(server.url, client, config.server_api_key_env)
-            await vllm_client.check_server(one, config, probe, 1280)
+            client = make_client(config)
+            one = Server(server.url, client, config)
+            await server_check.check_server(one, config, probe, 1280)
             await client.aclose()
             return one.verified
 

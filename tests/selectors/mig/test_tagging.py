@@ -219,8 +219,7 @@ def test_mig_chooses_by_the_taggers_labels_and_reports_what_it_could_not_read(mo
     settings = {"method": "mig", "tagger": str(model), "num_samples": 3}
     chosen = choose(rows, model, tmp_path / "run", budget=6, **settings)
     assert chosen.manifest["warnings"] == [
-        f"tagger {str(model)!r} was asked about 11 rows: 1 of its answers hold no list of tags, and 0 rows got no "
-        "answer",
+        f"tagger {str(model)!r} was given 11 rows: 1 of its answers hold no list of tags, and 0 rows got no answer",
         "11 of 12 rows have labels in column 'labels' or from the tagger: the rest come last by quality",
         "mig has no label vectors: labels with similar meaning are treated as unrelated",
     ]

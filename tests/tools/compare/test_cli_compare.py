@@ -60,7 +60,7 @@ def test_the_tables_fit_80_columns_and_say_what_the_json_says(config, capsys):
         assert shown.split()[2:] == [f"{value:.0%}" for value in row]
         (shown,) = [line.split() for line in lines if line.split()[:1] == [name]]
         place, lengths = number - 1, about["lengths"][number - 1]
-        asking = f"{about['costs']['answers']['seconds']:.1f}" if name.startswith("adg") else "-"
+        model_time = f"{about['costs']['answers']['seconds']:.1f}" if name.startswith("adg") else "-"
         assert shown[1:] == [
             "10",
             str(about["bins"]["reached"][place]),
@@ -68,7 +68,7 @@ def test_the_tables_fit_80_columns_and_say_what_the_json_says(config, capsys):
             f"{lengths['prompt_tokens']['p50']:.0f}",
             f"{lengths['reference_words']['p50']:.0f}",
             str(about["alone"][place]),
-            asking,
+            model_time,
             f"{about['methods'][place]['seconds']:.1f}",
         ]
     everyone, none = about["chosen_by"]["all"], about["chosen_by"]["none"]

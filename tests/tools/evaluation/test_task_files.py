@@ -122,9 +122,18 @@ def test_a_folder_without_tasks_is_refused(tmp_path: Path, make: bool, message: 
     assert caught.value.problems == [message.format(folder)]
 
 
-def test_a_broken_task_file_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.yaml", "task: [")
-    with pytest.raises(DataError, match=f"^task file {path} cannot be read: while parsing"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("task: [", "while parsing"),
+        ("task: " + "[" * 9_999, "more than 50 levels deep: write it flatter"),
+        ("task: &a [*a]", "`\\*a` stands within itself"),
+        (r'task: "\UFFFFFFFF"', "Python int too large"),
+    ],
+)
+def test_a_broken_task_file_is_named(tmp_path: Path, text: str, why: str) -> None:
+    path = write(tmp_path, "a.yaml", text)
+    with pytest.raises(DataError, match=f"^task file {path} cannot be read: {why}"):
         check_folders([tmp_path])
 
 

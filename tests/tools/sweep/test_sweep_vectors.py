@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from sweep_runs import invoke, tree, unit
 
-from adg_plugin.errors import ModelError, StoreError
+from adg_plugin.errors import ADGError, ModelError, StoreError
 from adg_plugin.scoring.score import choose_rows
 from adg_plugin.store import RunFolder
 from adg_plugin.tools.sweep.sweep import sweep
@@ -158,6 +158,18 @@ def test_rows_that_cannot_be_embedded_again_are_counted_and_left_out(run, monkey
     about = sweep(str(run.run_dir), {"layers": [1]}, show_progress=False)
     assert about.part.rows == about.part_lines[0].found.rows == 39
     assert "1 of 40 rows could not be embedded again (non_finite_states 1) and are left out" in about.notes
+
+
+@pytest.mark.tiny
+def test_where_no_row_can_be_embedded_again_it_says_why(run, monkeypatch):
+    from adg_plugin.engines.encode import shared_prompt as encoding
+
+    made = encoding.row_result
+    monkeypatch.setattr(
+        encoding, "row_result", lambda prompt, answers, units, *a, **k: made(prompt, answers, units * np.nan, *a, **k)
+    )
+    with pytest.raises(ADGError, match=r"none of the 20 rows could be embedded again \(non_finite_states 20\): "):
+        sweep(str(run.run_dir), {"layers": [1], "weight": [0]}, rows=20, show_progress=False)
 
 
 @pytest.mark.tiny
