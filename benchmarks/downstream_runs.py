@@ -12,12 +12,14 @@ from types import MethodType
 from typing import Any
 
 import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adg_plugin.config.schema import DatasetSpec
 from adg_plugin.demo import model_path
-from adg_plugin.pipeline.training_rows import parse_chosen, training_rows
+from adg_plugin.pipeline.training_rows import parse_chosen, training_table
 
 _TOKENS_AT_ONCE = 1024  # whose logits are held: 200 MB in float32
 _ROWS_AT_ONCE = 2  # of a training batch: rows of about one length, so that little is filled up
@@ -79,7 +81,7 @@ def as_turns(rows: Iterable[dict[str, Any]], model: str) -> list[dict[str, Any]]
     """Return rows as the package hands them to TRL: prompt and completion."""
     spec = DatasetSpec(path="memory")
     parsed = [parse_chosen(row, str(row.get("id", number)), spec) for number, row in enumerate(rows)]
-    return training_rows(parsed, tokenizer_of(model), "auto", whole=False)
+    return list(Dataset(InMemoryTable(training_table(parsed, tokenizer_of(model), "auto", whole=False))))
 
 
 def train(rows: Sequence[dict[str, Any]], settings: Training, seed: int, out: Path) -> float:

@@ -22,7 +22,7 @@ from adg_plugin.data.sources import Record
 from adg_plugin.data.templates import ALPACA, Template, make_template, make_trained
 from adg_plugin.errors import DataError
 from adg_plugin.store import RunReader
-from adg_plugin.store.files import replacing, writing
+from adg_plugin.store.files import make_folder, replacing, writing
 from adg_plugin.store.spool import RowSpool
 
 TRAINING_FILE = Path("data", "train-00000-of-00001.parquet")  # in a run folder; the name makes it the split `train`
@@ -66,8 +66,7 @@ def write_training_rows(run: RunReader, ids: Sequence[str], tokenizer: Any, conf
             while group := list(islice(chosen, _GROUP_ROWS)):
                 spool.add(seen.add(group, form))
             columns = seen.columns(form)
-            with writing(path):
-                path.parent.mkdir(exist_ok=True)
+            make_folder(path.parent)
             with replacing(path) as sink, pq.ParquetWriter(sink, columns.schema(), compression="zstd") as file:
                 for rows in spool.groups(_GROUP_ROWS):
                     file.write_table(columns.table(rows))

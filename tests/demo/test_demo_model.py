@@ -129,7 +129,7 @@ def test_the_demo_models_fingerprint_stays(demo_model):
     from adg_plugin.config.schema import ADGConfig
     from adg_plugin.engines.models.fingerprint import fingerprint
 
-    assert fingerprint(ADGConfig(model=str(demo_model))) == "bf7421277c625bf5b930b2ea346ffd82"
+    assert fingerprint(ADGConfig(model=str(demo_model))) == "cfe6bd88722d709ea4bc2d4e1eb61543"
 
 
 def test_conversion_agrees_with_transformers_own_gguf_reader(tiny_gguf, tmp_path):

@@ -106,6 +106,7 @@ def as_before_top_k(run):
         for part in ("config", "recipe"):
             del stored[part]["top_k"], stored[part]["repetition_penalty"]
         stored["recipe"]["version"] = 1
+        stored.pop("checksum", stored.get("files", {}).pop("manifest.json", None))
         (run / name).write_text(json.dumps(stored))
 
 

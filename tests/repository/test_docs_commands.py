@@ -161,7 +161,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
     monkeypatch.setattr(launch, "simple_launcher", simple_launcher)
     for module in (stages, recipe_run):
-        monkeypatch.setattr(module, "run_stage", lambda name, arguments: python(arguments))
+        monkeypatch.setattr(module, "run_stage", lambda name, arguments, unwritten=None: python(arguments))
     monkeypatch.setenv("ADG_RUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before, variables = signal.getsignal(signal.SIGTERM), dict(os.environ)

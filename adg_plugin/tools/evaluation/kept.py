@@ -69,8 +69,7 @@ def run_folder_of(model: str) -> Path | None:
     """Return the finished run folder that a model was trained from, or None where its place does not tell.
 
     It is the one that the model's folder lies in, or the one that `adg run` and the trainers write into their output
-    folder: OUT/_adg/selection (in version 0.2 OUT/selection), of the model in OUT, in OUT/checkpoint-8 or in OUT/model.
-    Nothing else is looked at.
+    folder: OUT/_adg/selection (in 0.2 OUT/selection), of the model in OUT, OUT/checkpoint-8 or OUT/model. Nothing else.
     """
     place = Path(model)
     if not _is_folder(place):

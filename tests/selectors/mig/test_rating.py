@@ -338,7 +338,9 @@ def test_a_row_without_words_needs_no_scorer(model, tmp_path):
     call = {"function": {"name": "look", "arguments": "{}"}}
     turns = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     rows.append({"id": "call", "labels": ["same"], "messages": turns})
-    settings = {"method": "mig", "quality_scorer": "nowhere", "budget": 3}
+    template = tmp_path / "calls.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.tool_calls or '' }}\n{% endfor %}")
+    settings = {"method": "mig", "quality_scorer": "nowhere", "budget": 3, "template": str(template)}
     chosen = choose(rows, model, tmp_path / "run", **settings)
     assert len(chosen.ids) == 3
     assert chosen.manifest["rows"]["rejected"] == {"no_answer": 1}
