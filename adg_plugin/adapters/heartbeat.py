@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import weakref
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from adg_plugin.data.time_limit import raise_in
 from adg_plugin.errors import ADGError, first_line
 
 RESUMES = "What is sampled is kept; re-run the same command to resume"
@@ -86,6 +86,11 @@ def _store(rank: int, size: int, announce: Callable[[str], str]) -> Any:
         ) from err
 
 
+def _interrupt_main(error: type[BaseException] | None) -> None:
+    # Not by a signal: a job that a script has put into the background ignores SIGINT, and `interrupt_main` with it.
+    raise_in(threading.main_thread().ident or 0, error)
+
+
 def _end(over: threading.Event, threads: Sequence[threading.Thread]) -> None:
     """End the threads: one that is within torch while Python itself ends would take the process down."""
     over.set()
@@ -155,10 +160,12 @@ class _State:
         """Set whether the main thread is to be interrupted when ranks are gone."""
         with self._changed:
             self._working = working
+            if not working:
+                _interrupt_main(None)
 
     def _lose(self, why: str) -> None:
         with self._changed:
             self.gone = f"{why}. {RESUMES}"
             self._changed.notify_all()
             if self._working:
-                interrupt_main()
+                _interrupt_main(KeyboardInterrupt)

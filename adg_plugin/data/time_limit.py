@@ -36,7 +36,7 @@ class TimeLimit:
         finally:
             with self._lock:
                 self._ends = None
-                _raise_in(self._caller, None)  # what was raised too late
+                raise_in(self._caller, None)  # what was raised too late
 
     def _watch(self) -> None:
         while True:
@@ -44,9 +44,10 @@ class TimeLimit:
             with self._lock:
                 if self._ends is not None and time.monotonic() > self._ends:
                     self._ends = None
-                    _raise_in(self._caller, TimeoutError)
+                    raise_in(self._caller, TimeoutError)
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+def raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise an error in a thread before its next step in Python; None takes back one that was not raised yet."""
     argument = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)

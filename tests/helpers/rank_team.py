@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ def ranks(count: int, work: Work, *, silence_s: float = 30.0) -> Iterator[tuple[
 
 
 def _rank(rank: int, count: int, port: str, work: Work, silence_s: float, told: Queue[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a job that a script has put into the background
     heartbeat._SILENCE_S = silence_s
     heartbeat._BEAT_S = 0.02
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
