@@ -16,7 +16,7 @@ DAMAGED = pytest.mark.parametrize("text", ["", "{}", "[]", '{"ids": "row-1", "ro
 
 @DAMAGED
 def test_the_chosen_ids_of_a_checkpoint(tmp_path, text):
-    chosen = ChosenIds(("row-1", "row-2"), "d", "selection")
+    chosen = ChosenIds(("row-1", "row-2"), "d")
     chosen.write(tmp_path)
     assert ChosenIds.read(tmp_path) == chosen
     path = tmp_path / "adg_selection.json"
