@@ -70,7 +70,7 @@ class _Remembered:
                 if _stats(path) == stats and time.time_ns() - max(stats[2:]) > _SETTLED_NS:
                     self._remember(name, [*stats, digest])
                 return digest
-        except OSError:
+        except (OSError, NotImplementedError):  # the cache cannot be written, or its file system has no locks
             return _content(path)  # nothing is remembered
 
     def _remember(self, name: str, entry: list[Any]) -> None:

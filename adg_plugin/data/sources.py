@@ -109,15 +109,17 @@ def pool_fingerprint(specs: Sequence[DatasetSpec]) -> str | None:
     None where that cannot be known without reading: a data set on the hub.
 
     Raises:
-        DataError: no such file, or unknown format.
+        DataError: no such file, one that cannot be read, or unknown format.
     """
     digest = hashlib.blake2b(digest_size=16)
     for spec in specs:
         files = _saved_files(spec) or _local_files(spec)
         if files is None:
             return None
-        places = [os.path.abspath(path) for path in files]
-        about = [spec.model_dump(mode="json"), places, files_digest(files)]
+        try:
+            about = [spec.model_dump(mode="json"), list(map(os.path.abspath, files)), files_digest(files)]
+        except OSError as err:
+            raise DataError(f"{err.filename or spec.path}: cannot be read: {err.strerror or err}") from None
         digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()
 

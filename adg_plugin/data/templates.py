@@ -114,7 +114,8 @@ def _read_jinja(name: str, tokenizer: Any) -> str:
         raise ConfigError([f"template is {name!r}: use {ACCEPTED_TEMPLATES}"])
     try:
         source = path.read_text(encoding="utf-8")
-        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], chat_template=source, tokenize=False)
+        turns = [{"role": "user", "content": "?"}]
+        _TIME_LIMIT(lambda: tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False))
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError([f"template is {name!r}: cannot be read ({err}): use {ACCEPTED_TEMPLATES}"]) from None
     except jinja2.TemplateSyntaxError as err:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from source_files import ROWS, data, message_of, read, spec, write, write_jsonl
 
+from adg_plugin import digests
 from adg_plugin.data import json_stream, readers
 from adg_plugin.data.rows import row_json, unique_rows
-from adg_plugin.data.sources import iter_memory
+from adg_plugin.data.sources import iter_memory, pool_fingerprint
 from adg_plugin.errors import DataError
 
 
@@ -213,3 +214,13 @@ def test_a_row_that_no_memory_is_for_is_named(tmp_path, monkeypatch, name):
 def test_what_json_has_no_word_for_is_null():
     row = {"instruction": "a", "score": math.nan, "nested": [{"x": math.inf}, (1.5, -math.inf)]}
     assert json.loads(row_json(row)) == {"instruction": "a", "score": None, "nested": [{"x": None}, [1.5, None]]}
+
+
+def test_a_file_of_the_pool_that_cannot_be_read_is_named_before_a_model_is_looked_at(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(digests, "_stats", refuse)
+    path = write(tmp_path / "pool.jsonl")
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read: Permission denied$"):
+        pool_fingerprint([spec(path)])

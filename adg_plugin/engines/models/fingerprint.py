@@ -27,7 +27,7 @@ def fingerprint(config: ModelSettings) -> str:
     The digest covers every byte of the folder's config, weights with their index, and Python code.
 
     Raises:
-        ModelError: the model cannot be found.
+        ModelError: the model cannot be found, or a file of it not be read.
     """
     location = model_location(config)
     if not Path(location).is_dir():
@@ -39,7 +39,10 @@ def fingerprint(config: ModelSettings) -> str:
         return f"{location}@{Path(found).parent.name}"
     folder = Path(location)
     top = [p for p in folder.iterdir() if p.suffix in _FORMATS or p.name in _CONFIGS or p.name.endswith(".index.json")]
-    return files_digest(sorted(p for p in {*top, *folder.rglob("*.py")} if p.is_file()))
+    try:
+        return files_digest(sorted(p for p in {*top, *folder.rglob("*.py")} if p.is_file()))
+    except OSError as err:
+        raise unreadable("model", location, err) from err
 
 
 @torch.no_grad()

@@ -1,22 +1,19 @@
 """From a configuration to a backbone: what goes wrong is said in full; what tells weights apart."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
-import peft
 import pytest
 import torch
 from tiny_models import EOS, LAYERS, save_tiny_model, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
-from adg_plugin import digests
 from adg_plugin.config.schema import ADGConfig
 from adg_plugin.engines.factory import make_engine
-from adg_plugin.engines.models.fingerprint import fingerprint, weights_digest
+from adg_plugin.engines.models.fingerprint import fingerprint
 from adg_plugin.engines.models.loading import Backbone, Source, end_tokens, load_backbone, pick_device
 from adg_plugin.errors import ADGError, ConfigError, ModelError
 from adg_plugin.store import keys
@@ -275,101 +272,6 @@ def test_the_fingerprint_of_a_folder_follows_its_weights_and_config(folder, tmp_
     assert fingerprint(ADGConfig(model=str(copy))) != first
     save_tiny_model(folder, seed=1)
     assert fingerprint(config) != first
-
-
-@pytest.fixture
-def remembered(tmp_path, monkeypatch):
-    """A folder of digests for this test, in which files count as settled at once."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_SETTLED_NS", -1)
-    monkeypatch.setattr(digests, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(digests, "_BLOCK_BYTES", 1 << 12)
-    return tmp_path / "cache" / "adg_plugin" / "digests.json"
-
-
-def overwrite(path, place, count=1):
-    """Change bytes in place, and put the time of the last change of content back."""
-    before = path.stat()
-    with path.open("r+b") as file:
-        file.seek(place)
-        found = file.read(count)
-        file.seek(place)
-        file.write(bytes(byte ^ 1 for byte in found))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "modeling_own.py", "model.safetensors.index.json", "config.json"]
-)
-@pytest.mark.parametrize("place", [0, 0.37, 0.999])
-def test_a_byte_that_changes_in_place_changes_the_fingerprint(folder, remembered, name, place):
-    (folder / "modeling_own.py").write_text("LAYERS = 2\n" * 100)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
-    first = fingerprint(ADGConfig(model=str(folder)))
-    assert fingerprint(ADGConfig(model=str(folder))) == first
-    assert str(folder / name) in json.loads(remembered.read_text())
-    overwrite(folder / name, int((folder / name).stat().st_size * place))
-    assert fingerprint(ADGConfig(model=str(folder))) != first
-
-
-def test_a_file_that_was_hashed_once_is_not_read_again(folder, remembered, monkeypatch):
-    first = fingerprint(ADGConfig(model=str(folder)))
-    monkeypatch.setattr(digests, "_content", lambda path: pytest.fail(f"{path} was read again"))
-    assert fingerprint(ADGConfig(model=str(folder))) == first
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": 1}', b"\xff"])
-def test_a_damaged_memory_of_digests_is_as_good_as_none(folder, remembered, content):
-    first = fingerprint(ADGConfig(model=str(folder)))
-    remembered.write_bytes(content)
-    assert fingerprint(ADGConfig(model=str(folder))) == first
-
-
-def test_a_file_that_changed_just_now_is_not_remembered(folder, remembered, monkeypatch):
-    monkeypatch.setattr(digests, "_SETTLED_NS", 10**15)
-    fingerprint(ADGConfig(model=str(folder)))
-    assert not remembered.exists()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_element_changes_the_digest_of_a_model_in_memory(dtype):
-    first = weights_digest(tiny_model(dtype=dtype))
-    for name, place in (("model.embed_tokens.weight", 777), ("model.norm.weight", 3), ("lm_head.weight", -1)):
-        model = tiny_model(dtype=dtype)
-        with torch.no_grad():
-            model.get_parameter(name).view(-1)[place] += 1
-        assert weights_digest(model) != first, name
-    model = tiny_model(dtype=dtype)
-    with torch.no_grad():
-        rows = model.get_parameter("model.embed_tokens.weight")
-        rows[[5, 9]] = rows[[9, 5]]
-    assert weights_digest(model) != first
-
-
-def test_the_digest_of_a_model_in_memory_follows_every_weight():
-    first = weights_digest(tiny_model())
-    assert weights_digest(tiny_model()) == first
-    assert weights_digest(tiny_model(seed=1)) != first
-    assert weights_digest(tiny_model(dtype=torch.bfloat16)) != first
-    names = [name for name, _ in tiny_model().named_parameters()]
-    for name in names[::7]:
-        model = tiny_model()
-        with torch.no_grad():
-            model.get_parameter(name).mul_(1.01)
-        assert weights_digest(model) != first, name
-
-
-@pytest.mark.parametrize("dora", [False, True])
-def test_the_digest_leaves_adapters_out(dora):
-    model = tiny_model()
-    first = weights_digest(model)
-    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False, use_dora=dora)
-    adapted = peft.get_peft_model(model, settings)
-    assert any("lora" in name for name, _ in adapted.named_parameters())
-    assert weights_digest(adapted.get_base_model()) == first
-    with torch.no_grad():
-        adapted.get_base_model().get_parameter("model.layers.1.self_attn.q_proj.base_layer.weight").add_(0.1)
-    assert weights_digest(adapted.get_base_model()) != first
 
 
 def test_quantisation_is_part_of_a_rows_key():
