@@ -208,8 +208,8 @@ def prepare(
         logger.warning("run folder %s was made with %s: its answers are kept, and not used now", run.path, differing)
     run.write_config({"config": config.model_dump(mode="json"), "recipe": recipe, "versions": versions()})
     merge_rank_results(run)
-    drop_impossible_answers(run, config, source)
     stage_pool(run, pool, config, source.tokenizer, recipe, positions=source.positions, vocabulary=source.vocabulary)
+    drop_impossible_answers(run, config, source)
     for sentence in [*run.damage, *run.staged_notes()]:
         logger.warning("%s", sentence)
     counts = run.counts()

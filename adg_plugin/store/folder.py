@@ -56,7 +56,7 @@ from adg_plugin.store.parts import SCHEMA, impossible_answers, to_record
 from adg_plugin.store.reader import RunReader
 from adg_plugin.store.records import RowResult
 from adg_plugin.store.spool import write_chosen
-from adg_plugin.store.staging import Rejection, StagedRow
+from adg_plugin.store.staging import Rejection, StagedRow, digests
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +185,13 @@ class RunFolder(RunReader):
             self._samples.append(result)
 
     def drop_impossible_answers(self, vocabulary: int, eos_ids: Sequence[int]) -> int:
-        """Forget the results of rows whose answers a model cannot have given, and return how many; as `drop_rows`."""
+        """Forget the results of staged rows whose answers a model cannot have given, and return how many.
+
+        Answers under other keys, which came of another model or other settings, stay. Errors are those of `drop_rows`.
+        """
+        staged = {digest for table in self.staged_columns(["id", "key"]) for digest in digests(table)}
         is_bad = partial(impossible_answers, vocabulary=vocabulary, eos_ids=eos_ids)
-        return sum(ledger.drop_rows("answers", is_bad) for ledger in (self._answers, self._samples))
+        return sum(ledger.drop_rows("answers", is_bad, staged) for ledger in (self._answers, self._samples))
 
     def drop_embedded_samples(self) -> None:
         """Delete parts of answers without vectors whose rows all have vectors now; a StoreError where that fails."""

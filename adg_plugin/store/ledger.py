@@ -6,7 +6,7 @@ Answers are kept so, and in measures/NAME/part-*.parquet what a side model found
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -113,11 +113,15 @@ class Ledger(Generic[R]):
             return 0
         return merge_small(self.stock, self.folder, small_rows=self._rows_per_part, schema=self._schema)
 
-    def drop_rows(self, column: str, is_bad: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> int:
+    def drop_rows(
+        self, column: str, is_bad: Callable[[pa.Table], npt.NDArray[np.bool_]], among: Container[bytes]
+    ) -> int:
         """Write parts anew without their bad rows, which then have no result, and return how many those are.
 
         Args:
+            column: by which a row is bad.
             is_bad: gets a table with that column, and returns of which rows (N,).
+            among: the `row_digest`s of the rows that may go; results under other keys stay.
 
         Raises:
             StoreError: a part cannot be read or written; the bad rows are in it still.
@@ -129,6 +133,9 @@ class Ledger(Generic[R]):
             if not bad.any():
                 continue
             table = pa.concat_tables(row_groups(part, self._schema.names, self._schema))
+            bad &= np.array([digest in among for digest in digests(table)])
+            if not bad.any():
+                continue
             at = self.stock.parts.index(part)
             kept = table.filter(pa.array(~bad))
             self.stock.parts[at : at + 1] = [write_part(self.folder, part.sequence, kept)] if len(kept) else []

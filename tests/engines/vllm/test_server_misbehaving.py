@@ -193,8 +193,8 @@ def start(model):
         settings = {"model": str(model), "datasets": [str(pool)], "budget": 3, "num_samples": 3}
         settings |= {"max_new_tokens": LIMIT, "engine": "vllm-server", "server_urls": [server.url]}
 
-        def select(timeout_s=60):
-            config = ADGConfig.parse({**settings, "server_timeout_s": timeout_s})
+        def select(timeout_s=60, **changes):
+            config = ADGConfig.parse({**settings, "server_timeout_s": timeout_s, **changes})
             return run_selection(Pool.of(config), config, folder / "run", source=source, show_progress=False)
 
         return server, select
@@ -344,3 +344,13 @@ def test_stored_answers_that_cannot_be_are_sampled_again(stage, start, whole, tm
     caplog.clear()
     assert contents(select()) == whole
     assert not caplog.text
+
+
+def test_answers_of_other_settings_stay_whatever_they_are(start, tmp_path):
+    """They are another model's, whose vocabulary and end tokens nobody knows here."""
+    _, select = start(tmp_path)
+    select()
+    part = poison(tmp_path / "run" / "answers")
+    before = part.read_bytes()
+    select(seed=7)
+    assert part.read_bytes() == before
